@@ -1,0 +1,4 @@
+"""The shared core of Speech-XL: it decides, and a backend computes.
+
+Importing any module of this package loads no deep-learning framework and no user-interface library.
+"""

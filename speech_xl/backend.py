@@ -1,0 +1,112 @@
+"""What a backend is, and how one is chosen.
+
+A backend executes plans: it turns log-mel windows into speech tokens, runs intervals, keeps keys and
+values, and scores the next text token. It takes no decision about lengths, ratios, positions or stopping;
+those are the core's. A third backend is one more folder with a `backend.py` and one more line in BACKENDS.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from speech_xl.config import ModelConfig
+from speech_xl.errors import BackendError
+from speech_xl.schedule import IntervalPlan
+
+State = Any  # a backend's own: memory so far, and speech tokens that wait for their interval to fill
+
+
+class Step(NamedTuple):
+    """One greedy step of an answer."""
+
+    token: int
+    slot_weights: np.ndarray  # (M,) float32: attention of the row that chose the token to each memory slot
+
+
+class Backend(Protocol):
+    """Tensor operations for one loaded model. Not thread-safe: one caller at a time."""
+
+    name: str  # "torch" or "mlx"
+    device: str  # in words, e.g. "cpu", "cuda (NVIDIA H200)", "gpu (Apple M3)"
+    config: ModelConfig
+    itemsize: int  # bytes of one number in the memory
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig) -> Backend:
+        """Load a checkpoint folder that checkpoints.py has already checked."""
+
+    def start(self, prefix: list[int]) -> State:
+        """A fresh state whose memory holds the key/values of the prefix tokens at positions 0..P-1."""
+
+    def hear(self, state: State, mel: np.ndarray, valid_positions: np.ndarray, tokens: list[int]) -> None:
+        """Encode windows and queue the first tokens[b] speech tokens of window b.
+
+        mel (B, num_mel_bins, T) float32; valid_positions (B,) int64, encoder positions that hold sound.
+        """
+
+    def close_interval(self, state: State, plan: IntervalPlan) -> None:
+        """Run the first plan.tokens queued speech tokens as one interval; append what it leaves."""
+
+    def fork(self, state: State) -> State:
+        """An independent copy: what is done to one is never seen by the other."""
+
+    def answer(self, state: State, ids: list[int], position: int) -> Iterator[Step]:
+        """Read the text `ids` at `position` behind the memory and go on greedily, without end.
+
+        The state is not changed; the caller stops the iteration.
+        """
+
+    def memory_bytes(self, state: State) -> int:
+        """Bytes of the keys and values in the memory, prefix included, without allocation slack."""
+
+    def export_memory(self, state: State) -> dict[str, np.ndarray]:
+        """{"keys", "values"}: (layers, kv_heads, P + M, head_dim) arrays, float32 or float16."""
+
+    def import_memory(self, arrays: dict[str, np.ndarray]) -> State:
+        """A state with that memory and nothing queued."""
+
+
+BACKENDS = {"torch": "torch_backend.backend", "mlx": "mlx_backend.backend"}
+_INSTALL = {
+    "torch": "pip install torch==2.13.0",
+    "mlx": "pip install mlx mlx-lm on a Mac with Apple Silicon, or pip install 'mlx[cpu]' mlx-lm on Linux",
+}
+
+
+def is_installed(name: str) -> bool:
+    """Whether the framework of a backend can be found, without importing it."""
+    return importlib.util.find_spec({"torch": "torch", "mlx": "mlx.core"}[name].split(".")[0]) is not None
+
+
+def choose_backend(name: str = "auto") -> tuple[str, str]:
+    """-> (backend's name, one sentence why). "auto" is MLX on Apple Silicon where it is installed, else torch."""
+    if name in BACKENDS:
+        if not is_installed(name):
+            raise BackendError(f"The {name} backend needs a package that is not installed; {_INSTALL[name]}.")
+        return name, "it was asked for"
+    if name != "auto":
+        raise BackendError(f"There is no backend called {name!r}; choose auto, {' or '.join(BACKENDS)}.")
+    if platform.system() == "Darwin" and platform.machine() == "arm64" and is_installed("mlx"):
+        return "mlx", "this is Apple Silicon and MLX is installed"
+    if is_installed("torch"):
+        return "torch", "MLX is chosen on Apple Silicon only"
+    if is_installed("mlx"):
+        return "mlx", "PyTorch is not installed"
+    raise BackendError(f"Neither backend is installed; {_INSTALL['torch']}, or {_INSTALL['mlx']}.")
+
+
+def load_backend(name: str, folder: Path, config: ModelConfig) -> Backend:
+    """Import backend `name` ("auto" included) and load a checkpoint folder into it."""
+    chosen, _ = choose_backend(name)
+    try:
+        module = importlib.import_module(BACKENDS[chosen])
+    except ImportError as error:
+        raise BackendError(f"The {chosen} backend does not start here ({error}); {_INSTALL[chosen]}.") from error
+    return module.Backend.load(folder, config)

@@ -1,0 +1,260 @@
+"""What a model is: frozen dataclasses that mirror a checkpoint's config.json, checked once on load.
+
+Configuration is data. No code in this project asks which published family a checkpoint came from; it asks
+for a field below. Field names follow Hugging Face's Whisper, Qwen2 and Llama configurations where these
+have one. This file knows no tensors and opens no weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from speech_xl.errors import CheckpointError
+
+SAMPLING_RATE = 16_000  # Hz; every encoder here was trained at this rate
+N_FFT = 400  # samples: 25 ms
+HOP_LENGTH = 160  # samples: 10 ms, so 100 mel frames a second
+CONV_STRIDE = 2  # mel frames per encoder position: Whisper's second convolution
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A Whisper-style encoder that hears one window at a time (arXiv 2212.04356, section 2.2).
+
+    Window i covers mel frames [i * hop - context, (i + 1) * hop + context), silence outside the recording;
+    only the outputs of its middle `hop` frames are kept. `context_positions` = 0 is Whisper's own cutting.
+    """
+
+    num_mel_bins: int
+    d_model: int
+    encoder_layers: int
+    encoder_attention_heads: int
+    encoder_ffn_dim: int
+    max_source_positions: int  # encoder positions in one window (mel frames / 2)
+    context_positions: int = 0  # positions at each end of a window that are computed and thrown away
+    pool: int = 1  # Qwen2-Audio averages pairs of positions before the final norm: 2
+    mask_padding: bool = False  # Qwen2-Audio hides padding frames of the last window from attention
+    keep_padding: bool = False  # Voxtral keeps the speech tokens of the last window's padding
+
+    @property
+    def window_frames(self) -> int:
+        """Mel frames in one window, context included."""
+        return self.max_source_positions * CONV_STRIDE
+
+    @property
+    def context_frames(self) -> int:
+        return self.context_positions * CONV_STRIDE
+
+    @property
+    def hop_frames(self) -> int:
+        """Mel frames from one window to the next."""
+        return self.window_frames - 2 * self.context_frames
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Joins `stack` neighbouring encoder outputs and maps them to the decoder's width.
+
+    `hidden_size` None is one linear layer (Qwen2-Audio); a number is linear, GELU, linear (Voxtral).
+    """
+
+    stack: int
+    hidden_size: int | None
+    bias: bool
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A Qwen2- or Llama-type causal decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope_theta: float
+    rms_norm_eps: float = 1e-6
+    attention_bias: bool = True  # on q, k and v; Qwen2 has it, Llama has not
+    tie_word_embeddings: bool = True
+    max_position_embeddings: int = 32_768
+
+
+@dataclass(frozen=True)
+class SSTConfig:
+    """Speech Summarization Tokens: interval length, and the ratios that training covered.
+
+    `trained` False marks freshly initialised parameters: they run, but have learnt nothing.
+    """
+
+    interval: int  # speech tokens per interval (w)
+    ratios: tuple[int, ...]  # speech tokens per SST (alpha); every one divides `interval`
+    default_ratio: int
+    output_projection: bool = False  # a second o projection beside q, k and v
+    trained: bool = True
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """The text around the audio. `{question}` in `after_audio` is where the question goes."""
+
+    before_audio: str = ""
+    after_audio: str = "{question}"
+    end_tokens: tuple[str, ...] = ()  # any of these ends an answer
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything a backend needs to build the model. `sst` None: the checkpoint has no SST parameters."""
+
+    encoder: EncoderConfig
+    adapter: AdapterConfig
+    decoder: DecoderConfig
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    sst: SSTConfig | None = None
+    dtype: str = "float32"  # of the stored weights
+    layout: str = "torch"  # of the stored weights: which backend's axis order convolutions have
+    quantization: dict[str, int] | None = None  # {"group_size", "bits"} of the decoder's linear layers
+    name: str = "unnamed"
+    description: str = ""  # what it understands, in words that an interface can show
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def frames_per_token(self) -> int:
+        """Mel frames per speech token."""
+        return CONV_STRIDE * self.encoder.pool * self.adapter.stack
+
+    @property
+    def tokens_per_window(self) -> int:
+        """Speech tokens kept of one full window."""
+        return self.encoder.hop_frames // self.frames_per_token
+
+    @property
+    def seconds_per_token(self) -> float:
+        return self.frames_per_token * HOP_LENGTH / SAMPLING_RATE
+
+    @property
+    def kv_values_per_slot(self) -> int:
+        """Numbers kept per memory slot: 2 x layers x kv_heads x head_dim (SST.md, invariant 3)."""
+        d = self.decoder
+        return 2 * d.num_hidden_layers * d.num_key_value_heads * d.head_dim
+
+    def tokens_for(self, samples: int) -> int:
+        """Speech tokens of a recording of `samples` samples at 16 kHz: every started token counts."""
+        if self.encoder.keep_padding:
+            window = self.encoder.hop_frames * HOP_LENGTH
+            return -(-samples // window) * self.tokens_per_window
+        return -(-samples // (self.frames_per_token * HOP_LENGTH))
+
+
+_PARTS = {
+    "encoder": EncoderConfig,
+    "adapter": AdapterConfig,
+    "decoder": DecoderConfig,
+    "prompt": PromptConfig,
+    "sst": SSTConfig,
+}
+
+
+def check(config: ModelConfig) -> None:
+    """Raise CheckpointError, naming the field, if the configuration contradicts itself."""
+    e, a, d, s = config.encoder, config.adapter, config.decoder, config.sst
+
+    def require(holds: bool, sentence: str) -> None:
+        if not holds:
+            raise CheckpointError(f"config.json: {sentence}.")
+
+    for part in (e, a, d):
+        for f in dataclasses.fields(part):
+            value = getattr(part, f.name)
+            least = 0 if f.name == "context_positions" else 1
+            if f.type == "int" and (type(value) is not int or value < least):
+                raise CheckpointError(f"config.json: {f.name} must be a whole number from {least}, not {value!r}.")
+    require(e.d_model % e.encoder_attention_heads == 0, "d_model must be a multiple of encoder_attention_heads")
+    require(2 * e.context_positions < e.max_source_positions, "context_positions leaves nothing of a window")
+    require(
+        e.hop_frames % config.frames_per_token == 0 and e.context_frames % config.frames_per_token == 0,
+        f"a window of {e.hop_frames} frames and its context of {e.context_frames} must be multiples of the "
+        f"{config.frames_per_token} frames of one speech token",
+    )
+    require(
+        d.num_attention_heads % d.num_key_value_heads == 0,
+        "num_attention_heads must be a multiple of num_key_value_heads",
+    )
+    require(d.head_dim % 2 == 0, "head_dim must be even, as RoPE rotates pairs")
+    require("{question}" in config.prompt.after_audio, "prompt.after_audio must contain {question}")
+    require(config.layout in ("torch", "mlx"), f"layout must be torch or mlx, not {config.layout!r}")
+    if s is not None:
+        require(bool(s.ratios) and all(type(r) is int and r >= 1 for r in s.ratios), "sst.ratios must be whole numbers")
+        require(s.default_ratio in s.ratios, "sst.default_ratio must be one of sst.ratios")
+        require(s.interval >= 1, "sst.interval must be positive")
+        for ratio in s.ratios:
+            require(s.interval % ratio == 0, f"sst.interval {s.interval} must be a multiple of ratio {ratio}")
+
+
+def from_dict(data: dict[str, Any]) -> ModelConfig:
+    """Build a checked ModelConfig from parsed JSON; CheckpointError names a missing or unknown field."""
+
+    def build(cls: type, values: Any, where: str) -> Any:
+        if not isinstance(values, dict):
+            raise CheckpointError(f"config.json: {where} must be an object.")
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise CheckpointError(f"config.json: {where} has unknown fields {', '.join(unknown)}.")
+        missing = [
+            f.name
+            for f in known.values()
+            if f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
+            and f.name not in values
+        ]
+        if missing:
+            raise CheckpointError(f"config.json: {where} lacks {', '.join(missing)}.")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    if not isinstance(data, dict):
+        raise CheckpointError("config.json must hold one JSON object.")
+    top = {k: v for k, v in data.items() if k != "model_type"}
+    for name, cls in _PARTS.items():
+        if top.get(name) is not None:
+            top[name] = build(cls, top[name], name)
+    return build(ModelConfig, top, "the top level")
+
+
+def to_dict(config: ModelConfig) -> dict[str, Any]:
+    """The JSON form; `from_dict(to_dict(c)) == c`."""
+    return {"model_type": "speech_xl", **dataclasses.asdict(config)}
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """Read and check `folder`/config.json; CheckpointError if it is absent, broken or foreign."""
+    path = Path(folder) / "config.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} is no Speech-XL checkpoint: it has no config.json. Name a folder made by training or "
+            "by python -m converters."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}). Copy the checkpoint again.") from None
+    if isinstance(data, dict) and data.get("model_type") != "speech_xl":
+        raise CheckpointError(
+            f"{path} describes a {data.get('model_type', 'foreign')!s} model, not a Speech-XL one. "
+            "Convert it first with python -m converters."
+        )
+    return from_dict(data)
+
+
+def save_config(config: ModelConfig, folder: Path) -> None:
+    """Write `folder`/config.json."""
+    text = json.dumps(to_dict(config), indent=2) + "\n"
+    (Path(folder) / "config.json").write_text(text, encoding="utf-8")

@@ -1,0 +1,38 @@
+"""The errors that a person can cause and mend.
+
+Every message is one sentence or two: what is wrong, then what to do. The command line prints it and
+exits with code 2, the page shows it, and nothing else catches it. A programming mistake is never one of
+these classes: it keeps its traceback.
+"""
+
+
+class SpeechXLError(Exception):
+    """Base of every error whose message is meant for the person at the keyboard."""
+
+
+class RecordingError(SpeechXLError):
+    """The recording cannot be read, or holds no sound."""
+
+
+class ScheduleError(SpeechXLError):
+    """A ratio, interval or memory budget that no schedule can satisfy."""
+
+
+class QuestionError(SpeechXLError):
+    """A question that cannot be asked: empty, too long, or an unreadable list of questions."""
+
+
+class MemoryFileError(SpeechXLError):
+    """A memory file (.sxl) that is corrupt, foreign, or made by another model."""
+
+
+class CheckpointError(SpeechXLError):
+    """A checkpoint that is missing, incomplete or misshapen."""
+
+
+class BackendError(SpeechXLError):
+    """A backend that is not installed or cannot run here."""
+
+
+class OutputError(SpeechXLError):
+    """A result that cannot be written where it was asked for."""

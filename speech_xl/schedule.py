@@ -1,0 +1,289 @@
+"""Intervals, ratios, SST slots, positions and visibility: the rule of Speech-XL in plain numpy.
+
+A recording's speech tokens are cut into intervals of `w`. Each closed interval leaves a few memory slots
+behind, and everything later sees only those. This file computes, for one interval or for a whole
+recording, which rows there are, where they stand, who sees whom and what is kept. Backends execute these
+plans and decide nothing. It knows no tensors, no audio and no text.
+
+Letters: N speech tokens of a recording, n of one interval, K Speech Summarization Tokens (SSTs), M memory
+slots, P prefix tokens, R rows. A ratio alpha is speech tokens per SST; None is "raw": the interval keeps
+its own key/values and gets no SST (alpha = 1 is legal and something else).
+Source: Speech-XL (arXiv 2602.05373), interleaving after Activation Beacon (arXiv 2401.03462).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from speech_xl.errors import ScheduleError
+
+Ratio = int | None  # None is raw
+
+
+def sst_slots(n: int, ratio: Ratio) -> np.ndarray:
+    """Index of the speech token that each SST of an interval of `n` tokens stands after, (K,) int64.
+
+    SST c stands after token min((c + 1) * ratio, n) - 1, so a ragged tail gets its SST too.
+    """
+    if ratio is None or n == 0:
+        return np.zeros(0, np.int64)
+    return np.minimum(np.arange(ratio, n + ratio, ratio), n) - 1
+
+
+def slots_kept(n: int, ratio: Ratio) -> int:
+    """Memory slots that an interval of `n` speech tokens leaves: ceil(n / ratio), or n if raw."""
+    return n if ratio is None else -(-n // ratio)
+
+
+def memory_slots(tokens: int, interval: int, ratio: Ratio) -> int:
+    """Memory slots of a whole recording of `tokens` speech tokens at one ratio, tail included."""
+    full, tail = divmod(tokens, interval)
+    return full * slots_kept(interval, ratio) + slots_kept(tail, ratio)
+
+
+@dataclass(frozen=True)
+class FixedRatio:
+    """The same ratio for every interval; None is raw."""
+
+    value: Ratio
+
+    def ratio(self, index: int) -> Ratio:
+        return self.value
+
+
+@dataclass(frozen=True)
+class ListedRatios:
+    """An explicit ratio for each interval; the last one serves any interval beyond the list."""
+
+    values: tuple[Ratio, ...]
+
+    def ratio(self, index: int) -> Ratio:
+        return self.values[min(index, len(self.values) - 1)]
+
+
+@dataclass(frozen=True)
+class StepRandomRatio:
+    """Training's draw per interval from the curriculum's current set.
+
+    A pure function of (seed, sample, interval index): the same sample gets the same ratios whatever the
+    order of samples. Never used at inference.
+    """
+
+    choices: tuple[Ratio, ...]
+    seed: int
+    sample: int
+
+    def ratio(self, index: int) -> Ratio:
+        key = f"{self.seed}/{self.sample}/{index}".encode()
+        draw = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
+        return self.choices[draw % len(self.choices)]
+
+
+RatioPolicy = FixedRatio | ListedRatios | StepRandomRatio
+
+
+def check_ratio(ratio: Ratio, interval: int, supported: Sequence[int]) -> None:
+    """Raise ScheduleError unless `ratio` is raw, or supported and a divisor of `interval`."""
+    if ratio is None:
+        return
+    if ratio not in supported:
+        names = ", ".join(["raw", *map(str, supported)])
+        raise ScheduleError(f"Ratio {ratio} is not one that this model was trained for; choose one of {names}.")
+    if interval % ratio:
+        raise ScheduleError(
+            f"Ratio {ratio} does not divide the interval of {interval} speech tokens; "
+            f"choose an interval that is a multiple of {ratio}."
+        )
+
+
+def ratio_for_budget(
+    budget_bytes: int, tokens: int, interval: int, supported: Sequence[int], bytes_per_slot: int, prefix: int = 0
+) -> Ratio:
+    """The smallest supported ratio (raw first) whose whole memory, prefix included, fits the budget.
+
+    Raises ScheduleError that names the smallest budget which would do.
+    """
+    needed = 0
+    for ratio in (None, *sorted(supported)):
+        needed = (prefix + memory_slots(tokens, interval, ratio)) * bytes_per_slot
+        if needed <= budget_bytes:
+            return ratio
+    raise ScheduleError(
+        f"A memory budget of {format_bytes(budget_bytes)} is too small for this recording at any ratio; "
+        f"{format_bytes(needed)} would do (ratio {max(supported, default='raw')})."
+    )
+
+
+def format_bytes(count: int) -> str:
+    """Bytes in the units of --memory-budget, rounded up so that the printed budget is enough."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{-(-count * 100 // size) / 100:g}{unit}"
+    return f"{count}B"
+
+
+@dataclass(frozen=True)
+class IntervalPlan:
+    """What one interval computes and what it leaves behind.
+
+    Rows are [n speech tokens | K SSTs]: standing interleaved is a matter of positions and mask only.
+    """
+
+    index: int  # i
+    first_token: int  # the interval's first speech token, counted from the recording's start
+    base: int  # B_i: prefix plus memory slots before this interval
+    ratio: Ratio
+    speech_positions: np.ndarray  # (n,) int64, for queries and keys
+    sst_after: np.ndarray  # (K,) int64, index in the interval of the token each SST stands after
+    sst_query_positions: np.ndarray  # (K,) int64
+    slot_positions: np.ndarray  # (m,) int64: key positions of what is kept, for good
+
+    @property
+    def tokens(self) -> int:
+        return len(self.speech_positions)
+
+    @property
+    def ssts(self) -> int:
+        return len(self.sst_after)
+
+    @property
+    def kept(self) -> int:
+        """Memory slots after this interval closes, m_i."""
+        return len(self.slot_positions)
+
+    def slot_spans(self) -> np.ndarray:
+        """Speech tokens that each kept slot stands for, (m, 2) int64: [first, past the last)."""
+        if self.ratio is None:
+            first = self.first_token + np.arange(self.tokens)
+            return np.stack([first, first + 1], axis=1)
+        end = self.first_token + self.sst_after + 1
+        start = np.concatenate([[self.first_token], end[:-1]]) if len(end) else end
+        return np.stack([start, end], axis=1).astype(np.int64)
+
+    def sst_mask(self) -> np.ndarray:
+        """(K, n + K) bool: which rows of its own interval each SST sees. Memory is always visible."""
+        speech = np.arange(self.tokens)[None, :] <= self.sst_after[:, None]
+        return np.concatenate([speech, np.eye(self.ssts, dtype=bool)], axis=1)
+
+
+def plan_interval(index: int, first_token: int, base: int, tokens: int, ratio: Ratio) -> IntervalPlan:
+    """The plan of one interval of `tokens` speech tokens that starts with `base` slots before it."""
+    speech = base + np.arange(tokens, dtype=np.int64)
+    after = sst_slots(tokens, ratio)
+    kept = speech if ratio is None else base + np.arange(len(after), dtype=np.int64)
+    return IntervalPlan(index, first_token, base, ratio, speech, after, base + after, kept)
+
+
+class Scheduler:
+    """Hands out the plans of one recording in order, keeping the compressed clock."""
+
+    def __init__(self, interval: int, policy: RatioPolicy, prefix: int = 0):
+        if interval < 1:
+            raise ScheduleError(f"An interval of {interval} speech tokens cannot hold anything; choose 1 or more.")
+        self.interval = interval
+        self.policy = policy
+        self.prefix = prefix
+        self.index = 0
+        self.tokens = 0
+        self.base = prefix  # B_i of the next interval; after the last one, B_J, where text starts
+
+    def next(self, tokens: int) -> IntervalPlan:
+        """Plan the next `tokens` (1..interval) speech tokens and advance the clock."""
+        if not 1 <= tokens <= self.interval:
+            raise ValueError(f"an interval holds 1..{self.interval} tokens, not {tokens}")
+        ratio = self.policy.ratio(self.index)
+        if ratio is not None and self.interval % ratio:
+            check_ratio(ratio, self.interval, (ratio,))
+        plan = plan_interval(self.index, self.tokens, self.base, tokens, ratio)
+        self.index += 1
+        self.tokens += tokens
+        self.base += plan.kept
+        return plan
+
+    def plan_all(self, tokens: int) -> Iterator[IntervalPlan]:
+        """The plans of `tokens` more speech tokens, the last one as long as what is left."""
+        while tokens > 0:
+            n = min(self.interval, tokens)
+            yield self.next(n)
+            tokens -= n
+
+
+@dataclass(frozen=True)
+class WholePass:
+    """A whole recording and several questions as ONE masked forward pass (training; invariant 2).
+
+    Rows: [P prefix | N speech tokens | K SSTs | text blocks one after another].
+    """
+
+    prefix: int
+    speech: int
+    ssts: int
+    query_positions: np.ndarray  # (R,) int64
+    key_positions: np.ndarray  # (R,) int64; differs from the query's only at SST rows
+    mask: np.ndarray  # (R, R) bool, True where the row (query) sees the column (key)
+
+    @property
+    def sst_rows(self) -> slice:
+        return slice(self.prefix + self.speech, self.prefix + self.speech + self.ssts)
+
+
+def whole_pass(
+    prefix: int, plans: Sequence[IntervalPlan], text_lengths: Sequence[int] = (), skipped: np.ndarray | None = None
+) -> WholePass:
+    """Positions and visibility of every row of a recording followed by separate text blocks.
+
+    Each text block starts at B_J and sees the prefix, the whole memory and itself, never another block.
+    `skipped` ((J + 1,) int64, non-decreasing), used in training only, moves interval i (and, its last
+    entry, the text) forward by that many positions, as if that much more memory lay before it: a short
+    recording then practises the positions of an hour.
+    """
+    shift = np.zeros(len(plans) + 1, np.int64) if skipped is None else skipped
+    none = np.zeros(0, np.int64)
+
+    def joined(arrays: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([none, *arrays])
+
+    interval_of_speech = joined([np.full(p.tokens, j) for j, p in enumerate(plans)])
+    interval_of_sst = joined([np.full(p.ssts, j) for j, p in enumerate(plans)])
+    speech_positions = joined([p.speech_positions + shift[j] for j, p in enumerate(plans)])
+    sst_query = joined([p.sst_query_positions + shift[j] for j, p in enumerate(plans)])
+    sst_key = joined([p.slot_positions + shift[j] for j, p in enumerate(plans) if p.ratio is not None])
+    end = (plans[-1].base + plans[-1].kept if plans else prefix) + shift[-1]
+    text_block = joined([np.full(n, b) for b, n in enumerate(text_lengths)])
+    text_positions = joined([end + np.arange(n) for n in text_lengths])
+    head = np.arange(prefix)
+
+    n, k, t = len(speech_positions), len(sst_query), len(text_block)
+    mask = np.zeros((prefix + n + k + t,) * 2, bool)
+    pre, sp, ss, tx = np.split(np.arange(len(mask)), np.cumsum([prefix, n, k]))
+
+    def block(rows: np.ndarray, columns: np.ndarray, visible: np.ndarray | bool) -> None:
+        if len(rows) and len(columns):
+            mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = visible
+
+    is_raw = np.array([p.ratio is None for p in plans], bool)
+    raw_speech = is_raw[interval_of_speech] if n else np.zeros(0, bool)
+    token = np.arange(n)
+    after = joined([p.first_token - plans[0].first_token + p.sst_after for p in plans])
+    block(pre, pre, np.tri(prefix, dtype=bool))
+    for rows in (sp, ss, tx):
+        block(rows, pre, True)
+    i, j = interval_of_speech[:, None], interval_of_speech[None, :]
+    block(sp, sp, ((i == j) & (token[None, :] <= token[:, None])) | ((j < i) & raw_speech[None, :]))
+    block(sp, ss, interval_of_sst[None, :] < i)
+    i = interval_of_sst[:, None]
+    block(ss, sp, ((i == j) & (token[None, :] <= after[:, None])) | ((j < i) & raw_speech[None, :]))
+    block(ss, ss, (interval_of_sst[None, :] < i) | np.eye(k, dtype=bool))
+    block(tx, sp, np.broadcast_to(raw_speech, (t, n)))
+    block(tx, ss, True)
+    block(tx, tx, (text_block[:, None] == text_block[None, :]) & np.tri(t, dtype=bool))
+    return WholePass(
+        prefix, n, k,
+        np.concatenate([head, speech_positions, sst_query, text_positions]),
+        np.concatenate([head, speech_positions, sst_key, text_positions]),
+        mask,
+    )  # fmt: skip

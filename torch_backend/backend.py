@@ -1,0 +1,130 @@
+"""PyTorch's implementation of the backend protocol: loading, states and steps; no decisions.
+
+It knows the network and the plans that the core hands it; see speech_xl/backend.py for what each method
+promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from speech_xl.backend import Step
+from speech_xl.config import ModelConfig
+from speech_xl.schedule import IntervalPlan
+from torch_backend.memory import KeyValues
+from torch_backend.model import SpeechXL
+
+# bfloat16 only where the device is fast at it: CPUs without its instructions are about 100 times slower.
+FAST_DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
+
+
+@dataclass
+class State:
+    """Memory per layer, and speech tokens (1, N, D) that wait for their interval to fill."""
+
+    memory: list[KeyValues]
+    queued: torch.Tensor
+
+
+class Backend:
+    """One loaded model on one device."""
+
+    name = "torch"
+
+    def __init__(self, model: SpeechXL, config: ModelConfig):
+        self.model = model.eval().requires_grad_(False)
+        self.config = config
+        weight = model.decoder.embed_tokens.weight
+        self.dtype, self._device = weight.dtype, weight.device
+        self.itemsize = weight.element_size()
+        on_gpu = self._device.type == "cuda"
+        self.device = f"cuda ({torch.cuda.get_device_name()})" if on_gpu else "cpu"
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig, dtype: torch.dtype | None = None) -> Backend:
+        """Load every safetensors file of a checked checkpoint folder."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        with torch.device("meta"):
+            model = SpeechXL(config)
+        tensors = {}
+        for path in sorted(Path(folder).glob("*.safetensors")):
+            tensors |= load_file(path, device=device)
+        model.load_state_dict(tensors, assign=True)
+        return cls(model.to(dtype or FAST_DTYPE[device]), config)
+
+    def _empty(self) -> list[KeyValues]:
+        d = self.config.decoder
+        return [
+            KeyValues(d.num_key_value_heads, d.head_dim, self.dtype, self._device) for _ in range(d.num_hidden_layers)
+        ]
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+    @torch.inference_mode()
+    def start(self, prefix: list[int]) -> State:
+        memory = self._empty()
+        if prefix:
+            self._read(prefix, 0, self._empty(), memory)
+        return State(memory, torch.zeros(1, 0, self.config.decoder.hidden_size, dtype=self.dtype, device=self._device))
+
+    @torch.inference_mode()
+    def hear(self, state: State, mel: np.ndarray, valid_positions: np.ndarray, tokens: list[int]) -> None:
+        speech = self.model.speech(self._tensor(mel).to(self.dtype), self._tensor(valid_positions))
+        kept = [window[:count] for window, count in zip(speech, tokens, strict=True)]
+        state.queued = torch.cat([state.queued[0], *kept])[None]
+
+    @torch.inference_mode()
+    def close_interval(self, state: State, plan: IntervalPlan) -> None:
+        decoder = self.model.decoder
+        speech, state.queued = state.queued[:, : plan.tokens], state.queued[:, plan.tokens :].clone()
+        decoder.interval(
+            speech,
+            state.memory,
+            decoder.rotation(self._tensor(plan.speech_positions)),
+            decoder.rotation(self._tensor(plan.sst_query_positions)),
+            decoder.rotation(self._tensor(plan.slot_positions)),
+            self._tensor(plan.sst_mask()),
+            raw=plan.ratio is None,
+        )
+
+    def fork(self, state: State) -> State:
+        return State([layer.copy() for layer in state.memory], state.queued.clone())
+
+    def _read(
+        self, ids: list[int], position: int, memory: list[KeyValues], cache: list[KeyValues]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        positions = torch.arange(position, position + len(ids), device=self._device)
+        rotation = self.model.decoder.rotation(positions)
+        return self.model.decoder.text(torch.tensor([ids], device=self._device), rotation, memory, cache)
+
+    def answer(self, state: State, ids: list[int], position: int) -> Iterator[Step]:
+        cache = self._empty()
+        while True:
+            with torch.inference_mode():  # not around the yield: it would leak into the caller
+                logits, weights = self._read(ids, position, state.memory, cache)
+                step = Step(int(logits.argmax()), weights.mean(0).cpu().numpy())
+            yield step
+            position += len(ids)
+            ids = [step.token]
+
+    def memory_bytes(self, state: State) -> int:
+        return sum(t.numel() * t.element_size() for layer in state.memory for t in (layer.keys, layer.values))
+
+    def export_memory(self, state: State) -> dict[str, np.ndarray]:
+        return {
+            name: torch.cat([getattr(layer, name) for layer in state.memory]).float().cpu().numpy()
+            for name in ("keys", "values")
+        }
+
+    def import_memory(self, arrays: dict[str, np.ndarray]) -> State:
+        state = self.start([])
+        for layer, keys, values in zip(state.memory, arrays["keys"], arrays["values"], strict=True):
+            layer.append(self._tensor(keys)[None].to(self.dtype), self._tensor(values)[None].to(self.dtype))
+        return state

@@ -1,0 +1,282 @@
+"""Stage 1: encoder and adapter learn to say words in the decoder's own language.
+
+Connectionist temporal classification (CTC, Graves et al. 2006) whose classes are the decoder's token
+embeddings: a speech token's logit for a word is its scaled dot product with that word's embedding. So
+speech tokens come out where the decoder already understands them.
+
+Utterances are laid on one long tape that is cut into windows exactly as a recording is when it is heard:
+words fall on window borders in training as often as they will in use.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+from speech_xl.config import HOP_LENGTH, SAMPLING_RATE, ModelConfig
+from speech_xl.features import log_mel
+from torch_backend.encoder import SpeechTower
+from torch_backend.training import grammar
+from torch_backend.training.augment import augment, spec_augment
+from torch_backend.training.corpus import Clip
+from torch_backend.training.state import Run, learning_rate, optimizers, set_learning_rate
+from torch_backend.training.text import BLANK, spoken_ids
+
+
+@dataclass(frozen=True)
+class AlignmentPhase:
+    name: str
+    steps: int
+    synthetic: int  # text-to-speech orders on each tape
+    human: int  # human orders on each tape, labelled by the model itself when the phase starts
+    strength: float  # of the augmentation, 0..1
+
+
+@dataclass(frozen=True)
+class AlignmentStage:
+    name: str
+    phases: tuple[AlignmentPhase, ...]
+    lr: float
+    seed: int = 1
+    warmup: int = 100
+    decay: float = 0.3
+    weight_decay: float = 0.01
+    human_digits: float = 0.5  # share of announced numbers in human voices
+    log_every: int = 25
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What lies between two cuts of the tape."""
+
+    samples: np.ndarray  # (n,) float32
+    ids: list[int]  # spoken token ids, in order
+
+
+class Ruler:
+    """Measures speech tokens by the decoder's embeddings of everything that can be spoken."""
+
+    def __init__(self, tokenizer: Tokenizer, embeddings: torch.Tensor):
+        blank = tokenizer.token_to_id(BLANK)
+        self.tokens = [blank, *sorted(set(spoken_ids(tokenizer, grammar.SPOKEN_WORDS)) - {blank})]
+        self.classes = {token: c for c, token in enumerate(self.tokens)}
+        self.rows = embeddings[self.tokens].detach()
+        self.scale = embeddings.shape[1] ** 0.5
+
+    def log_probabilities(self, speech: torch.Tensor) -> torch.Tensor:
+        """(N, D) speech tokens -> (N, classes); class 0 is the blank."""
+        return F.log_softmax(speech @ self.rows.T * self.scale, dim=-1)
+
+    def greedy(self, log_probabilities: torch.Tensor) -> list[int]:
+        """Best path, repeats merged, blanks removed: token ids."""
+        path = log_probabilities.argmax(-1).tolist()
+        kept = [c for before, c in zip([0, *path], path, strict=False) if c and c != before]
+        return [self.tokens[c] for c in kept]
+
+
+def windows_of(config: ModelConfig, tape: np.ndarray) -> np.ndarray:
+    """Cut a tape (n,) into its encoder windows' log-mels, (B, num_mel_bins, T), as features.WindowStream does."""
+    hop = config.encoder.hop_frames * HOP_LENGTH
+    context = config.encoder.context_frames * HOP_LENGTH
+    count = -(-len(tape) // hop)
+    padded = np.zeros(count * hop + 2 * context, np.float32)
+    padded[context : context + len(tape)] = tape
+    cut = np.lib.stride_tricks.sliding_window_view(padded, hop + 2 * context)[::hop]
+    return log_mel(cut, config.encoder.num_mel_bins)
+
+
+def lay_tape(config: ModelConfig, utterances: Sequence[Utterance], rng: random.Random) -> tuple[np.ndarray, list[slice]]:
+    """Utterances one after another with short gaps -> samples (n,), each one's slice of speech tokens."""
+    samples_per_token = config.frames_per_token * HOP_LENGTH
+    parts, spans, at = [], [], 0
+    for utterance in utterances:
+        lead, tail = (int(rng.uniform(0.1, 0.5) * SAMPLING_RATE) for _ in range(2))
+        parts += [np.zeros(lead, np.float32), utterance.samples, np.zeros(tail, np.float32)]
+        start, at = at, at + lead + len(utterance.samples) + tail
+        spans.append(slice(round(start / samples_per_token), round(at / samples_per_token)))
+    return np.concatenate(parts), spans
+
+
+def hear(tower: SpeechTower, tape: np.ndarray, rng: np.random.Generator | None = None, strength: float = 0.0) -> torch.Tensor:
+    """(n,) samples -> (N, D) speech tokens; with `rng`, bands and stretches of the spectrogram are hidden."""
+    mel = windows_of(tower.config, tape)
+    if rng is not None:
+        for window in mel:
+            spec_augment(window, rng, strength)
+    return tower(torch.from_numpy(mel)).flatten(0, 1)
+
+
+def announce(number: int, digits: dict[str, dict[int, list[Clip]]], voice: str, rng: random.Random) -> np.ndarray:
+    """Two digits of one voice, with the gaps of an order desk."""
+    parts = []
+    for digit in divmod(number, 10):
+        parts += [rng.choice(digits[voice][digit]).samples.astype(np.float32) / 32768]
+        parts += [np.zeros(int(rng.uniform(0.05, 0.25) * SAMPLING_RATE), np.float32)]
+    return np.concatenate(parts)
+
+
+def by_voice(clips: Sequence[Clip]) -> dict[str, dict[int, list[Clip]]]:
+    """speaker -> digit -> clips, only speakers who say all ten."""
+    found: dict[str, dict[int, list[Clip]]] = {}
+    for clip in clips:
+        found.setdefault(clip.speaker, {}).setdefault(clip.digit, []).append(clip)
+    return {speaker: digits for speaker, digits in found.items() if len(digits) == 10}
+
+
+@dataclass
+class SpeechData:
+    """Everything that alignment hears; human orders carry the words that self_label gave them."""
+
+    synthetic_orders: list[Clip]
+    synthetic_digits: list[Clip]
+    human_orders: list[Clip]
+    human_digits: list[Clip]
+    noise: np.ndarray | None = None
+
+
+def self_label(
+    tower: SpeechTower, ruler: Ruler, tokenizer: Tokenizer, orders: Sequence[Clip]
+) -> list[tuple[str, ...]]:
+    """For each order, the one of the word sequences its slots allow that CTC finds likeliest.
+
+    Human orders come with slots but without transcripts; a model trained on synthetic speech alone is good
+    enough to choose between the few word orders.
+    """
+    chosen = []
+    for clip in orders:
+        with torch.inference_mode():
+            heard = ruler.log_probabilities(hear(tower, clip.samples.astype(np.float32) / 32768))
+        candidates = grammar.candidates(clip.slots)
+        targets = [[ruler.classes[t] for t in spoken_ids(tokenizer, words)] for words in candidates]
+        lengths = torch.tensor([len(t) for t in targets])
+        losses = F.ctc_loss(
+            heard[:, None].expand(-1, len(targets), -1),
+            torch.tensor([c for t in targets for c in t]),
+            torch.full((len(targets),), len(heard)),
+            lengths,
+            reduction="none",
+        )
+        chosen.append(candidates[int(losses.argmin())])
+    return chosen
+
+
+def make_tape(
+    stage: AlignmentStage, phase: AlignmentPhase, step: int, data: SpeechData, labels: Sequence[tuple[str, ...]],
+    tokenizer: Tokenizer, config: ModelConfig,
+) -> tuple[np.ndarray, list[slice], list[list[int]], np.random.Generator]:
+    """The tape of a step, a pure function of (seed, step) and the labels."""
+    rng = random.Random(f"{stage.seed}/{stage.name}/{step}")
+    noise_rng = np.random.default_rng([stage.seed, step])
+    voices = {"human": by_voice(data.human_digits), "tts": {}}
+    utterances = []
+
+    def add(samples: np.ndarray, ids: list[int]) -> None:
+        utterances.append(Utterance(augment(samples, noise_rng, phase.strength, data.noise), ids))
+
+    def number() -> None:
+        if voices["human"] and rng.random() < stage.human_digits:
+            value = rng.randrange(100)
+            voice = rng.choice(sorted(voices["human"]))
+            add(announce(value, voices["human"], voice, rng), spoken_ids(tokenizer, [grammar.DIGIT_WORDS[d] for d in divmod(value, 10)]))
+        else:  # synthetic voices say one digit each
+            clips = [rng.choice(data.synthetic_digits) for _ in range(2)]
+            gap = np.zeros(int(rng.uniform(0.05, 0.25) * SAMPLING_RATE), np.float32)
+            joined = np.concatenate([p for c in clips for p in (c.samples.astype(np.float32) / 32768, gap)])
+            add(joined, spoken_ids(tokenizer, [grammar.DIGIT_WORDS[c.digit] for c in clips]))
+
+    for _ in range(phase.synthetic):
+        clip = rng.choice(data.synthetic_orders)
+        add(clip.samples.astype(np.float32) / 32768, spoken_ids(tokenizer, clip.words))
+        number()
+    for _ in range(phase.human):
+        which = rng.randrange(len(data.human_orders))
+        add(data.human_orders[which].samples.astype(np.float32) / 32768, spoken_ids(tokenizer, labels[which]))
+        number()
+    rng.shuffle(utterances)
+    tape, spans = lay_tape(config, utterances, rng)
+    return tape, spans, [u.ids for u in utterances], noise_rng
+
+
+def ctc(ruler: Ruler, speech: torch.Tensor, spans: Sequence[slice], ids: Sequence[list[int]]) -> torch.Tensor:
+    """Mean CTC loss per spoken token over the utterances of a tape."""
+    log_probabilities = ruler.log_probabilities(speech)
+    pieces = [log_probabilities[s] for s in spans]
+    padded = torch.nn.utils.rnn.pad_sequence(pieces)  # (longest, utterances, classes)
+    classes = torch.tensor([ruler.classes[t] for i in ids for t in i])
+    lengths = torch.tensor([len(i) for i in ids])
+    heard = torch.tensor([len(p) for p in pieces])
+    return F.ctc_loss(padded, classes, heard, lengths, reduction="sum", zero_infinity=True) / lengths.sum()
+
+
+def validate(tower: SpeechTower, ruler: Ruler, tokenizer: Tokenizer, orders: Sequence[Clip], digits: Sequence[Clip]) -> dict[str, float]:
+    """Digits right (best path is that digit) and slots whose words stand in the best path of unseen people's orders."""
+    figures: dict[str, float] = {}
+    rng = random.Random(0)
+    digit_ids = spoken_ids(tokenizer, grammar.DIGIT_WORDS)
+
+    def heard(clips: Sequence[Clip]) -> list[list[int]]:
+        tape, spans = lay_tape(tower.config, [Utterance(c.samples.astype(np.float32) / 32768, []) for c in clips], rng)
+        with torch.inference_mode():
+            log_probabilities = ruler.log_probabilities(hear(tower, tape))
+        return [ruler.greedy(log_probabilities[s]) for s in spans]
+
+    if digits:
+        right = [said == [digit_ids[c.digit]] for c, said in zip(digits, heard(digits), strict=True)]
+        figures["digits"] = sum(right) / len(right)
+    if orders:
+        hits: dict[str, list[bool]] = {}
+        for clip, said in zip(orders, heard(orders), strict=True):
+            for slot, value in clip.slots.items():
+                want = spoken_ids(tokenizer, value.split())
+                found = any(said[i : i + len(want)] == want for i in range(len(said)))
+                hits.setdefault(slot, []).append(found)
+        figures |= {slot: sum(h) / len(h) for slot, h in sorted(hits.items())}
+        every = [h for found in hits.values() for h in found]
+        figures["slots"] = sum(every) / len(every)
+    return figures
+
+
+def train_alignment(
+    stage: AlignmentStage, tower: SpeechTower, embeddings: torch.Tensor, tokenizer: Tokenizer, data: SpeechData,
+    validation: tuple[Sequence[Clip], Sequence[Clip]], run: Run,
+) -> None:
+    """Train `tower` through all phases, resuming where the run's folder says."""
+    ruler = Ruler(tokenizer, embeddings)
+    built = optimizers(dict(tower.named_parameters()), stage.lr, stage.weight_decay)
+    done = run.resume(tower, built)
+    total = sum(p.steps for p in stage.phases)
+    step, losses, seconds, started = 0, [], 0.0, time.monotonic()
+    for phase in stage.phases:
+        labels: Sequence[tuple[str, ...]] = []
+        if phase.human and step + phase.steps > done:
+            labels = self_label(tower, ruler, tokenizer, data.human_orders)
+        for _ in range(phase.steps):
+            step += 1
+            if step <= done:
+                continue
+            set_learning_rate(built, learning_rate(step - 1, total, stage.lr, stage.warmup, stage.decay))
+            tape, spans, ids, noise_rng = make_tape(stage, phase, step, data, labels, tokenizer, tower.config)
+            speech = hear(tower, tape, noise_rng, phase.strength)
+            loss = ctc(ruler, speech, spans, ids)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+            for optimizer in built:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.item())
+            seconds += len(tape) / SAMPLING_RATE
+            if step % stage.log_every == 0:
+                row = {"stage": stage.name, "phase": phase.name, "step": step, "loss": sum(losses) / len(losses)}
+                if step % (4 * stage.log_every) == 0:
+                    row |= validate(tower, ruler, tokenizer, *validation)
+                run.log(row | {"audio_seconds_per_second": seconds / (time.monotonic() - started)})
+                losses, seconds, started = [], 0.0, time.monotonic()
+            run.save_if_due(step, tower, built)
+    run.finish(tower)

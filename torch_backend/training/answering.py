@@ -1,0 +1,134 @@
+"""Stages 2 and 3: the decoder learns to transcribe, answer and summarize on order-desk recordings.
+
+Whole recordings run in one masked pass with many questions each, every question in its own block. Raw
+ratios train question answering; a set of ratios, widened from phase to phase, trains the SSTs.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+from speech_xl.schedule import Ratio
+from torch_backend.decoder import Decoder
+from torch_backend.training.desk import Batch, ClipPool, build_sample, collate
+from torch_backend.training.state import Run, learning_rate, optimizers, set_learning_rate
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One step of the curriculum. Ranges are [lowest, highest]."""
+
+    name: str
+    steps: int
+    batch: int
+    numbered: tuple[int, int]
+    plain: tuple[int, int] = (0, 0)
+    questions: int = 8  # per recording
+    transcripts: float = 0.2  # share of questions that ask for the words
+    ratios: tuple[Ratio, ...] = (None,)
+    longest_skip: int = 0  # memory slots pretended between intervals
+
+
+@dataclass(frozen=True)
+class AnsweringStage:
+    name: str
+    phases: tuple[Phase, ...]
+    lr: float
+    seed: int = 1
+    warmup: int = 50
+    decay: float = 0.3
+    weight_decay: float = 0.01
+    train: tuple[str, ...] = ("decoder",)
+    initialise_sst: bool = False
+    starts_from: tuple[str, ...] = field(default_factory=tuple)
+    log_every: int = 25
+
+
+def forward(decoder: Decoder, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """-> logits of the rows that count (A, vocab), their targets (A,), their (sample, question) (A, 2)."""
+    text = torch.from_numpy(batch.text_ids)
+    b = len(text)
+    prefix = decoder.embed_tokens(torch.from_numpy(batch.prefix_ids)).expand(b, -1, -1)
+    speech = torch.from_numpy(batch.speech)
+    ssts = decoder.sst_embedding.expand(b, batch.ssts, -1)
+    x = torch.cat([prefix, speech, ssts, decoder.embed_tokens(text)], dim=1)
+    x = decoder.whole(
+        x,
+        torch.from_numpy(batch.query_positions),
+        torch.from_numpy(batch.key_positions),
+        torch.from_numpy(batch.mask),
+        batch.sst_rows,
+    )
+    targets = torch.from_numpy(batch.targets)
+    sample, row = (targets >= 0).nonzero(as_tuple=True)
+    logits = decoder.logits(x[:, batch.sst_rows.stop :][sample, row])
+    owner = torch.stack([sample, torch.from_numpy(batch.question_of_row)[sample, row]], dim=1)
+    return logits, targets[sample, row], owner
+
+
+def score(batch: Batch, logits: torch.Tensor, targets: torch.Tensor, owner: torch.Tensor) -> dict[str, list[float]]:
+    """Whether each question's answer is right in every token (teacher-forced), by kind of question."""
+    right = (logits.argmax(-1) == targets).tolist()
+    answers: dict[tuple[int, int], bool] = defaultdict(lambda: True)
+    for (sample, question), hit in zip(owner.tolist(), right, strict=True):
+        answers[sample, question] &= hit
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for (sample, question), hit in answers.items():
+        by_kind[batch.kinds[sample][question]].append(float(hit))
+    return by_kind
+
+
+def make_batch(stage: AnsweringStage, phase: Phase, step: int, pool: ClipPool, tokenizer: Tokenizer, interval: int) -> Batch:
+    """The batch of a step: a pure function of (seed, step)."""
+    rng = random.Random(f"{stage.seed}/{stage.name}/{step}")
+    samples = [
+        build_sample(rng, pool, rng.randint(*phase.numbered), rng.randint(*phase.plain), phase.questions, phase.transcripts)
+        for _ in range(phase.batch)
+    ]  # fmt: skip
+    first = step * phase.batch
+    return collate(samples, tokenizer, interval, phase.ratios, stage.seed, first, phase.longest_skip)
+
+
+def train_answering(
+    stage: AnsweringStage, decoder: Decoder, pool: ClipPool, tokenizer: Tokenizer, interval: int, run: Run
+) -> None:
+    """Train `decoder` through all phases, resuming where the run's folder says."""
+    decoder.embed_tokens.weight.requires_grad_(False)  # the ruler that alignment measured speech with
+    built = optimizers(dict(decoder.named_parameters()), stage.lr, stage.weight_decay)
+    done = run.resume(decoder, built)
+    total = sum(p.steps for p in stage.phases)
+    step, tally, losses, tokens, started = 0, defaultdict(list), [], 0, time.monotonic()
+    for phase in stage.phases:
+        for _ in range(phase.steps):
+            step += 1
+            if step <= done:
+                continue
+            set_learning_rate(built, learning_rate(step - 1, total, stage.lr, stage.warmup, stage.decay))
+            batch = make_batch(stage, phase, step, pool, tokenizer, interval)
+            logits, targets, owner = forward(decoder, batch)
+            loss = F.cross_entropy(logits, targets)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([p for p in decoder.parameters() if p.grad is not None], 1.0)
+            for optimizer in built:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.item())
+            tokens += batch.mask.shape[0] * batch.mask.shape[-1]
+            for kind, hits in score(batch, logits, targets, owner).items():
+                tally[kind] += hits
+            if step % stage.log_every == 0:
+                slots = [h for kind, hits in tally.items() if kind not in ("transcribe", "absent") for h in hits]
+                row = {"stage": stage.name, "phase": phase.name, "step": step, "loss": sum(losses) / len(losses)}
+                row |= {"slots": sum(slots) / max(1, len(slots))}
+                row |= {kind: sum(hits) / len(hits) for kind, hits in sorted(tally.items())}
+                run.log(row | {"rows_per_second": tokens / (time.monotonic() - started)})
+                tally, losses, tokens, started = defaultdict(list), [], 0, time.monotonic()
+            run.save_if_due(step, decoder, built)
+    run.finish(decoder)

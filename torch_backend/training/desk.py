@@ -1,0 +1,188 @@
+"""Order-desk recordings in the space of speech tokens, with questions, for training the decoder.
+
+A recording is put together from token clips (what the frozen encoder made of single digits and orders, or
+pseudo-speech) with silence between them: the decoder then trains on hours of "audio" for the price of the
+decoder alone. It knows no framework; a batch is numpy.
+
+Letters: N speech tokens, D width, R rows, B batch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from speech_xl.schedule import Ratio, Scheduler, StepRandomRatio, whole_pass
+from torch_backend.training import grammar
+from torch_backend.training.text import ANSWER, BEGIN, END
+
+TOKENS_PER_SECOND = 12.5
+
+
+@dataclass(frozen=True)
+class TokenClip:
+    """One spoken digit or order as speech tokens."""
+
+    vectors: np.ndarray  # (N, D) float16 or float32
+    slots: dict[str, str] | None = None
+    words: tuple[str, ...] | None = None
+
+
+class ClipPool(Protocol):
+    """Where a desk takes its clips from."""
+
+    def digits(self, rng: random.Random, number: int) -> list[np.ndarray]: ...
+    def order(self, rng: random.Random) -> TokenClip: ...
+    def silence(self, rng: random.Random, tokens: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str
+    answer: str
+    kind: str  # a slot's name, "transcribe" or "absent"
+
+
+@dataclass(frozen=True)
+class DeskSample:
+    speech: np.ndarray  # (N, D) float32
+    questions: list[Question]
+
+
+def ask_about(number: int, clip: TokenClip, kind: str, rng: random.Random) -> Question:
+    """A question of one kind about a numbered order, in one of its wordings."""
+    if kind == "transcribe":
+        template, answer = rng.choice(grammar.TRANSCRIBE), " ".join(clip.words or ())
+    else:
+        template = rng.choice(grammar.QUESTIONS[kind]) if rng.random() < 0.3 else grammar.QUESTIONS[kind][0]
+        answer = (clip.slots or {}).get(kind, grammar.NOT_MENTIONED)
+    return Question(template.format(n=number), answer, kind)
+
+
+def build_sample(
+    rng: random.Random, pool: ClipPool, numbered: int, plain: int, questions: int, transcripts: float
+) -> DeskSample:
+    """One recording of `numbered` askable and `plain` un-numbered orders, and some questions about it.
+
+    `transcripts` is the share of questions that ask for the order's words.
+    """
+    plan: list[int | None] = [*rng.sample(range(100), numbered), *[None] * plain]
+    rng.shuffle(plan)
+    parts: list[np.ndarray] = []
+    asked: list[tuple[int, TokenClip]] = []
+
+    def gap(low: float, high: float) -> None:
+        parts.append(pool.silence(rng, round(rng.uniform(low, high) * TOKENS_PER_SECOND)))
+
+    for number in plan:
+        gap(0.1, 1.2)
+        if number is not None:
+            for digit in pool.digits(rng, number):
+                parts.append(digit)
+                gap(0.0, 0.25)
+            gap(0.1, 0.4)
+        clip = pool.order(rng)
+        parts.append(clip.vectors)
+        if number is not None:
+            asked.append((number, clip))
+    gap(0.3, 1.0)
+
+    chosen = []
+    absent = sorted(set(range(100)) - {n for n, _ in asked})
+    for _ in range(questions):
+        if not asked or rng.random() < 0.03:
+            kind = rng.choice(list(grammar.QUESTIONS))
+            template = grammar.QUESTIONS[kind][0]
+            chosen.append(Question(template.format(n=rng.choice(absent)), grammar.NOT_MENTIONED, "absent"))
+            continue
+        number, clip = rng.choice(asked)
+        if clip.words is not None and rng.random() < transcripts:
+            kind = "transcribe"
+        else:  # two thirds about slots that the order names: "not mentioned" is the easy answer
+            named = [k for k in grammar.QUESTIONS if k in (clip.slots or {})]
+            kinds = named if rng.random() < 0.66 else [k for k in grammar.QUESTIONS if k not in named] or named
+            kind = rng.choice(kinds)
+        chosen.append(ask_about(number, clip, kind, rng))
+    return DeskSample(np.concatenate(parts).astype(np.float32), chosen)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B recordings padded to one row layout [prefix | speech | SSTs | text]."""
+
+    speech: np.ndarray  # (B, N, D) float32
+    prefix_ids: np.ndarray  # (P,) int64
+    text_ids: np.ndarray  # (B, T) int64
+    targets: np.ndarray  # (B, T) int64: the next token where it counts in the loss, else -1
+    question_of_row: np.ndarray  # (B, T) int64: which question a text row belongs to
+    query_positions: np.ndarray  # (B, R) int64
+    key_positions: np.ndarray  # (B, R) int64
+    mask: np.ndarray  # (B, 1, R, R) bool
+    ssts: int
+    kinds: list[list[str]]
+
+    @property
+    def sst_rows(self) -> slice:
+        start = len(self.prefix_ids) + self.speech.shape[1]
+        return slice(start, start + self.ssts)
+
+
+def collate(
+    samples: Sequence[DeskSample],
+    tokenizer: Tokenizer,
+    interval: int,
+    ratios: Sequence[Ratio],
+    seed: int,
+    first_sample: int,
+    longest_skip: int = 0,
+) -> Batch:
+    """Pad samples into one masked pass; ratios are drawn per interval from `ratios` (step-random).
+
+    `longest_skip`: up to so many memory slots are pretended between intervals (see schedule.whole_pass).
+    """
+    prefix = tokenizer.encode(BEGIN).ids
+    passes, texts = [], []
+    for number, sample in enumerate(samples):
+        policy = StepRandomRatio(tuple(ratios), seed, first_sample + number)
+        plans = list(Scheduler(interval, policy, len(prefix)).plan_all(len(sample.speech)))
+        blocks = [(tokenizer.encode(q.text + ANSWER).ids, tokenizer.encode(q.answer + END).ids) for q in sample.questions]
+        skipped = None
+        if longest_skip:
+            generator = np.random.default_rng([seed, first_sample + number])
+            total = generator.integers(0, longest_skip + 1) if generator.random() < 0.5 else 0
+            skipped = np.sort(generator.integers(0, total + 1, len(plans) + 1))
+        passes.append(whole_pass(len(prefix), plans, [len(q) + len(a) - 1 for q, a in blocks], skipped))
+        texts.append(blocks)
+
+    b, p = len(samples), len(prefix)
+    n = max(w.speech for w in passes)
+    k = max(w.ssts for w in passes)
+    t = max(len(w.mask) - p - w.speech - w.ssts for w in passes)
+    rows = p + n + k + t
+    speech = np.zeros((b, n, samples[0].speech.shape[1]), np.float32)
+    ids, targets, owner = (np.full((b, t), fill, np.int64) for fill in (0, -1, -1))
+    query, key = (np.zeros((b, rows), np.int64) for _ in range(2))
+    mask = np.zeros((b, 1, rows, rows), bool)
+    mask[:, 0, np.arange(rows), np.arange(rows)] = True  # padding rows see themselves: no empty softmax
+    for i, (sample, w, blocks) in enumerate(zip(samples, passes, texts, strict=True)):
+        speech[i, : w.speech] = sample.speech
+        length = len(w.mask) - p - w.speech - w.ssts
+        place = np.concatenate([
+            np.arange(p), p + np.arange(w.speech), p + n + np.arange(w.ssts), p + n + k + np.arange(length)
+        ])  # fmt: skip
+        query[i, place], key[i, place] = w.query_positions, w.key_positions
+        mask[i, 0, place[:, None], place[None, :]] = w.mask
+        at = 0
+        for number, (question, answer) in enumerate(blocks):
+            sequence = question + answer
+            ids[i, at : at + len(sequence) - 1] = sequence[:-1]
+            targets[i, at + len(question) - 1 : at + len(sequence) - 1] = answer
+            owner[i, at : at + len(sequence) - 1] = number
+            at += len(sequence) - 1
+    kinds = [[q.kind for q in s.questions] for s in samples]
+    return Batch(speech, np.array(prefix), ids, targets, owner, query, key, mask, k, kinds)
