@@ -44,7 +44,7 @@ def file_sha256(path: str | Path) -> str:
             while piece := file.read(_HASH_BYTES):
                 digest.update(piece)
     except OSError as error:
-        raise RecordingError(f"{path} cannot be read ({error.strerror}). Check its name and permissions.") from None
+        raise RecordingError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from None
     return digest.hexdigest()
 
 
@@ -87,13 +87,13 @@ class AudioReader:
         self._block_samples = round(block_seconds * SAMPLING_RATE)
         self._decoder = open_decoder(self.path)
         self.info = self._decoder.info
+        self._blocks = self._read()
         if self.info.sampling_rate not in RATES:
             self.close()
             raise RecordingError(
-                f"{self.path} declares a sampling rate of {self.info.sampling_rate} Hz, which no recording has. "
-                "Export it again at 16000 Hz or more."
+                f"{self.path} declares a sampling rate of {self.info.sampling_rate} Hz, which no recording "
+                "has. Export it again at 16000 Hz or more."
             )
-        self._blocks = self._read()
 
     @cached_property
     def sha256(self) -> str:
@@ -111,8 +111,7 @@ class AudioReader:
 
     def close(self) -> None:
         """Stop reading and leave no process or open file behind; the iteration is then over."""
-        if hasattr(self, "_blocks"):
-            self._blocks.close()
+        self._blocks.close()
         self._decoder.close()
 
     def _read(self) -> Iterator[np.ndarray]:
@@ -152,29 +151,30 @@ class AudioReader:
             mono = frames[:, 0] if frames.shape[1] == 1 else frames.mean(axis=1)
         if not np.abs(mono).max(initial=0.0) <= LOUDEST:  # false for NaN too
             raise RecordingError(
-                f"{self.path} contains samples that are not numbers (NaN or infinite). Export it again from the "
-                "program that made it."
+                f"{self.path} contains samples that are not numbers (NaN or infinite). Export it again from "
+                "the program that made it."
             )
         return mono
 
     def _check_enough(self) -> None:
         heard = self.samples_read / SAMPLING_RATE
         if self.samples_read == 0:
-            raise RecordingError(f"{self.path} holds no sound that can be decoded. Record or export it again.")
+            raise RecordingError(f"{self.path} holds no sound to decode. Record or export it again.")
         if heard < SHORTEST_SECONDS:
             raise RecordingError(
-                f"{self.path} holds only {heard:.3f} s of sound. Give a recording of at least {SHORTEST_SECONDS} s."
+                f"{self.path} holds only {heard:.3f} s of sound. Give a recording of at least "
+                f"{SHORTEST_SECONDS} s."
             )
 
     def _note_shortfall(self) -> None:
         heard, declared = self.samples_read / SAMPLING_RATE, self.info.seconds
         if declared is not None and declared - heard > _MISSING_SECONDS + 1e-3 * declared:
             self.warnings.append(
-                f"{self.path.name} is damaged or cut short: it declares {declared:.1f} s of sound, of which only "
-                f"the {heard:.1f} s that can be read were heard."
+                f"{self.path.name} is damaged or cut short: it declares {declared:.1f} s of sound, of which "
+                f"only the {heard:.1f} s that can be read were heard."
             )
         elif self._decoder.damaged:
             self.warnings.append(
-                f"{self.path.name} is damaged: decoding ended with an error after {heard:.1f} s, and what may "
-                "follow was not heard."
+                f"{self.path.name} is damaged: decoding ended with an error after {heard:.1f} s, and what "
+                "may follow was not heard."
             )

@@ -25,9 +25,9 @@ from speech_xl.errors import RecordingError
 
 READ_FRAMES = 16_384  # frames per read; libsndfile loses the whole read that meets damage, so a small one
 _UNKNOWN_FRAMES = 2**62  # libsndfile counts 2**63 - 1 frames where a FLAC header leaves its length open
-_STREAMED_BYTES = 2**31 - 2**16  # a WAV size from here on is a placeholder of a writer that could not seek back
+_STREAMED_BYTES = 2**31 - 2**16  # a larger WAV size is the placeholder of a writer that could not seek back
 _SIZE_NOTE = re.compile(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_INSTALL = "Install it (macOS: brew install ffmpeg, Debian or Ubuntu: apt install ffmpeg)"
+_CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")  # h:m:s, how Matroska and WebM write a track's length
 
 
 @dataclass(frozen=True)
@@ -58,28 +58,40 @@ class Decoder(Protocol):
         """Release the file or end the process; harmless when repeated."""
 
 
+class _ForwardFile(soundfile.SoundFile):
+    """A file read from front to back.
+
+    soundfile seeks to where it already is after each read of a seekable file. That drops the state which
+    an MP3 frame shares with the one before, an audible gap at every block, and fails at the end of a FLAC
+    file of unknown length.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 class SoundFileDecoder:
     """libsndfile, in this process."""
 
     def __init__(self, path: Path) -> None:
         # Bytes, because soundfile cannot encode a name that is not valid in the locale.
-        self._file = soundfile.SoundFile(os.fsencode(path))
+        self._file = _ForwardFile(os.fsencode(path))
         self.damaged = False
-        self.frames = self._file.frames
-        rate = self._file.samplerate
+        self.has_samples = self._file.frames > 0
         self.info = RecordingInfo(
-            path, self._declared_frames() / rate, rate, self._file.channels, self._file.format
+            path, self._declared_seconds(), self._file.samplerate, self._file.channels, self._file.format
         )
 
-    def _declared_frames(self) -> int:
-        """Frames by the header; libsndfile itself corrects the number of a truncated WAV or AIFF file."""
+    def _declared_seconds(self) -> float | None:
+        if self._file.frames >= _UNKNOWN_FRAMES:
+            return None
+        seconds = self._file.frames / self._file.samplerate
+        # Of a truncated WAV or AIFF file libsndfile counts what is there, and only notes what was declared.
         note = _SIZE_NOTE.search(self._file.extra_info)
         if note is None:
-            return self.frames
+            return seconds
         declared, actual = int(note[1]), int(note[2])
-        if not 0 < actual < declared < _STREAMED_BYTES:
-            return self.frames
-        return round(self.frames * declared / actual)
+        return seconds * declared / actual if 0 < actual < declared < _STREAMED_BYTES else seconds
 
     def blocks(self) -> Iterator[np.ndarray]:
         while True:
@@ -139,14 +151,11 @@ def open_decoder(path: Path) -> Decoder:
         decoder = SoundFileDecoder(path)
     except (soundfile.SoundFileError, TypeError):  # TypeError: soundfile wants parameters for a name in .raw
         return FFmpegDecoder(path)
-    if 0 < decoder.frames < _UNKNOWN_FRAMES:
+    # libsndfile hears nothing of a WAV file whose writer was stopped before it filled in the length; ffmpeg
+    # reads it to its end.
+    if decoder.has_samples or not _has_ffmpeg():
         return decoder
-    # libsndfile reads no tail of a FLAC file of unknown length, and nothing of a WAV file whose writer was
-    # stopped before it could fill in the length; ffmpeg reads both to the end.
     decoder.close()
-    has_ffmpeg = shutil.which("ffmpeg") and shutil.which("ffprobe")
-    if decoder.frames == 0 and not (has_ffmpeg and _ffprobe(path).seconds_or_estimate):
-        raise RecordingError(f"{path} has a header but no sound samples. Record or export it again.")
     return FFmpegDecoder(path)
 
 
@@ -166,6 +175,10 @@ def _check_is_file(path: Path) -> None:
         raise RecordingError(f"{path} is empty (zero bytes). Copy or download it again.")
 
 
+def _has_ffmpeg() -> bool:
+    return all(shutil.which(program) for program in ("ffmpeg", "ffprobe"))
+
+
 def _input(path: Path) -> list[str]:
     """Arguments that name the input to ffmpeg and ffprobe.
 
@@ -176,13 +189,16 @@ def _input(path: Path) -> list[str]:
 
 
 def _ffprobe(path: Path) -> RecordingInfo:
-    entries = "stream=codec_type,codec_name,sample_rate,channels,duration:stream_tags=DURATION:format=duration"
-    command = ["ffprobe", "-v", "warning", *_input(path), "-show_entries", entries, "-of", "json"]
-    if not (shutil.which("ffmpeg") and shutil.which("ffprobe")):
+    """Ask ffprobe about the first sound track; raises RecordingError as `open_decoder` says."""
+    if not _has_ffmpeg():
         raise RecordingError(
             f"{path} is not WAV, FLAC, MP3, Ogg or AIFF, and other formats need ffmpeg, which is not "
-            f"installed. {_INSTALL} or export the recording as WAV."
+            "installed. Install it (macOS: brew install ffmpeg; Debian or Ubuntu: apt install ffmpeg) or "
+            "export the recording as WAV."
         )
+    entries = "stream=codec_type,codec_name,sample_rate,channels,duration"
+    entries += ":stream_tags=DURATION:format=duration"
+    command = ["ffprobe", "-v", "warning", *_input(path), "-show_entries", entries, "-of", "json"]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
     report: dict[str, Any] = json.loads(result.stdout or b"{}")
     streams = report.get("streams", [])
@@ -204,11 +220,10 @@ def _ffprobe(path: Path) -> RecordingInfo:
 
 
 def _declared_seconds(sound: dict[str, Any], container: dict[str, Any]) -> float | None:
-    """Seconds of the sound track; Matroska and WebM keep them in a tag h:m:s; else of the whole file."""
+    """Seconds of the sound track if the file tells them, else of the whole file."""
     if "duration" in sound:
         return float(sound["duration"])
-    tag = sound.get("tags", {}).get("DURATION")
-    if tag is not None:
-        hours, minutes, seconds = tag.split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    clock = _CLOCK.fullmatch(sound.get("tags", {}).get("DURATION", ""))
+    if clock is not None:
+        return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
     return float(container["duration"]) if "duration" in container else None

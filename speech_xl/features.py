@@ -13,7 +13,6 @@ from functools import lru_cache
 
 import numpy as np
 import scipy.fft
-import scipy.signal
 
 from speech_xl.config import HOP_LENGTH, N_FFT, SAMPLING_RATE, EncoderConfig
 
@@ -124,7 +123,7 @@ def log_mel(samples: np.ndarray, num_mel_bins: int) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _hann() -> np.ndarray:
     """The periodic Hann window, (400,) float32."""
-    return scipy.signal.get_window("hann", N_FFT).astype(np.float32)
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)).astype(np.float32)
 
 
 @lru_cache(maxsize=4)
