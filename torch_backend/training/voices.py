@@ -20,7 +20,7 @@ from speech_xl.errors import SpeechXLError
 RATE = 16000  # Hz, of everything that leaves this file
 FRAME = RATE // 50  # samples in 20 ms, the window in which loudness is measured
 
-# Exact names of Debian's espeak-ng; an accent that a version lacks falls back to plain "en" there.
+# Names in Debian's espeak-ng; where a version lacks one, it speaks in its plain voice instead.
 ESPEAK_ACCENTS = (
     "en-us", "en-us", "en-us", "en-us-nyc", "en-gb", "en-gb-x-rp", "en-gb-scotland",
     "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029",
