@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -113,13 +114,9 @@ def hear(tower: SpeechTower, tape: np.ndarray, rng: np.random.Generator | None =
     return tower(torch.from_numpy(mel)).flatten(0, 1)
 
 
-def announce(number: int, digits: dict[str, dict[int, list[Clip]]], voice: str, rng: random.Random) -> np.ndarray:
-    """Two digits of one voice, with the gaps of an order desk."""
-    parts = []
-    for digit in divmod(number, 10):
-        parts += [rng.choice(digits[voice][digit]).samples.astype(np.float32) / 32768]
-        parts += [np.zeros(int(rng.uniform(0.05, 0.25) * SAMPLING_RATE), np.float32)]
-    return np.concatenate(parts)
+def waveform(clip: Clip) -> np.ndarray:
+    """(n,) float32 in [-1, 1]."""
+    return clip.samples.astype(np.float32) / 32768
 
 
 def by_voice(clips: Sequence[Clip]) -> dict[str, dict[int, list[Clip]]]:
@@ -132,13 +129,17 @@ def by_voice(clips: Sequence[Clip]) -> dict[str, dict[int, list[Clip]]]:
 
 @dataclass
 class SpeechData:
-    """Everything that alignment hears; human orders carry the words that self_label gave them."""
+    """Everything that training hears, the validation voice and orders left out."""
 
     synthetic_orders: list[Clip]
     synthetic_digits: list[Clip]
     human_orders: list[Clip]
     human_digits: list[Clip]
     noise: np.ndarray | None = None
+
+    @cached_property
+    def human_voices(self) -> dict[str, dict[int, list[Clip]]]:
+        return by_voice(self.human_digits)
 
 
 def self_label(
@@ -152,7 +153,7 @@ def self_label(
     chosen = []
     for clip in orders:
         with torch.inference_mode():
-            heard = ruler.log_probabilities(hear(tower, clip.samples.astype(np.float32) / 32768))
+            heard = ruler.log_probabilities(hear(tower, waveform(clip)))
         candidates = grammar.candidates(clip.slots)
         targets = [[ruler.classes[t] for t in spoken_ids(tokenizer, words)] for words in candidates]
         lengths = torch.tensor([len(t) for t in targets])
@@ -174,30 +175,28 @@ def make_tape(
     """The tape of a step, a pure function of (seed, step) and the labels."""
     rng = random.Random(f"{stage.seed}/{stage.name}/{step}")
     noise_rng = np.random.default_rng([stage.seed, step])
-    voices = {"human": by_voice(data.human_digits), "tts": {}}
     utterances = []
 
     def add(samples: np.ndarray, ids: list[int]) -> None:
         utterances.append(Utterance(augment(samples, noise_rng, phase.strength, data.noise), ids))
 
     def number() -> None:
-        if voices["human"] and rng.random() < stage.human_digits:
-            value = rng.randrange(100)
-            voice = rng.choice(sorted(voices["human"]))
-            add(announce(value, voices["human"], voice, rng), spoken_ids(tokenizer, [grammar.DIGIT_WORDS[d] for d in divmod(value, 10)]))
-        else:  # synthetic voices say one digit each
+        if data.human_voices and rng.random() < stage.human_digits:
+            voice = data.human_voices[rng.choice(sorted(data.human_voices))]
+            clips = [rng.choice(voice[rng.randrange(10)]) for _ in range(2)]
+        else:  # a synthetic voice has said one digit only
             clips = [rng.choice(data.synthetic_digits) for _ in range(2)]
-            gap = np.zeros(int(rng.uniform(0.05, 0.25) * SAMPLING_RATE), np.float32)
-            joined = np.concatenate([p for c in clips for p in (c.samples.astype(np.float32) / 32768, gap)])
-            add(joined, spoken_ids(tokenizer, [grammar.DIGIT_WORDS[c.digit] for c in clips]))
+        gap = np.zeros(int(rng.uniform(0.03, 0.25) * SAMPLING_RATE), np.float32)
+        joined = np.concatenate([waveform(clips[0]), gap, waveform(clips[1])])
+        add(joined, spoken_ids(tokenizer, [grammar.DIGIT_WORDS[c.digit] for c in clips]))
 
     for _ in range(phase.synthetic):
         clip = rng.choice(data.synthetic_orders)
-        add(clip.samples.astype(np.float32) / 32768, spoken_ids(tokenizer, clip.words))
+        add(waveform(clip), spoken_ids(tokenizer, clip.words))
         number()
     for _ in range(phase.human):
         which = rng.randrange(len(data.human_orders))
-        add(data.human_orders[which].samples.astype(np.float32) / 32768, spoken_ids(tokenizer, labels[which]))
+        add(waveform(data.human_orders[which]), spoken_ids(tokenizer, labels[which]))
         number()
     rng.shuffle(utterances)
     tape, spans = lay_tape(config, utterances, rng)
@@ -222,7 +221,7 @@ def validate(tower: SpeechTower, ruler: Ruler, tokenizer: Tokenizer, orders: Seq
     digit_ids = spoken_ids(tokenizer, grammar.DIGIT_WORDS)
 
     def heard(clips: Sequence[Clip]) -> list[list[int]]:
-        tape, spans = lay_tape(tower.config, [Utterance(c.samples.astype(np.float32) / 32768, []) for c in clips], rng)
+        tape, spans = lay_tape(tower.config, [Utterance(waveform(c), []) for c in clips], rng)
         with torch.inference_mode():
             log_probabilities = ruler.log_probabilities(hear(tower, tape))
         return [ruler.greedy(log_probabilities[s]) for s in spans]

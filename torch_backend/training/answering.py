@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -45,9 +45,8 @@ class AnsweringStage:
     warmup: int = 50
     decay: float = 0.3
     weight_decay: float = 0.01
-    train: tuple[str, ...] = ("decoder",)
+    clips: str = "encoded"  # "pseudo" or what the trained encoder makes of real clips: "encoded"
     initialise_sst: bool = False
-    starts_from: tuple[str, ...] = field(default_factory=tuple)
     log_every: int = 25
 
 

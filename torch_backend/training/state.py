@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch_backend.training.muon import Muon
+
 
 def optimizers(parameters: dict[str, nn.Parameter], lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     """Muon for hidden matrices (orthogonalised momentum), AdamW for everything else."""
@@ -23,7 +25,7 @@ def optimizers(parameters: dict[str, nn.Parameter], lr: float, weight_decay: flo
     others = [p for n, p in trainable.items() if p.dim() != 2 or "embed" in n]
     built: list[torch.optim.Optimizer] = []
     if matrices:
-        built.append(torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+        built.append(Muon(matrices, lr=lr, weight_decay=weight_decay))
     if others:
         built.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0))
     return built

@@ -1,0 +1,99 @@
+"""Runs the stages of a recipe one after another and hands weights from stage to stage.
+
+It knows which stage needs which data; how a stage trains is alignment.py's and answering.py's business.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import cached_property
+from pathlib import Path
+
+import soundfile as sf
+import torch
+from tokenizers import Tokenizer
+
+from torch_backend.model import SpeechXL
+from torch_backend.training import grammar
+from torch_backend.training.alignment import AlignmentStage, SpeechData, train_alignment
+from torch_backend.training.answering import AnsweringStage, train_answering
+from torch_backend.training.corpus import Clip, load_human, load_tts, split_human, synthesize
+from torch_backend.training.desk import ClipPool
+from torch_backend.training.initialise import copy_into_sst, initialise
+from torch_backend.training.pseudo import PseudoPool
+from torch_backend.training.recipe import Recipe
+from torch_backend.training.state import Run
+from torch_backend.training.text import BLANK, END, build_tokenizer
+
+
+def tokenizer_corpus(seed: int) -> list[str]:
+    """Everything the order desk says and is asked, for the tokenizer's training."""
+    rng = random.Random(seed)
+    orders = [" ".join(grammar.words_of(grammar.sample_slots(rng), rng)) for _ in range(2000)]
+    templates = [t for group in (*grammar.QUESTIONS.values(), grammar.TRANSCRIBE) for t in group]
+    asked = [t.format(n=n) for t in templates for n in range(100)]
+    return orders + asked + [grammar.NOT_MENTIONED, " ".join(grammar.SPOKEN_WORDS)] * 200
+
+
+class Runner:
+    def __init__(self, recipe: Recipe, runs: Path, cache: Path, human_data: Path | None):
+        self.recipe = recipe
+        self.runs = runs
+        self.cache = cache
+        self.human_data = human_data
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return build_tokenizer(tokenizer_corpus(self.recipe.seed), self.recipe.vocab_size)
+
+    @cached_property
+    def model(self) -> SpeechXL:
+        model = SpeechXL(self.recipe.model)
+        initialise(model, self.recipe.seed)
+        return model
+
+    def run(self, stage: AlignmentStage | AnsweringStage) -> None:
+        """Train one stage unless it is done; its weights end up in `self.model` either way."""
+        run = Run(self.runs / stage.name, self.recipe.save_every_seconds)
+        part = self.model.speech if isinstance(stage, AlignmentStage) else self.model.decoder
+        if not run.done_path.exists():
+            self._train(stage, run)
+        part.load_state_dict(torch.load(run.done_path, weights_only=True))
+
+    def _train(self, stage: AlignmentStage | AnsweringStage, run: Run) -> None:
+        if isinstance(stage, AnsweringStage):
+            if stage.initialise_sst:
+                copy_into_sst(self.model.decoder, self.tokenizer.token_to_id(END))
+            interval = self.recipe.model.sst.interval
+            train_answering(stage, self.model.decoder, self._pool(stage), self.tokenizer, interval, run)
+        else:
+            embeddings = self.model.decoder.embed_tokens.weight
+            validation = (self.validation[0], self.validation[1][::5])  # 500 digits of one voice: a fifth will do
+            train_alignment(stage, self.model.speech, embeddings, self.tokenizer, self.data, validation, run)
+
+    @cached_property
+    def _speech(self) -> tuple[SpeechData, tuple[list[Clip], list[Clip]]]:
+        synthesize(self.cache, **self.recipe.synthetic)
+        orders, digits = load_tts(self.cache)
+        if self.human_data is None:
+            return SpeechData(orders, digits, [], []), ([], [])
+        kept_orders, held_orders, kept_digits, held_digits = split_human(
+            *load_human(self.human_data), self.recipe.validation_voice
+        )
+        noise_path = self.human_data / "kitchen.flac"
+        noise = sf.read(noise_path, dtype="float32")[0] if noise_path.exists() else None
+        return SpeechData(orders, digits, kept_orders, kept_digits, noise), (held_orders, held_digits)
+
+    @property
+    def data(self) -> SpeechData:
+        """What may be trained on."""
+        return self._speech[0]
+
+    @property
+    def validation(self) -> tuple[list[Clip], list[Clip]]:
+        """(orders, digits) of people who are never trained on."""
+        return self._speech[1]
+
+    def _pool(self, stage: AnsweringStage) -> ClipPool:
+        embeddings = self.model.decoder.embed_tokens.weight.detach().numpy()
+        return PseudoPool(self.tokenizer, embeddings, self.tokenizer.token_to_id(BLANK))
