@@ -19,6 +19,7 @@ from functools import cached_property
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.signal import lfilter
 from tokenizers import Tokenizer
 
 from speech_xl.config import HOP_LENGTH, SAMPLING_RATE, ModelConfig
@@ -93,7 +94,9 @@ def windows_of(config: ModelConfig, tape: np.ndarray) -> np.ndarray:
     return log_mel(cut, config.encoder.num_mel_bins)
 
 
-def lay_tape(config: ModelConfig, utterances: Sequence[Utterance], rng: random.Random) -> tuple[np.ndarray, list[slice]]:
+def lay_tape(
+    config: ModelConfig, utterances: Sequence[Utterance], rng: random.Random
+) -> tuple[np.ndarray, list[slice]]:
     """Utterances one after another with short gaps -> samples (n,), each one's slice of speech tokens."""
     samples_per_token = config.frames_per_token * HOP_LENGTH
     parts, spans, at = [], [], 0
@@ -105,7 +108,9 @@ def lay_tape(config: ModelConfig, utterances: Sequence[Utterance], rng: random.R
     return np.concatenate(parts), spans
 
 
-def hear(tower: SpeechTower, tape: np.ndarray, rng: np.random.Generator | None = None, strength: float = 0.0) -> torch.Tensor:
+def hear(
+    tower: SpeechTower, tape: np.ndarray, rng: np.random.Generator | None = None, strength: float = 0.0
+) -> torch.Tensor:
     """(n,) samples -> (N, D) speech tokens; with `rng`, bands and stretches of the spectrogram are hidden."""
     mel = windows_of(tower.config, tape)
     if rng is not None:
@@ -117,6 +122,12 @@ def hear(tower: SpeechTower, tape: np.ndarray, rng: np.random.Generator | None =
 def waveform(clip: Clip) -> np.ndarray:
     """(n,) float32 in [-1, 1]."""
     return clip.samples.astype(np.float32) / 32768
+
+
+def background(n: int, rng: np.random.Generator) -> np.ndarray:
+    """(n,) float32: steady noise of random colour, -75 to -35 dB. Pauses hum too, and must stay blank."""
+    noise = lfilter([1.0], [1.0, -rng.uniform(0, 0.97)], rng.standard_normal(n, np.float32)).astype(np.float32)
+    return noise * (10 ** (rng.uniform(-75, -35) / 20) / noise.std())
 
 
 def by_voice(clips: Sequence[Clip]) -> dict[str, dict[int, list[Clip]]]:
@@ -142,9 +153,7 @@ class SpeechData:
         return by_voice(self.human_digits)
 
 
-def self_label(
-    tower: SpeechTower, ruler: Ruler, tokenizer: Tokenizer, orders: Sequence[Clip]
-) -> list[tuple[str, ...]]:
+def self_label(tower: SpeechTower, ruler: Ruler, tokenizer: Tokenizer, orders: Sequence[Clip]) -> list[tuple[str, ...]]:
     """For each order, the one of the word sequences its slots allow that CTC finds likeliest.
 
     Human orders come with slots but without transcripts; a model trained on synthetic speech alone is good
@@ -169,8 +178,13 @@ def self_label(
 
 
 def make_tape(
-    stage: AlignmentStage, phase: AlignmentPhase, step: int, data: SpeechData, labels: Sequence[tuple[str, ...]],
-    tokenizer: Tokenizer, config: ModelConfig,
+    stage: AlignmentStage,
+    phase: AlignmentPhase,
+    step: int,
+    data: SpeechData,
+    labels: Sequence[tuple[str, ...]],
+    tokenizer: Tokenizer,
+    config: ModelConfig,
 ) -> tuple[np.ndarray, list[slice], list[list[int]], np.random.Generator]:
     """The tape of a step, a pure function of (seed, step) and the labels."""
     rng = random.Random(f"{stage.seed}/{stage.name}/{step}")
@@ -200,6 +214,8 @@ def make_tape(
         number()
     rng.shuffle(utterances)
     tape, spans = lay_tape(config, utterances, rng)
+    if noise_rng.random() < phase.strength:
+        tape += background(len(tape), noise_rng)
     return tape, spans, [u.ids for u in utterances], noise_rng
 
 
@@ -214,7 +230,9 @@ def ctc(ruler: Ruler, speech: torch.Tensor, spans: Sequence[slice], ids: Sequenc
     return F.ctc_loss(padded, classes, heard, lengths, reduction="sum", zero_infinity=True) / lengths.sum()
 
 
-def validate(tower: SpeechTower, ruler: Ruler, tokenizer: Tokenizer, orders: Sequence[Clip], digits: Sequence[Clip]) -> dict[str, float]:
+def validate(
+    tower: SpeechTower, ruler: Ruler, tokenizer: Tokenizer, orders: Sequence[Clip], digits: Sequence[Clip]
+) -> dict[str, float]:
     """Digits right (best path is that digit) and slots whose words stand in the best path of unseen people's orders."""
     figures: dict[str, float] = {}
     rng = random.Random(0)
@@ -243,8 +261,13 @@ def validate(tower: SpeechTower, ruler: Ruler, tokenizer: Tokenizer, orders: Seq
 
 
 def train_alignment(
-    stage: AlignmentStage, tower: SpeechTower, embeddings: torch.Tensor, tokenizer: Tokenizer, data: SpeechData,
-    validation: tuple[Sequence[Clip], Sequence[Clip]], run: Run,
+    stage: AlignmentStage,
+    tower: SpeechTower,
+    embeddings: torch.Tensor,
+    tokenizer: Tokenizer,
+    data: SpeechData,
+    validation: tuple[Sequence[Clip], Sequence[Clip]],
+    run: Run,
 ) -> None:
     """Train `tower` through all phases, resuming where the run's folder says."""
     ruler = Ruler(tokenizer, embeddings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,7 @@ class AnsweringStage:
     decay: float = 0.3
     weight_decay: float = 0.01
     clips: str = "encoded"  # "pseudo" or what the trained encoder makes of real clips: "encoded"
+    human: float = 0.6  # share of encoded clips that people speak
     initialise_sst: bool = False
     log_every: int = 25
 
@@ -84,7 +85,9 @@ def score(batch: Batch, logits: torch.Tensor, targets: torch.Tensor, owner: torc
     return by_kind
 
 
-def make_batch(stage: AnsweringStage, phase: Phase, step: int, pool: ClipPool, tokenizer: Tokenizer, interval: int) -> Batch:
+def make_batch(
+    stage: AnsweringStage, phase: Phase, step: int, pool: ClipPool, tokenizer: Tokenizer, interval: int
+) -> Batch:
     """The batch of a step: a pure function of (seed, step)."""
     rng = random.Random(f"{stage.seed}/{stage.name}/{step}")
     samples = [
@@ -95,8 +98,29 @@ def make_batch(stage: AnsweringStage, phase: Phase, step: int, pool: ClipPool, t
     return collate(samples, tokenizer, interval, phase.ratios, stage.seed, first, phase.longest_skip)
 
 
+def validate(
+    stage: AnsweringStage, phase: Phase, decoder: Decoder, pool: ClipPool, tokenizer: Tokenizer, interval: int
+) -> dict[str, float]:
+    """Share of answers right about unseen people's orders: named slots and "not mentioned", by ratio."""
+    figures = {}
+    for ratio in dict.fromkeys((phase.ratios[0], phase.ratios[-1])):
+        fixed = replace(phase, ratios=(ratio,), numbered=(8, 8), plain=(0, 0), questions=24, batch=4, transcripts=0.0)
+        batch = make_batch(stage, fixed, 0, pool, tokenizer, interval)
+        with torch.inference_mode():
+            by_kind = score(batch, *forward(decoder, batch))
+        named = [h for kind, hits in by_kind.items() if kind != "absent" for h in hits]
+        figures[f"validation_{ratio or 'raw'}"] = sum(named) / len(named)
+    return figures
+
+
 def train_answering(
-    stage: AnsweringStage, decoder: Decoder, pool: ClipPool, tokenizer: Tokenizer, interval: int, run: Run
+    stage: AnsweringStage,
+    decoder: Decoder,
+    pool: ClipPool,
+    tokenizer: Tokenizer,
+    interval: int,
+    run: Run,
+    validation: ClipPool | None = None,
 ) -> None:
     """Train `decoder` through all phases, resuming where the run's folder says."""
     decoder.embed_tokens.weight.requires_grad_(False)  # the ruler that alignment measured speech with
@@ -127,6 +151,8 @@ def train_answering(
                 row = {"stage": stage.name, "phase": phase.name, "step": step, "loss": sum(losses) / len(losses)}
                 row |= {"slots": sum(slots) / max(1, len(slots))}
                 row |= {kind: sum(hits) / len(hits) for kind, hits in sorted(tally.items())}
+                if validation is not None and step % (4 * stage.log_every) == 0:
+                    row |= validate(stage, phase, decoder, validation, tokenizer, interval)
                 run.log(row | {"rows_per_second": tokens / (time.monotonic() - started)})
                 tally, losses, tokens, started = defaultdict(list), [], 0, time.monotonic()
             run.save_if_due(step, decoder, built)

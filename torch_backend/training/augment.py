@@ -82,9 +82,7 @@ def _room(rng: np.random.Generator, strength: float) -> np.ndarray:
     return tail
 
 
-def _coloured_noise(
-    spectrum: np.ndarray, octaves: np.ndarray, rng: np.random.Generator, gain: float
-) -> np.ndarray:
+def _coloured_noise(spectrum: np.ndarray, octaves: np.ndarray, rng: np.random.Generator, gain: float) -> np.ndarray:
     """Noise falling by 0 (white), 3 (pink) .. 6 (brown) dB an octave, `gain` times as loud as `spectrum`."""
     parts = rng.standard_normal((2, len(spectrum)), dtype=np.float32)
     shape = np.exp2(octaves * np.float32(-rng.uniform(0, 1)))

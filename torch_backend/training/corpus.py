@@ -118,16 +118,19 @@ def load_tts(cache_dir: Path) -> tuple[list[Clip], list[Clip]]:
     return orders, digits
 
 
-def load_human(data_dir: Path) -> tuple[list[Clip], list[Clip]]:
-    """Human clips of a folder with orders/ and digits/, each with its manifest.jsonl -> (orders, digits)."""
+def load_human(data_dir: Path, trim: bool = True) -> tuple[list[Clip], list[Clip]]:
+    """Human clips of a folder with orders/ and digits/, each with its manifest.jsonl -> (orders, digits).
+
+    `trim` False leaves the silence around speech as it was recorded.
+    """
     orders, digits = [], []
     for row in _manifest(Path(data_dir) / "orders"):
         name = Path(row["audio"]).name
         # Nobody noted who spoke an order, so each counts as a speaker of its own.
-        orders.append(Clip(_human_samples(row["path"]), None, row["slots"], None, name, "human", name))
+        orders.append(Clip(_human_samples(row["path"], trim), None, row["slots"], None, name, "human", name))
     for row in _manifest(Path(data_dir) / "digits"):
         word, name = DIGIT_WORDS[row["digit"]], Path(row["audio"]).name
-        samples = _human_samples(row["path"])
+        samples = _human_samples(row["path"], trim)
         digits.append(Clip(samples, (word,), None, row["digit"], row["speaker"], "human", name))
     return orders, digits
 
@@ -140,12 +143,13 @@ def _manifest(folder: Path) -> list[dict]:
     return [row | {"path": folder / row["audio"]} for row in rows]
 
 
-def _human_samples(path: Path) -> np.ndarray:
+def _human_samples(path: Path, trim: bool) -> np.ndarray:
     samples, rate = sf.read(path, dtype="float32")
     if rate != RATE:
         samples = soxr.resample(samples, rate, RATE)
-    # A wider margin than for synthetic speech: real breath and weak last consonants fade slowly.
-    return _normalised(trim_silence(samples, margin_seconds=0.15))
+    # A wider margin than for synthetic speech: real breath and weak last consonants fade slowly, and the
+    # hum of real rooms before and after has to be heard as nothing.
+    return _normalised(trim_silence(samples, margin_seconds=0.35) if trim else samples)
 
 
 def split_human(
@@ -173,9 +177,7 @@ def split_human(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder of the cache, made if missing")
     parser.add_argument("--orders", type=int, default=4000, help="spoken orders to hold (4000)")
     parser.add_argument("--digits", type=int, default=3000, help="spoken digits to hold (3000)")

@@ -36,7 +36,7 @@ class TokenClip:
 class ClipPool(Protocol):
     """Where a desk takes its clips from."""
 
-    def digits(self, rng: random.Random, number: int) -> list[np.ndarray]: ...
+    def number(self, rng: random.Random, number: int) -> np.ndarray: ...
     def order(self, rng: random.Random) -> TokenClip: ...
     def silence(self, rng: random.Random, tokens: int) -> np.ndarray: ...
 
@@ -82,9 +82,7 @@ def build_sample(
     for number in plan:
         gap(0.1, 1.2)
         if number is not None:
-            for digit in pool.digits(rng, number):
-                parts.append(digit)
-                gap(0.0, 0.25)
+            parts.append(pool.number(rng, number))
             gap(0.1, 0.4)
         clip = pool.order(rng)
         parts.append(clip.vectors)
@@ -150,7 +148,9 @@ def collate(
     for number, sample in enumerate(samples):
         policy = StepRandomRatio(tuple(ratios), seed, first_sample + number)
         plans = list(Scheduler(interval, policy, len(prefix)).plan_all(len(sample.speech)))
-        blocks = [(tokenizer.encode(q.text + ANSWER).ids, tokenizer.encode(q.answer + END).ids) for q in sample.questions]
+        blocks = [
+            (tokenizer.encode(q.text + ANSWER).ids, tokenizer.encode(q.answer + END).ids) for q in sample.questions
+        ]
         skipped = None
         if longest_skip:
             generator = np.random.default_rng([seed, first_sample + number])

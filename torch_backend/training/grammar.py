@@ -132,9 +132,7 @@ def candidates(slots: Mapping[str, str], openings: Sequence[str] = LIKELY_OPENIN
     ]
 
 
-def _sentence(
-    opening: str, before: Sequence[str], drink: str, after: Sequence[str], article: bool
-) -> tuple[str, ...]:
+def _sentence(opening: str, before: Sequence[str], drink: str, after: Sequence[str], article: bool) -> tuple[str, ...]:
     order = [*before, drink]
     if article:
         # "an" before a vowel's sound; the grammar has no word where letter and sound disagree.

@@ -49,11 +49,9 @@ class PseudoPool:
         noise = generator.standard_normal((tokens, self.embeddings.shape[1]), np.float32)
         return self.embeddings[self.blank] + noise * (0.2 / self.embeddings.shape[1] ** 0.5)
 
-    def digits(self, rng: random.Random, number: int) -> list[np.ndarray]:
-        return [
-            self._frames(rng, [self.digit_tokens[d]], 1.5, rng.uniform(0.1, 0.6), self.digit_tokens)
-            for d in divmod(number, 10)
-        ]
+    def number(self, rng: random.Random, number: int) -> np.ndarray:
+        ids = [self.digit_tokens[d] for d in divmod(number, 10)]
+        return self._frames(rng, ids, 1.5, rng.uniform(0.1, 0.6), self.digit_tokens)
 
     def order(self, rng: random.Random) -> TokenClip:
         slots = grammar.sample_slots(rng)

@@ -14,6 +14,7 @@ from speech_xl.config import ModelConfig, from_dict
 from speech_xl.errors import SpeechXLError
 from torch_backend.training.alignment import AlignmentPhase, AlignmentStage
 from torch_backend.training.answering import AnsweringStage, Phase
+from torch_backend.training.encoded import EncodingPlan
 from torch_backend.training.text import ANSWER, BEGIN, END
 
 DESCRIPTION = (
@@ -33,6 +34,7 @@ class Recipe:
     vocab_size: int
     synthetic: dict[str, int]  # {"orders", "digits", "seed"} of the text-to-speech corpus
     validation_voice: str  # the digit speaker that is never trained on
+    encoding: EncodingPlan
     model: ModelConfig
     stages: tuple[AlignmentStage | AnsweringStage, ...]
 
@@ -68,6 +70,7 @@ def load_recipe(path: Path) -> Recipe:
         }[kind]  # fmt: skip
         phases = tuple(_build(phase_type, p, f"phase {p.get('name')!r}") for p in values.pop("phases"))
         stages.append(_build(stage_type, values | {"phases": phases}, f"stage {values.get('name')!r}"))
+    data["encoding"] = _build(EncodingPlan, data.get("encoding", {}), "encoding")
     model = data.pop("model")
     model["decoder"]["vocab_size"] = data["vocab_size"]
     model["prompt"] = {

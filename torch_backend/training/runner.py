@@ -5,25 +5,33 @@ It knows which stage needs which data; how a stage trains is alignment.py's and 
 
 from __future__ import annotations
 
+import os
 import random
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import soundfile as sf
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from speech_xl.config import save_config
 from torch_backend.model import SpeechXL
 from torch_backend.training import grammar
-from torch_backend.training.alignment import AlignmentStage, SpeechData, train_alignment
+from torch_backend.training.alignment import AlignmentStage, Ruler, SpeechData, train_alignment
 from torch_backend.training.answering import AnsweringStage, train_answering
-from torch_backend.training.corpus import Clip, load_human, load_tts, split_human, synthesize
+from torch_backend.training.corpus import load_human, load_tts, split_human, synthesize
 from torch_backend.training.desk import ClipPool
+from torch_backend.training.encoded import EncodingPlan, build_pool, load_pool, save_pool
 from torch_backend.training.initialise import copy_into_sst, initialise
 from torch_backend.training.pseudo import PseudoPool
 from torch_backend.training.recipe import Recipe
 from torch_backend.training.state import Run
 from torch_backend.training.text import BLANK, END, build_tokenizer
+
+# Unseen people as they are: no augmentation.
+VALIDATION_PLAN = EncodingPlan(1, 0, human_numbers=200, synthetic_numbers=0, strength=0.0)
 
 
 def tokenizer_corpus(seed: int) -> list[str]:
@@ -65,24 +73,44 @@ class Runner:
             if stage.initialise_sst:
                 copy_into_sst(self.model.decoder, self.tokenizer.token_to_id(END))
             interval = self.recipe.model.sst.interval
-            train_answering(stage, self.model.decoder, self._pool(stage), self.tokenizer, interval, run)
+            pool, validation = self._pools(stage)
+            train_answering(stage, self.model.decoder, pool, self.tokenizer, interval, run, validation)
         else:
             embeddings = self.model.decoder.embed_tokens.weight
-            validation = (self.validation[0], self.validation[1][::5])  # 500 digits of one voice: a fifth will do
+            validation = (self.validation.human_orders, self.validation.human_digits[::5])
             train_alignment(stage, self.model.speech, embeddings, self.tokenizer, self.data, validation, run)
 
+    def _pools(self, stage: AnsweringStage) -> tuple[ClipPool, ClipPool | None]:
+        """Clips to train on, and those of unseen people where there are any."""
+        embeddings = self.model.decoder.embed_tokens.weight.detach()
+        if stage.clips == "pseudo":
+            return PseudoPool(self.tokenizer, embeddings.numpy(), self.tokenizer.token_to_id(BLANK)), None
+        pools: list[ClipPool] = []
+        for name, plan in (("training", self.recipe.encoding), ("validation", VALIDATION_PLAN)):
+            path = self.runs / f"{name}-clips.safetensors"
+            if not path.exists():
+                data = self.data if name == "training" else self.validation
+                if not data.human_orders and not data.synthetic_orders:
+                    return pools[0], None
+                ruler = Ruler(self.tokenizer, embeddings)
+                save_pool(
+                    build_pool(self.model.speech.eval(), ruler, self.tokenizer, data, plan, self.recipe.seed), path
+                )
+            pools.append(load_pool(path, stage.human if name == "training" else 1.0))
+        return pools[0], pools[1]
+
     @cached_property
-    def _speech(self) -> tuple[SpeechData, tuple[list[Clip], list[Clip]]]:
+    def _speech(self) -> tuple[SpeechData, SpeechData]:
         synthesize(self.cache, **self.recipe.synthetic)
         orders, digits = load_tts(self.cache)
         if self.human_data is None:
-            return SpeechData(orders, digits, [], []), ([], [])
+            return SpeechData(orders, digits, [], []), SpeechData([], [], [], [])
         kept_orders, held_orders, kept_digits, held_digits = split_human(
             *load_human(self.human_data), self.recipe.validation_voice
         )
         noise_path = self.human_data / "kitchen.flac"
         noise = sf.read(noise_path, dtype="float32")[0] if noise_path.exists() else None
-        return SpeechData(orders, digits, kept_orders, kept_digits, noise), (held_orders, held_digits)
+        return SpeechData(orders, digits, kept_orders, kept_digits, noise), SpeechData([], [], held_orders, held_digits)
 
     @property
     def data(self) -> SpeechData:
@@ -90,10 +118,19 @@ class Runner:
         return self._speech[0]
 
     @property
-    def validation(self) -> tuple[list[Clip], list[Clip]]:
-        """(orders, digits) of people who are never trained on."""
+    def validation(self) -> SpeechData:
+        """People who are never trained on."""
         return self._speech[1]
 
-    def _pool(self, stage: AnsweringStage) -> ClipPool:
-        embeddings = self.model.decoder.embed_tokens.weight.detach().numpy()
-        return PseudoPool(self.tokenizer, embeddings, self.tokenizer.token_to_id(BLANK))
+    def export(self, folder: Path) -> None:
+        """Write a checkpoint (float16 safetensors, tokenizer, config) of the stages that have run."""
+        temporary = folder.with_name(folder.name + ".partial")
+        temporary.mkdir(parents=True, exist_ok=True)
+        tensors = {name: t.half().contiguous() for name, t in self.model.state_dict().items()}
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        save_config(replace(self.recipe.model, dtype="float16"), temporary)
+        self.tokenizer.save(str(temporary / "tokenizer.json"))
+        folder.mkdir(exist_ok=True)
+        for path in temporary.iterdir():  # one by one: a model card beside them stays
+            os.replace(path, folder / path.name)
+        temporary.rmdir()
