@@ -206,10 +206,11 @@ class Decoder(nn.Module):
         key_positions: torch.Tensor,
         mask: torch.Tensor,
         sst_rows: slice,
+        layer_outputs: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """One masked pass: x (B, R, D) with SST embeddings in place, positions (B, R), mask (B, 1, R, R).
 
-        Returns (B, R, D) before the final norm.
+        Returns (B, R, D) before the final norm; each layer's output is appended to `layer_outputs`.
         """
         q_rotation, k_rotation = self.rotation(query_positions), self.rotation(key_positions)
         before, after = slice(0, sst_rows.start), slice(sst_rows.stop, x.shape[1])
@@ -230,4 +231,6 @@ class Decoder(nn.Module):
             else:
                 out = attention.output(out)
             x = layer.feed_forward(x + out)
+            if layer_outputs is not None:
+                layer_outputs.append(x)
         return x

@@ -39,6 +39,7 @@ class AlignmentPhase:
     synthetic: int  # text-to-speech orders on each tape
     human: int  # human orders on each tape, labelled by the model itself when the phase starts
     strength: float  # of the augmentation, 0..1
+    flat_start: float = 0.0  # weight of the guessed alignment's loss
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class Ruler:
         self.classes = {token: c for c, token in enumerate(self.tokens)}
         self.rows = embeddings[self.tokens].detach()
         self.scale = embeddings.shape[1] ** 0.5
+        # How long a token takes to say, roughly: its letters, or a digit's four.
+        self.letters = {t: max(len(tokenizer.id_to_token(t)), 4 if tokenizer.id_to_token(t)[-1].isdigit() else 1)
+                        for t in self.tokens}  # fmt: skip
 
     def log_probabilities(self, speech: torch.Tensor) -> torch.Tensor:
         """(N, D) speech tokens -> (N, classes); class 0 is the blank."""
@@ -94,18 +98,29 @@ def windows_of(config: ModelConfig, tape: np.ndarray) -> np.ndarray:
     return log_mel(cut, config.encoder.num_mel_bins)
 
 
-def lay_tape(
-    config: ModelConfig, utterances: Sequence[Utterance], rng: random.Random
-) -> tuple[np.ndarray, list[slice]]:
-    """Utterances one after another with short gaps -> samples (n,), each one's slice of speech tokens."""
+@dataclass(frozen=True)
+class Tape:
+    """Utterances one after another, in samples, and where each lies in speech tokens."""
+
+    samples: np.ndarray  # (n,) float32
+    ids: list[list[int]]  # spoken token ids of each utterance
+    spans: list[slice]  # each utterance's tokens, pauses included: together they cover the tape
+    voiced: list[slice]  # each utterance's tokens without the pauses
+
+
+def lay_tape(config: ModelConfig, utterances: Sequence[Utterance], rng: random.Random) -> Tape:
+    """Lay utterances on a tape with short pauses between them."""
     samples_per_token = config.frames_per_token * HOP_LENGTH
-    parts, spans, at = [], [], 0
+    parts, spans, voiced, at = [], [], [], 0
     for utterance in utterances:
         lead, tail = (int(rng.uniform(0.1, 0.5) * SAMPLING_RATE) for _ in range(2))
         parts += [np.zeros(lead, np.float32), utterance.samples, np.zeros(tail, np.float32)]
-        start, at = at, at + lead + len(utterance.samples) + tail
-        spans.append(slice(round(start / samples_per_token), round(at / samples_per_token)))
-    return np.concatenate(parts), spans
+        cuts = np.cumsum([at, lead, len(utterance.samples), tail])
+        start, first, last, stop = (round(int(c) / samples_per_token) for c in cuts)
+        spans.append(slice(start, stop))
+        voiced.append(slice(first, last))
+        at = int(cuts[-1])
+    return Tape(np.concatenate(parts), [u.ids for u in utterances], spans, voiced)
 
 
 def hear(
@@ -185,8 +200,8 @@ def make_tape(
     labels: Sequence[tuple[str, ...]],
     tokenizer: Tokenizer,
     config: ModelConfig,
-) -> tuple[np.ndarray, list[slice], list[list[int]], np.random.Generator]:
-    """The tape of a step, a pure function of (seed, step) and the labels."""
+) -> tuple[Tape, np.random.Generator]:
+    """The tape of a step, a pure function of (seed, step) and the labels; and what goes on drawing for it."""
     rng = random.Random(f"{stage.seed}/{stage.name}/{step}")
     noise_rng = np.random.default_rng([stage.seed, step])
     utterances = []
@@ -213,16 +228,33 @@ def make_tape(
         add(waveform(data.human_orders[which]), spoken_ids(tokenizer, labels[which]))
         number()
     rng.shuffle(utterances)
-    tape, spans = lay_tape(config, utterances, rng)
+    tape = lay_tape(config, utterances, rng)
     if noise_rng.random() < phase.strength:
-        tape += background(len(tape), noise_rng)
-    return tape, spans, [u.ids for u in utterances], noise_rng
+        tape.samples[:] += background(len(tape.samples), noise_rng)
+    return tape, noise_rng
 
 
-def ctc(ruler: Ruler, speech: torch.Tensor, spans: Sequence[slice], ids: Sequence[list[int]]) -> torch.Tensor:
+def flat_start(ruler: Ruler, log_probabilities: torch.Tensor, tape: Tape) -> torch.Tensor:
+    """Cross-entropy against a guessed alignment: every token evenly in time by its letters, one frame each.
+
+    CTC alone needs about a thousand steps to find out where words are; even a bad guess tells it at once
+    (flat start, as hidden Markov models were begun with).
+    """
+    targets = torch.full((len(log_probabilities),), -1)
+    for span, voiced, ids in zip(tape.spans, tape.voiced, tape.ids, strict=True):
+        targets[span.start : voiced.start] = 0
+        targets[voiced.stop : span.stop] = 0
+        ends = np.cumsum([ruler.letters[t] for t in ids])
+        middles = (ends - np.diff(ends, prepend=0) / 2) / ends[-1] * (voiced.stop - voiced.start)
+        for token, middle in zip(ids, middles, strict=True):
+            targets[voiced.start + int(middle)] = ruler.classes[token]
+    return F.nll_loss(log_probabilities, targets, ignore_index=-1)
+
+
+def ctc(ruler: Ruler, log_probabilities: torch.Tensor, tape: Tape) -> torch.Tensor:
     """Mean CTC loss per spoken token over the utterances of a tape."""
-    log_probabilities = ruler.log_probabilities(speech)
-    pieces = [log_probabilities[s] for s in spans]
+    ids = tape.ids
+    pieces = [log_probabilities[s] for s in tape.spans]
     padded = torch.nn.utils.rnn.pad_sequence(pieces)  # (longest, utterances, classes)
     classes = torch.tensor([ruler.classes[t] for i in ids for t in i])
     lengths = torch.tensor([len(i) for i in ids])
@@ -239,10 +271,10 @@ def validate(
     digit_ids = spoken_ids(tokenizer, grammar.DIGIT_WORDS)
 
     def heard(clips: Sequence[Clip]) -> list[list[int]]:
-        tape, spans = lay_tape(tower.config, [Utterance(waveform(c), []) for c in clips], rng)
+        tape = lay_tape(tower.config, [Utterance(waveform(c), []) for c in clips], rng)
         with torch.inference_mode():
-            log_probabilities = ruler.log_probabilities(hear(tower, tape))
-        return [ruler.greedy(log_probabilities[s]) for s in spans]
+            log_probabilities = ruler.log_probabilities(hear(tower, tape.samples))
+        return [ruler.greedy(log_probabilities[s]) for s in tape.spans]
 
     if digits:
         right = [said == [digit_ids[c.digit]] for c, said in zip(digits, heard(digits), strict=True)]
@@ -284,16 +316,17 @@ def train_alignment(
             if step <= done:
                 continue
             set_learning_rate(built, learning_rate(step - 1, total, stage.lr, stage.warmup, stage.decay))
-            tape, spans, ids, noise_rng = make_tape(stage, phase, step, data, labels, tokenizer, tower.config)
-            speech = hear(tower, tape, noise_rng, phase.strength)
-            loss = ctc(ruler, speech, spans, ids)
-            loss.backward()
+            tape, noise_rng = make_tape(stage, phase, step, data, labels, tokenizer, tower.config)
+            heard = ruler.log_probabilities(hear(tower, tape.samples, noise_rng, phase.strength))
+            loss = ctc(ruler, heard, tape)
+            guessed = phase.flat_start * flat_start(ruler, heard, tape) if phase.flat_start else 0.0
+            (loss + guessed).backward()
             torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
             for optimizer in built:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             losses.append(loss.item())
-            seconds += len(tape) / SAMPLING_RATE
+            seconds += len(tape.samples) / SAMPLING_RATE
             if step % stage.log_every == 0:
                 row = {"stage": stage.name, "phase": phase.name, "step": step, "loss": sum(losses) / len(losses)}
                 if step % (4 * stage.log_every) == 0:

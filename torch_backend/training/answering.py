@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
+from torch import nn
 
 from speech_xl.schedule import Ratio
 from torch_backend.decoder import Decoder
-from torch_backend.training.desk import Batch, ClipPool, build_sample, collate
+from torch_backend.training.desk import ELSEWHERE, UNNUMBERED, Batch, ClipPool, build_sample, collate
 from torch_backend.training.state import Run, learning_rate, optimizers, set_learning_rate
 
 
@@ -46,12 +47,37 @@ class AnsweringStage:
     decay: float = 0.3
     weight_decay: float = 0.01
     clips: str = "encoded"  # "pseudo" or what the trained encoder makes of real clips: "encoded"
+    binding: float = 0.5  # weight of the binding head's loss
     human: float = 0.6  # share of encoded clips that people speak
     initialise_sst: bool = False
     log_every: int = 25
 
 
-def forward(decoder: Decoder, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+class Binding(nn.Module):
+    """A training-time head: which announced number does a speech token's order belong to?
+
+    Answering needs every word of an order to know the number spoken before it. Left alone, that binding is
+    found late and all at once; asked for at every speech token of the middle layer, it is found in minutes.
+    """
+
+    def __init__(self, width: int, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.digits = nn.Linear(width, 22)  # tens and ones, each 0..9 or "no number"
+
+    def loss(self, layer_outputs: list[torch.Tensor], batch: Batch) -> torch.Tensor:
+        numbers = torch.from_numpy(batch.numbers)
+        start = len(batch.prefix_ids)
+        rows = layer_outputs[self.layer][:, start : start + numbers.shape[1]][numbers != ELSEWHERE]
+        numbers = numbers[numbers != ELSEWHERE]
+        unnumbered = numbers == UNNUMBERED
+        targets = torch.stack([numbers // 10, numbers % 10], dim=1).masked_fill(unnumbered[:, None], 10)
+        return F.cross_entropy(self.digits(rows).unflatten(1, (2, 11)).flatten(0, 1), targets.flatten())
+
+
+def forward(
+    decoder: Decoder, batch: Batch, layer_outputs: list[torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """-> logits of the rows that count (A, vocab), their targets (A,), their (sample, question) (A, 2)."""
     text = torch.from_numpy(batch.text_ids)
     b = len(text)
@@ -65,6 +91,7 @@ def forward(decoder: Decoder, batch: Batch) -> tuple[torch.Tensor, torch.Tensor,
         torch.from_numpy(batch.key_positions),
         torch.from_numpy(batch.mask),
         batch.sst_rows,
+        layer_outputs,
     )
     targets = torch.from_numpy(batch.targets)
     sample, row = (targets >= 0).nonzero(as_tuple=True)
@@ -124,10 +151,14 @@ def train_answering(
 ) -> None:
     """Train `decoder` through all phases, resuming where the run's folder says."""
     decoder.embed_tokens.weight.requires_grad_(False)  # the ruler that alignment measured speech with
-    built = optimizers(dict(decoder.named_parameters()), stage.lr, stage.weight_decay)
-    done = run.resume(decoder, built)
+    binding = Binding(decoder.config.hidden_size, len(decoder.layers) // 2)
+    nn.init.zeros_(binding.digits.weight)
+    nn.init.zeros_(binding.digits.bias)
+    trained = nn.ModuleDict({"decoder": decoder, "binding": binding})
+    built = optimizers(dict(trained.named_parameters()), stage.lr, stage.weight_decay)
+    done = run.resume(trained, built)
     total = sum(p.steps for p in stage.phases)
-    step, tally, losses, tokens, started = 0, defaultdict(list), [], 0, time.monotonic()
+    step, tally, losses, bindings, tokens, started = 0, defaultdict(list), [], [], 0, time.monotonic()
     for phase in stage.phases:
         for _ in range(phase.steps):
             step += 1
@@ -135,25 +166,28 @@ def train_answering(
                 continue
             set_learning_rate(built, learning_rate(step - 1, total, stage.lr, stage.warmup, stage.decay))
             batch = make_batch(stage, phase, step, pool, tokenizer, interval)
-            logits, targets, owner = forward(decoder, batch)
+            layer_outputs: list[torch.Tensor] = []
+            logits, targets, owner = forward(decoder, batch, layer_outputs)
             loss = F.cross_entropy(logits, targets)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_([p for p in decoder.parameters() if p.grad is not None], 1.0)
+            bound = binding.loss(layer_outputs, batch)
+            (loss + stage.binding * bound).backward()
+            torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
             for optimizer in built:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             losses.append(loss.item())
+            bindings.append(bound.item())
             tokens += batch.mask.shape[0] * batch.mask.shape[-1]
             for kind, hits in score(batch, logits, targets, owner).items():
                 tally[kind] += hits
             if step % stage.log_every == 0:
                 slots = [h for kind, hits in tally.items() if kind not in ("transcribe", "absent") for h in hits]
                 row = {"stage": stage.name, "phase": phase.name, "step": step, "loss": sum(losses) / len(losses)}
-                row |= {"slots": sum(slots) / max(1, len(slots))}
+                row |= {"binding": sum(bindings) / len(bindings), "slots": sum(slots) / max(1, len(slots))}
                 row |= {kind: sum(hits) / len(hits) for kind, hits in sorted(tally.items())}
                 if validation is not None and step % (4 * stage.log_every) == 0:
                     row |= validate(stage, phase, decoder, validation, tokenizer, interval)
                 run.log(row | {"rows_per_second": tokens / (time.monotonic() - started)})
-                tally, losses, tokens, started = defaultdict(list), [], 0, time.monotonic()
-            run.save_if_due(step, decoder, built)
+                tally, losses, bindings, tokens, started = defaultdict(list), [], [], 0, time.monotonic()
+            run.save_if_due(step, trained, built)
     run.finish(decoder)

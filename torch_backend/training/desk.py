@@ -22,6 +22,7 @@ from torch_backend.training import grammar
 from torch_backend.training.text import ANSWER, BEGIN, END
 
 TOKENS_PER_SECOND = 12.5
+UNNUMBERED, ELSEWHERE = 100, -1
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Question:
 @dataclass(frozen=True)
 class DeskSample:
     speech: np.ndarray  # (N, D) float32
+    numbers: np.ndarray  # (N,) int64: the number of the order a token is part of, UNNUMBERED, or ELSEWHERE
     questions: list[Question]
 
 
@@ -74,18 +76,23 @@ def build_sample(
     plan: list[int | None] = [*rng.sample(range(100), numbered), *[None] * plain]
     rng.shuffle(plan)
     parts: list[np.ndarray] = []
+    numbers: list[np.ndarray] = []
     asked: list[tuple[int, TokenClip]] = []
 
+    def lay(vectors: np.ndarray, number: int = ELSEWHERE) -> None:
+        parts.append(vectors)
+        numbers.append(np.full(len(vectors), number))
+
     def gap(low: float, high: float) -> None:
-        parts.append(pool.silence(rng, round(rng.uniform(low, high) * TOKENS_PER_SECOND)))
+        lay(pool.silence(rng, round(rng.uniform(low, high) * TOKENS_PER_SECOND)))
 
     for number in plan:
         gap(0.1, 1.2)
         if number is not None:
-            parts.append(pool.number(rng, number))
+            lay(pool.number(rng, number))
             gap(0.1, 0.4)
         clip = pool.order(rng)
-        parts.append(clip.vectors)
+        lay(clip.vectors, UNNUMBERED if number is None else number)
         if number is not None:
             asked.append((number, clip))
     gap(0.3, 1.0)
@@ -106,7 +113,7 @@ def build_sample(
             kinds = named if rng.random() < 0.66 else [k for k in grammar.QUESTIONS if k not in named] or named
             kind = rng.choice(kinds)
         chosen.append(ask_about(number, clip, kind, rng))
-    return DeskSample(np.concatenate(parts).astype(np.float32), chosen)
+    return DeskSample(np.concatenate(parts).astype(np.float32), np.concatenate(numbers), chosen)
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,7 @@ class Batch:
     """B recordings padded to one row layout [prefix | speech | SSTs | text]."""
 
     speech: np.ndarray  # (B, N, D) float32
+    numbers: np.ndarray  # (B, N) int64, as in DeskSample
     prefix_ids: np.ndarray  # (P,) int64
     text_ids: np.ndarray  # (B, T) int64
     targets: np.ndarray  # (B, T) int64: the next token where it counts in the loss, else -1
@@ -165,12 +173,14 @@ def collate(
     t = max(len(w.mask) - p - w.speech - w.ssts for w in passes)
     rows = p + n + k + t
     speech = np.zeros((b, n, samples[0].speech.shape[1]), np.float32)
+    numbers = np.full((b, n), ELSEWHERE, np.int64)
     ids, targets, owner = (np.full((b, t), fill, np.int64) for fill in (0, -1, -1))
     query, key = (np.zeros((b, rows), np.int64) for _ in range(2))
     mask = np.zeros((b, 1, rows, rows), bool)
     mask[:, 0, np.arange(rows), np.arange(rows)] = True  # padding rows see themselves: no empty softmax
     for i, (sample, w, blocks) in enumerate(zip(samples, passes, texts, strict=True)):
         speech[i, : w.speech] = sample.speech
+        numbers[i, : w.speech] = sample.numbers
         length = len(w.mask) - p - w.speech - w.ssts
         place = np.concatenate([
             np.arange(p), p + np.arange(w.speech), p + n + np.arange(w.ssts), p + n + k + np.arange(length)
@@ -185,4 +195,4 @@ def collate(
             owner[i, at : at + len(sequence) - 1] = number
             at += len(sequence) - 1
     kinds = [[q.kind for q in s.questions] for s in samples]
-    return Batch(speech, np.array(prefix), ids, targets, owner, query, key, mask, k, kinds)
+    return Batch(speech, numbers, np.array(prefix), ids, targets, owner, query, key, mask, k, kinds)

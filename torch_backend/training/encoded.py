@@ -94,12 +94,12 @@ def encode(
     for start in tqdm(range(0, len(order), TAPE), unit="tape", desc="encoding"):
         chosen = order[start : start + TAPE]
         utterances = [Utterance(augment(sounds[i], noise_rng, strength, noise), []) for i in chosen]
-        tape, spans = lay_tape(tower.config, utterances, rng)
+        tape = lay_tape(tower.config, utterances, rng)
         if noise_rng.random() < strength:
-            tape += background(len(tape), noise_rng)
+            tape.samples[:] += background(len(tape.samples), noise_rng)
         with torch.inference_mode():
-            speech = hear(tower, tape).half().numpy()
-        for i, span in zip(chosen, spans, strict=True):
+            speech = hear(tower, tape.samples).half().numpy()
+        for i, span in zip(chosen, tape.spans, strict=True):
             found[i] = speech[span].copy()
     return [found[i] for i in range(len(sounds))]
 
