@@ -1,7 +1,7 @@
 """`python -m evaluation`: answers of a model on order-desk recordings of people it was never trained on.
 
-    python -m evaluation --human-data ../shared/data --recordings 10 --ratios raw 2 4 8 16
-    python -m evaluation --human-data ../shared/data --recordings 1 --numbered 60 --minutes 60
+python -m evaluation --human-data ../shared/data --recordings 10 --ratios raw 2 4 8 16
+python -m evaluation --human-data ../shared/data --recordings 1 --numbered 60 --minutes 60
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def parse_ratio(text: str) -> Ratio:
     return None if text == "raw" else int(text)
 
 
-def answer_recording(model: SpeechModel, recording: DeskRecording, ratio: Ratio, folder: Path) -> tuple[list[Answered], float]:
+def answer_recording(
+    model: SpeechModel, recording: DeskRecording, ratio: Ratio, folder: Path
+) -> tuple[list[Answered], float]:
     """Hear a recording once at one ratio, ask everything -> answers, times faster than real time."""
     path = folder / "recording.wav"
     sf.write(path, recording.samples, SAMPLING_RATE, subtype="PCM_16")

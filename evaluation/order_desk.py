@@ -84,6 +84,9 @@ def build_recording(
                 answer = order.slots.get(slot, NOT_MENTIONED)
                 questions.append(AskedQuestion(wordings[0].format(n=number), answer, slot, number, start, end))
     pause(0.5, 1.0)
+    missing = least_seconds - now()
+    if missing > 0:
+        pause(missing, missing + 0.1)
     samples = np.concatenate(parts)
     if noise is not None:
         bed = np.resize(noise, samples.shape)
