@@ -162,8 +162,7 @@ class AudioReader:
             raise RecordingError(f"{self.path} holds no sound to decode. Record or export it again.")
         if heard < SHORTEST_SECONDS:
             raise RecordingError(
-                f"{self.path} holds only {heard:.3f} s of sound. Give a recording of at least "
-                f"{SHORTEST_SECONDS} s."
+                f"{self.path} holds only {heard:.3f} s of sound. Give a recording of at least {SHORTEST_SECONDS} s."
             )
 
     def _note_shortfall(self) -> None:

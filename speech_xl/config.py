@@ -212,9 +212,7 @@ def from_dict(data: dict[str, Any]) -> ModelConfig:
         missing = [
             f.name
             for f in known.values()
-            if f.default is dataclasses.MISSING
-            and f.default_factory is dataclasses.MISSING
-            and f.name not in values
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
         ]
         if missing:
             raise CheckpointError(f"config.json: {where} lacks {', '.join(missing)}.")

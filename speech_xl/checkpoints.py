@@ -1,0 +1,153 @@
+"""From a name to a checked checkpoint folder: config.json, tokenizer.json and safetensors.
+
+Only headers of weight files are read here; no tensor is loaded and no framework is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from speech_xl.config import ModelConfig, load_config
+from speech_xl.errors import CheckpointError
+
+EMBEDDED = "nano"
+EMBEDDED_FOLDER = Path(__file__).resolve().parent.parent / "checkpoints" / EMBEDDED
+
+
+def resolve_checkpoint(model: str | None = None) -> Path:
+    """None or "nano" is the embedded model; else a folder, or a Hub id to download (resumed if broken off)."""
+    if model is None or model == EMBEDDED:
+        return EMBEDDED_FOLDER
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if model.count("/") != 1 or model.startswith(("/", ".", "~")):
+        raise CheckpointError(
+            f"There is no checkpoint folder {model}; name a folder, {EMBEDDED!r}, or a Hub id owner/name."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors"]))
+    except HFValidationError as error:
+        raise CheckpointError(f"{model!r} is neither a folder nor a valid Hub id ({error}).") from error
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{model} is not on this machine and the Hub cannot be reached; connect, or download it first."
+        ) from error
+    except HfHubHTTPError as error:
+        raise CheckpointError(
+            f"The Hub does not give {model} (missing, or gated: accept its terms and run `hf auth login`)."
+        ) from error
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor that a float checkpoint of `config` holds, in `config.layout`."""
+    e, a, d, s = config.encoder, config.adapter, config.decoder, config.sst
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def linear(name: str, inputs: int, outputs: int, bias: bool) -> None:
+        shapes[f"{name}.weight"] = (outputs, inputs)
+        if bias:
+            shapes[f"{name}.bias"] = (outputs,)
+
+    def norm(name: str) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (e.d_model,)
+
+    def convolution(name: str, inputs: int) -> None:
+        torch_shape, mlx_shape = (e.d_model, inputs, 3), (e.d_model, 3, inputs)
+        shapes[f"{name}.weight"] = torch_shape if config.layout == "torch" else mlx_shape
+        shapes[f"{name}.bias"] = (e.d_model,)
+
+    convolution("speech.encoder.conv1", e.num_mel_bins)
+    convolution("speech.encoder.conv2", e.d_model)
+    shapes["speech.encoder.embed_positions.weight"] = (e.max_source_positions, e.d_model)
+    for i in range(e.encoder_layers):
+        layer = f"speech.encoder.layers.{i}"
+        norm(f"{layer}.self_attn_layer_norm")
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            linear(f"{layer}.self_attn.{name}", e.d_model, e.d_model, bias=name != "k_proj")
+        norm(f"{layer}.final_layer_norm")
+        linear(f"{layer}.fc1", e.d_model, e.encoder_ffn_dim, bias=True)
+        linear(f"{layer}.fc2", e.encoder_ffn_dim, e.d_model, bias=True)
+    norm("speech.encoder.layer_norm")
+    linear("speech.adapter.linear_1", e.d_model * a.stack, a.hidden_size or d.hidden_size, a.bias)
+    if a.hidden_size is not None:
+        linear("speech.adapter.linear_2", a.hidden_size, d.hidden_size, a.bias)
+
+    queries, keys = d.num_attention_heads * d.head_dim, d.num_key_value_heads * d.head_dim
+    shapes["decoder.embed_tokens.weight"] = (d.vocab_size, d.hidden_size)
+    for i in range(d.num_hidden_layers):
+        layer = f"decoder.layers.{i}"
+        shapes[f"{layer}.input_layernorm.weight"] = (d.hidden_size,)
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (d.hidden_size,)
+        for prefix in ("", "sst_") if s is not None else ("",):
+            linear(f"{layer}.self_attn.{prefix}q_proj", d.hidden_size, queries, d.attention_bias)
+            linear(f"{layer}.self_attn.{prefix}k_proj", d.hidden_size, keys, d.attention_bias)
+            linear(f"{layer}.self_attn.{prefix}v_proj", d.hidden_size, keys, d.attention_bias)
+            if not prefix or s.output_projection:
+                linear(f"{layer}.self_attn.{prefix}o_proj", queries, d.hidden_size, bias=False)
+        for name in ("gate_proj", "up_proj"):
+            linear(f"{layer}.mlp.{name}", d.hidden_size, d.intermediate_size, bias=False)
+        linear(f"{layer}.mlp.down_proj", d.intermediate_size, d.hidden_size, bias=False)
+    shapes["decoder.norm.weight"] = (d.hidden_size,)
+    if not d.tie_word_embeddings:
+        shapes["decoder.lm_head.weight"] = (d.vocab_size, d.hidden_size)
+    if s is not None:
+        shapes["decoder.sst_embedding"] = (d.hidden_size,)
+    return shapes
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor in the folder's safetensors files, from their headers."""
+    paths = sorted(Path(folder).glob("*.safetensors"))
+    if not paths:
+        raise CheckpointError(f"{folder} holds no *.safetensors; copy or convert the checkpoint again.")
+    found: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}); copy or download it again.") from error
+    return found
+
+
+def check_checkpoint(folder: Path) -> ModelConfig:
+    """The checked configuration of a folder; CheckpointError names the first missing or misshapen tensor."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no checkpoint folder {folder}; train it or name another model.")
+    config = load_config(folder)
+    found = stored_shapes(folder)
+    for name, shape in expected_tensors(config).items():
+        if name not in found:
+            raise CheckpointError(f"{folder} lacks the tensor {name}; copy or convert the checkpoint again.")
+        is_packed = config.quantization is not None and f"{name.removesuffix('.weight')}.scales" in found
+        if not is_packed and found[name] != shape:
+            raise CheckpointError(
+                f"{folder}: the tensor {name} has shape {list(found[name])} where config.json needs {list(shape)}; "
+                "copy or convert the checkpoint again."
+            )
+    return config
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over config.json and all weights: memories belong to exactly one of these."""
+    files = sorted([*Path(folder).glob("*.safetensors"), Path(folder) / "config.json"])
+    return _hash_files(tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in files))
+
+
+@lru_cache(maxsize=8)
+def _hash_files(files: tuple[tuple[str, int, int], ...]) -> str:
+    total = hashlib.sha256()
+    for path, _, _ in files:
+        with open(path, "rb") as file:
+            total.update(json.dumps([Path(path).name, hashlib.file_digest(file, "sha256").hexdigest()]).encode())
+    return total.hexdigest()

@@ -1,0 +1,208 @@
+"""`python -m speech_xl`: ask a recording, listen to it once, or describe a file. Words in, words out.
+
+Answers and JSON go to stdout, progress and errors to stderr. Wrong input is one sentence and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from speech_xl.backend import BACKENDS
+from speech_xl.conversation import DEFAULT, Answer, Listening, SpeechModel, ask
+from speech_xl.describe import describe
+from speech_xl.errors import OutputError, QuestionError, ScheduleError, SpeechXLError
+from speech_xl.memory import AudioMemory, load_memory, save_memory
+from speech_xl.schedule import Ratio, format_bytes
+
+UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+
+def parse_ratio(text: str) -> Ratio:
+    if text == "raw":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise ScheduleError(f"{text!r} is no ratio; give raw or a whole number such as 8.")
+    return int(text)
+
+
+def parse_bytes(text: str) -> int:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)", text.strip())
+    if not match or match[2].lower() not in UNITS:
+        raise ScheduleError(f"{text!r} is no amount of memory; write it like 64MiB.")
+    return int(float(match[1]) * UNITS[match[2].lower()])
+
+
+def read_questions(path: Path) -> list[str]:
+    """One question a line, or JSON lines with a "question" field."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise QuestionError(f"The questions in {path} cannot be read ({error}); give a text file.") from error
+    questions = []
+    for number, line in enumerate(lines, 1):
+        if line.startswith("{"):
+            try:
+                line = json.loads(line)["question"]
+            except (ValueError, KeyError, TypeError):
+                line = None
+            if not isinstance(line, str):
+                raise QuestionError(f'{path}, line {number}: a JSON line needs a "question" field with text.')
+        questions.append(line)
+    if not questions:
+        raise QuestionError(f"{path} holds no question; write one a line.")
+    return questions
+
+
+def hear(model: SpeechModel, arguments: argparse.Namespace) -> tuple[AudioMemory, float]:
+    """Listen with a progress bar on stderr -> the memory, seconds it took."""
+    ratio = DEFAULT if arguments.ratio is None else parse_ratio(arguments.ratio)
+    budget = None if arguments.memory_budget is None else parse_bytes(arguments.memory_budget)
+    listening = Listening(model, arguments.recording, ratio, budget)
+    bar_format = (
+        "listening {n:.0f}/{total:.0f} s |{bar}| {postfix}"
+        if listening.total_seconds
+        else "listening {n:.0f} s {postfix}"
+    )
+    with tqdm(total=listening.total_seconds, bar_format=bar_format, file=sys.stderr, leave=True) as bar:
+        for heard in listening:
+            bar.n = heard.seconds
+            bar.set_postfix_str(f"{heard.speed:.0f}x real time, memory {format_bytes(heard.memory_bytes)}")
+        took = bar.format_dict["elapsed"]
+    for warning in listening.memory.warnings:
+        print(warning, file=sys.stderr)
+    return listening.memory, took
+
+
+def answer_document(
+    path: Path, model: SpeechModel, memory: AudioMemory, listen_seconds: float, answers: list[Answer]
+) -> dict[str, Any]:
+    """The one JSON document of `ask --json`."""
+    source = memory.recording
+    return {
+        "recording": {
+            "path": str(path), "seconds": source.seconds, "seconds_heard": source.seconds_heard, "sha256": source.sha256
+        },
+        "model": model.config.name,
+        "backend": model.backend.name,
+        "memory": {
+            "intervals": memory.intervals, "ratio": memory.ratio, "slots": memory.slots,
+            "speech_tokens": memory.tokens, "bytes": memory.bytes,
+        },
+        "timing": {
+            "listen_seconds": round(listen_seconds, 3), "answer_seconds": round(sum(a.seconds for a in answers), 3)
+        },
+        "answers": [
+            {"question": a.question, "answer": a.answer, "evidence": [dataclasses.asdict(e) for e in a.evidence]}
+            for a in answers
+        ],
+    }  # fmt: skip
+
+
+def run_ask(arguments: argparse.Namespace) -> None:
+    questions = list(arguments.question)
+    if arguments.questions is not None:
+        questions += read_questions(arguments.questions)
+    if not questions:
+        raise QuestionError("There is no question; write it after the recording or give --questions FILE.")
+    model = SpeechModel.load(arguments.model, arguments.backend)
+    for question in questions:
+        model.prompt.question_ids(question)  # a question that cannot be asked is said before an hour is heard
+    if arguments.recording.suffix.lower() == ".sxl":
+        if arguments.ratio is not None or arguments.memory_budget is not None:
+            raise ScheduleError(
+                "A memory has its ratio already; leave out --ratio and --memory-budget, or give the recording."
+            )
+        memory, listen_seconds = load_memory(arguments.recording, model), 0.0
+    else:
+        memory, listen_seconds = hear(model, arguments)
+    answers = []
+    for question in questions:
+        asking = ask(model, memory, question)
+        if not arguments.json and len(questions) > 1:
+            print(f"{question} ", end="", flush=True)
+        for piece in asking:
+            if not arguments.json:
+                print(piece, end="", flush=True)
+        answers.append(asking.answer)
+        if not arguments.json:
+            where = asking.answer.evidence[:1]
+            print("".join(f"  [{clock(e.start)}-{clock(e.end)}]" for e in where))
+    if arguments.json:
+        print(json.dumps(answer_document(arguments.recording, model, memory, listen_seconds, answers), indent=2))
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def run_listen(arguments: argparse.Namespace) -> None:
+    output = arguments.output or arguments.recording.with_suffix(".sxl")
+    if output.suffix.lower() != ".sxl":
+        raise OutputError(f"{output} must end in .sxl, so that `ask` knows it for a memory.")
+    if not output.parent.is_dir():
+        raise OutputError(f"There is no folder {output.parent}; make it first.")
+    model = SpeechModel.load(arguments.model, arguments.backend)
+    memory, _ = hear(model, arguments)
+    save_memory(memory, output, model)
+    print(f"{output}: {clock(memory.seconds)} heard, {memory.slots} slots, {format_bytes(memory.bytes)}")
+
+
+def run_info(arguments: argparse.Namespace) -> None:
+    print("\n".join(f"{name}: {value}" for name, value in describe(arguments.path)))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m speech_xl", description="Ask recordings of any length.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add_model(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--model", help="checkpoint folder or Hub id (default: the embedded model)")
+        command.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
+        command.add_argument("--ratio", help="speech tokens per memory slot: raw, 2, 4, 8, 16")
+        command.add_argument("--memory-budget", metavar="BYTES", help="take the smallest ratio that fits, e.g. 64MiB")
+
+    asking = commands.add_parser("ask", help="answer questions about a recording or a memory (.sxl)")
+    asking.add_argument("recording", type=Path)
+    asking.add_argument("question", nargs="*")
+    asking.add_argument("--questions", type=Path, metavar="FILE", help="one question a line, or JSON lines")
+    asking.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_model(asking)
+    asking.set_defaults(run=run_ask)
+
+    listening = commands.add_parser("listen", help="hear a recording once and keep its memory")
+    listening.add_argument("recording", type=Path)
+    listening.add_argument("-o", "--output", type=Path, help="default: the recording's name with .sxl")
+    add_model(listening)
+    listening.set_defaults(run=run_listen)
+
+    info = commands.add_parser("info", help="describe a recording, a memory or a checkpoint")
+    info.add_argument("path", type=Path)
+    info.set_defaults(run=run_info)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parsed = build_parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except SpeechXLError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, `head` say, has had enough
+        sys.stderr.close()
+        return 0
+    return 0

@@ -1,0 +1,288 @@
+"""The one way in: a recording becomes a memory, and a memory answers questions.
+
+It joins audio, features, schedule, prompt and memory, and drives a backend; it takes every decision about
+what is heard and when an answer ends. Progress is a stream of small events that the command line and the
+page listen to. It knows no framework and no user interface.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from speech_xl.audio import file_sha256
+from speech_xl.backend import Backend, load_backend
+from speech_xl.checkpoints import check_checkpoint, fingerprint, resolve_checkpoint
+from speech_xl.config import CONV_STRIDE, HOP_LENGTH, SAMPLING_RATE, ModelConfig
+from speech_xl.errors import ScheduleError
+from speech_xl.evidence import Evidence, find_evidence
+from speech_xl.listening import HeardWindows, WindowReader
+from speech_xl.memory import AudioMemory, RecordingSource
+from speech_xl.prompt import Prompt
+from speech_xl.schedule import FixedRatio, IntervalPlan, Ratio, Scheduler, check_ratio, ratio_for_budget
+
+DEFAULT_INTERVAL = 256  # speech tokens, for checkpoints without SSTs
+LONGEST_ANSWER = 96  # tokens
+DEFAULT = "default"  # the ratio that the checkpoint's training recommends
+
+
+class SpeechModel:
+    """A loaded model: configuration, prompt and backend. `lock` admits one caller to the backend at a time."""
+
+    def __init__(self, folder: Path, config: ModelConfig, prompt: Prompt, backend: Backend):
+        self.folder = folder
+        self.config = config
+        self.prompt = prompt
+        self.backend = backend
+        self.fingerprint = fingerprint(folder)
+        self.lock = threading.RLock()
+
+    @classmethod
+    def load(cls, model: str | None = None, backend: str = "auto") -> SpeechModel:
+        """Load the embedded model (None), a checkpoint folder or a Hub id."""
+        folder = resolve_checkpoint(model)
+        config = check_checkpoint(folder)
+        return cls(folder, config, Prompt.load(folder, config), load_backend(backend, folder, config))
+
+    @property
+    def interval(self) -> int:
+        return self.config.sst.interval if self.config.sst else DEFAULT_INTERVAL
+
+    @property
+    def ratios(self) -> tuple[int, ...]:
+        """Ratios that may be asked for, beside raw."""
+        return self.config.sst.ratios if self.config.sst else ()
+
+    @property
+    def bytes_per_slot(self) -> int:
+        return self.config.kv_values_per_slot * self.backend.itemsize
+
+    def choose_ratio(self, ratio: Ratio | str, budget: int | None, seconds: float | None) -> Ratio:
+        """The one ratio of a recording, from what was asked for and the length its file declares."""
+        if budget is not None:
+            if seconds is None:
+                raise ScheduleError(
+                    "The file does not say how long it is, so no budget can be kept; give --ratio instead."
+                )
+            tokens = self.config.tokens_for(round(seconds * SAMPLING_RATE))
+            prefix = len(self.prompt.prefix_ids)
+            return ratio_for_budget(budget, tokens, self.interval, self.ratios, self.bytes_per_slot, prefix)
+        if ratio == DEFAULT:
+            return self.config.sst.default_ratio if self.config.sst else None
+        check_ratio(ratio, self.interval, self.ratios)
+        return ratio
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One interval has been heard: progress so far, and what the interval left."""
+
+    seconds: float  # heard so far
+    total_seconds: float | None  # as the file declares; None where it does not say
+    speed: float  # times faster than real time
+    tokens: int
+    slots: int  # memory length, prefix included
+    memory_bytes: int
+    raw_bytes: int  # what all speech tokens' keys and values would take
+    interval: int
+    interval_start: float  # seconds
+    interval_end: float
+    ratio: Ratio
+    interval_slots: int
+    level: float  # dB relative to full scale, RMS of the interval's sound
+
+
+class Listening:
+    """Hears a recording once. Iterate over its events; `memory` is there when they end.
+
+    Decoding and log-mel features run ahead on a thread of their own, a few windows at most, so that memory
+    stays constant whatever the length. `cancel()` and leaving the loop both end that thread.
+    """
+
+    def __init__(
+        self, model: SpeechModel, path: str | Path, ratio: Ratio | str = DEFAULT, memory_budget: int | None = None
+    ):
+        self._model = model
+        self._path = Path(path)
+        self._reader = WindowReader(self._path, model.config)
+        self.total_seconds = self._reader.info.seconds
+        try:
+            self.ratio = model.choose_ratio(ratio, memory_budget, self.total_seconds)
+        except ScheduleError:
+            self._reader.close()
+            raise
+        self._prefix = tuple(model.prompt.prefix_ids)
+        self._scheduler = Scheduler(model.interval, FixedRatio(self.ratio), len(self._prefix))
+        with model.lock:
+            self._state = model.backend.start(list(self._prefix))
+        self._plans: list[IntervalPlan] = []
+        self._levels: list[np.ndarray] = []  # mean squares of queued tokens' sound
+        self._queued = 0
+        self._memory: AudioMemory | None = None
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Stop as soon as the interval in work is done; no memory comes of it."""
+        self.cancelled = True
+        self._reader.close()
+
+    def __iter__(self) -> Iterator[Heard]:
+        started = time.monotonic()
+        try:
+            for windows in self._reader:
+                if self.cancelled:
+                    return
+                self._hear(windows)
+                while self._queued >= self._model.interval:
+                    yield self._close_interval(self._model.interval, started)
+            if self.cancelled:
+                return
+            if self._queued:
+                yield self._close_interval(self._queued, started)
+            digest = file_sha256(self._path)
+            self._memory = self._make_memory(self._state, self._plans, self._scheduler.tokens, digest)
+        finally:
+            self._reader.close()
+
+    def _hear(self, windows: HeardWindows) -> None:
+        config = self._model.config
+        positions = [
+            config.encoder.context_positions + -(-samples // (HOP_LENGTH * CONV_STRIDE))
+            for samples in windows.valid_samples
+        ]
+        valid = np.minimum(np.array(positions, np.int64), config.encoder.max_source_positions)
+        with self._model.lock:
+            self._model.backend.hear(self._state, windows.mel, valid, windows.tokens)
+            self._queued += sum(windows.tokens)
+        self._levels.append(windows.energy)
+
+    def _close_interval(self, tokens: int, started: float) -> Heard:
+        with self._model.lock:
+            plan = self._scheduler.next(tokens)
+            self._model.backend.close_interval(self._state, plan)
+            self._plans.append(plan)
+            self._queued -= tokens
+        energy = np.concatenate(self._levels)
+        self._levels = [energy[tokens:]]
+        level = 10 * np.log10(max(float(energy[:tokens].mean()), 1e-10))
+        per_token = self._model.config.seconds_per_token
+        seconds = self._clip_to_end(self._scheduler.tokens * per_token)
+        return Heard(
+            seconds=seconds,
+            total_seconds=self.total_seconds,
+            speed=seconds / max(1e-9, time.monotonic() - started),
+            tokens=self._scheduler.tokens,
+            slots=self._scheduler.base,
+            memory_bytes=self._scheduler.base * self._model.bytes_per_slot,
+            raw_bytes=(len(self._prefix) + self._scheduler.tokens) * self._model.bytes_per_slot,
+            interval=plan.index,
+            interval_start=plan.first_token * per_token,
+            interval_end=seconds,
+            ratio=plan.ratio,
+            interval_slots=plan.kept,
+            level=level,
+        )
+
+    def _clip_to_end(self, seconds: float) -> float:
+        """The last token may reach past the last sample."""
+        return min(seconds, self._reader.seconds_read)
+
+    def _make_memory(self, state: object, plans: list[IntervalPlan], tokens: int, digest: str) -> AudioMemory:
+        config = self._model.config
+        seconds = self._clip_to_end(tokens * config.seconds_per_token)
+        with self._model.lock:
+            size = self._model.backend.memory_bytes(state)
+        return AudioMemory(
+            state=state,
+            spans=np.concatenate([np.zeros((0, 2), np.int64), *[p.slot_spans() for p in plans]]),
+            ratios=tuple(p.ratio for p in plans),
+            interval=self._model.interval,
+            tokens=tokens,
+            prefix=self._prefix,
+            recording=RecordingSource(self._path.name, self.total_seconds, round(seconds, 3), digest),
+            model=config.name,
+            fingerprint=self._model.fingerprint,
+            seconds_per_token=config.seconds_per_token,
+            bytes=size,
+            warnings=tuple(self._reader.warnings),
+        )
+
+    def snapshot(self) -> AudioMemory:
+        """A memory of what has been heard so far, the open interval included; listening goes on unharmed."""
+        with self._model.lock:
+            state = self._model.backend.fork(self._state)
+            plans, tokens = list(self._plans), self._scheduler.tokens
+            if self._queued:
+                last = Scheduler(self._model.interval, FixedRatio(self.ratio), self._scheduler.base)
+                last.index, last.tokens = self._scheduler.index, tokens
+                while (left := tokens + self._queued - last.tokens) > 0:
+                    plan = last.next(min(self._model.interval, left))
+                    self._model.backend.close_interval(state, plan)
+                    plans.append(plan)
+                tokens = last.tokens
+        return self._make_memory(state, plans, tokens, digest="")
+
+    @property
+    def memory(self) -> AudioMemory:
+        """The finished memory; RuntimeError while events are still to come."""
+        if self._memory is None:
+            raise RuntimeError("the recording has not been heard to its end")
+        return self._memory
+
+
+@dataclass(frozen=True)
+class Answer:
+    question: str
+    answer: str
+    evidence: list[Evidence]
+    seconds: float  # from asking to the last token
+
+
+class Asking:
+    """One question. Iterate for pieces of the answer's text; `answer` is there when they end."""
+
+    def __init__(self, model: SpeechModel, memory: AudioMemory, question: str, longest: int):
+        self._model = model
+        self._memory = memory
+        self._question = question
+        self._ids = model.prompt.question_ids(question)
+        self._longest = longest
+        self.answer: Answer | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        started = time.monotonic()
+        model, memory = self._model, self._memory
+        steps = model.backend.answer(memory.state, self._ids, memory.slots)
+        said: list[int] = []
+        shown, attention = "", np.zeros(memory.slots)
+        try:
+            while len(said) < self._longest:
+                with model.lock:
+                    step = next(steps)
+                attention += step.slot_weights
+                if step.token in model.prompt.end_ids:
+                    break
+                said.append(step.token)
+                text = model.prompt.decode(said)
+                # A character may take several tokens: half of one is held back.
+                if text.startswith(shown) and len(text) > len(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                    yield text[len(shown) :]
+                    shown = text
+        finally:
+            steps.close()
+        text = model.prompt.decode(said)
+        if text.startswith(shown) and len(text) > len(shown):
+            yield text[len(shown) :]
+        weights = attention[len(memory.prefix) :] / (len(said) + 1)
+        evidence = find_evidence(weights, memory.spans, memory.seconds_per_token, memory.seconds)
+        self.answer = Answer(self._question, text, evidence, time.monotonic() - started)
+
+
+def ask(model: SpeechModel, memory: AudioMemory, question: str, longest: int = LONGEST_ANSWER) -> Asking:
+    """Ask one question about a memory; QuestionError at once if it cannot be asked."""
+    return Asking(model, memory, question, longest)

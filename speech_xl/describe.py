@@ -1,0 +1,117 @@
+"""What a path is, in words: a recording, a memory or a checkpoint. Used by `info`; loads no weights."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from speech_xl.audio import probe
+from speech_xl.checkpoints import check_checkpoint, stored_shapes
+from speech_xl.config import SAMPLING_RATE, ModelConfig
+from speech_xl.memory import read_header
+from speech_xl.schedule import format_bytes, memory_slots, slots_kept
+
+FLOAT32 = 4  # bytes: what a CPU computes in
+PARTS = {"encoder": "speech.encoder.", "adapter": "speech.adapter.", "SSTs": "sst_", "decoder": "decoder."}
+
+
+def describe(path: Path) -> list[tuple[str, str]]:
+    """(name, value) lines about `path`; a SpeechXLError says why it cannot be described."""
+    if path.is_dir():
+        return describe_checkpoint(path)
+    if path.suffix.lower() == ".sxl":
+        return describe_memory(path)
+    return describe_recording(path)
+
+
+def describe_recording(path: Path) -> list[tuple[str, str]]:
+    info = probe(path)
+    length = "unknown" if info.seconds is None else f"{info.seconds:.2f} s"
+    return [
+        ("recording", str(path)),
+        ("format", info.format),
+        ("length", length),
+        ("sampling rate", f"{info.sampling_rate or 'unknown'} Hz"),
+        ("channels", str(info.channels or "unknown")),
+    ]
+
+
+def describe_memory(path: Path) -> list[tuple[str, str]]:
+    header = read_header(path)
+    kept = sum(
+        slots_kept(min(header["interval"], header["tokens"] - i * header["interval"]), ratio)
+        for i, ratio in enumerate(header["ratios"])
+    )
+    recording = header["recording"]
+    return [
+        ("memory", str(path)),
+        ("of", f"{recording['path']}, {recording['seconds_heard']} s heard, sha256 {recording['sha256']}"),
+        ("model", f"{header['model']} ({header['fingerprint'][:12]})"),
+        ("intervals", f"{len(header['ratios'])} of {header['interval']} speech tokens"),
+        ("ratios", ", ".join(sorted({str(r or "raw") for r in header["ratios"]}))),
+        ("slots", f"{len(header['prefix']) + kept} for {header['tokens']} speech tokens"),
+        ("file", format_bytes(path.stat().st_size)),
+    ]
+
+
+def describe_checkpoint(folder: Path) -> list[tuple[str, str]]:
+    config = check_checkpoint(folder)
+    e, d = config.encoder, config.decoder
+    counts = count_parameters(folder)
+    lines = [
+        ("checkpoint", f"{config.name} in {folder}"),
+        ("understands", config.description or "not said"),
+        ("encoder", f"{e.encoder_layers} layers of {e.d_model}, {e.num_mel_bins} mel bins, windows of {e.window_frames / 100:g} s"),
+        ("decoder", f"{d.num_hidden_layers} layers of {d.hidden_size}, {d.num_attention_heads} heads, "
+                    f"{d.num_key_value_heads} for keys and values, vocabulary {d.vocab_size}"),
+        ("speech tokens", f"{1 / config.seconds_per_token:g} a second"),
+        ("parameters", f"{sum(counts.values()):,} (" + ", ".join(f"{n} {c:,}" for n, c in counts.items() if c) + ")"),
+        ("weights", config.dtype + (f", decoder in {config.quantization['bits']} bits" if config.quantization else "")),
+        ("SSTs", describe_ssts(config)),
+    ]  # fmt: skip
+    for ratio, size in memory_per_hour(config):
+        lines.append(
+            (f"memory per hour, {'raw' if ratio is None else f'ratio {ratio}'}", f"{format_bytes(size)} in float32")
+        )
+    lines.append(("this machine", fits_here(folder)))
+    return lines
+
+
+def count_parameters(folder: Path) -> dict[str, int]:
+    """Parameters by part, from the headers of the weight files."""
+    counts = dict.fromkeys(PARTS, 0)
+    for name, shape in stored_shapes(folder).items():
+        part = next(part for part, mark in PARTS.items() if mark in name)
+        counts[part] += math.prod(shape)
+    return counts
+
+
+def describe_ssts(config: ModelConfig) -> str:
+    if config.sst is None:
+        return "none: training-free summarizers serve this checkpoint"
+    s = config.sst
+    state = "trained" if s.trained else "freshly initialised, not trained"
+    return f"{state}, intervals of {s.interval} speech tokens, ratios {', '.join(map(str, s.ratios))} (usually {s.default_ratio})"
+
+
+def memory_per_hour(config: ModelConfig) -> list[tuple[int | None, int]]:
+    """(ratio, bytes) of one hour's keys and values in float32."""
+    tokens = config.tokens_for(3600 * SAMPLING_RATE)
+    ratios = (None, *config.sst.ratios) if config.sst else (None,)
+    interval = config.sst.interval if config.sst else tokens
+    return [(r, memory_slots(tokens, interval, r) * config.kv_values_per_slot * FLOAT32) for r in ratios]
+
+
+def fits_here(folder: Path) -> str:
+    """Whether the weights fit this machine's memory, in words."""
+    weights = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    total = machine_memory()
+    needed = 2 * weights  # stored in 16 bits, computed in float32 on a CPU
+    verdict = "can hold it" if needed < 0.8 * total else "is too small for it"
+    return f"{verdict}: {format_bytes(weights)} of weights, {format_bytes(total)} of memory"
+
+
+def machine_memory() -> int:
+    """Bytes of physical memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,48 @@
+"""From attention over memory slots to spans of the recording that a person can play.
+
+It knows slots and seconds; no tensors, no text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+LEAST_SHARE = 0.15  # of the strongest slot's attention: weaker slots are background
+LARGEST_GAP = 1.0  # seconds: slots no further apart than this are one stretch of talk
+MOST_SPANS = 5
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A stretch of the recording and the share of the answer's attention that it received."""
+
+    start: float  # seconds
+    end: float
+    weight: float
+
+
+def find_evidence(weights: np.ndarray, spans: np.ndarray, seconds_per_token: float, seconds: float) -> list[Evidence]:
+    """Join strongly attended neighbouring slots into spans, strongest first.
+
+    weights (M,) float: attention to each memory slot, prefix left out; spans (M, 2): its speech tokens.
+    The weights of the result sum to at most 1.
+    """
+    if not len(weights) or weights.max() <= 0:
+        return []
+    strong = np.flatnonzero(weights >= LEAST_SHARE * weights.max())
+    found: list[list[float]] = []
+    for slot in strong:
+        start, end = spans[slot] * seconds_per_token
+        if found and start - found[-1][1] <= LARGEST_GAP:
+            found[-1][1] = end
+            found[-1][2] += float(weights[slot])
+        else:
+            found.append([start, end, float(weights[slot])])
+    found.sort(key=lambda span: -span[2])
+    total = max(1.0, sum(span[2] for span in found))
+    return [
+        Evidence(round(float(start), 2), round(float(min(end, seconds)), 2), round(weight / total - 5e-5, 4))
+        for start, end, weight in found[:MOST_SPANS]
+    ]

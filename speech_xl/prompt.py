@@ -1,0 +1,58 @@
+"""Text to token ids and back: what stands before the audio, a question behind it, and how answers end.
+
+It knows the checkpoint's tokenizer and prompt templates, no audio and no tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from speech_xl.config import ModelConfig, PromptConfig
+from speech_xl.errors import CheckpointError, QuestionError
+
+LONGEST_QUESTION = 4000  # characters; a question is a sentence, not a document
+
+
+class Prompt:
+    """A checkpoint's tokenizer with its templates filled in."""
+
+    def __init__(self, tokenizer: Tokenizer, config: PromptConfig):
+        self._tokenizer = tokenizer
+        self._config = config
+        self.prefix_ids = self._encode(config.before_audio)
+        ends = {token: tokenizer.token_to_id(token) for token in config.end_tokens}
+        unknown = [token for token, number in ends.items() if number is None]
+        if unknown:
+            raise CheckpointError(f"tokenizer.json lacks the end token {unknown[0]!r} that config.json names.")
+        self.end_ids = frozenset(ends.values())
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig) -> Prompt:
+        """Read `folder`/tokenizer.json; CheckpointError if it is absent or broken."""
+        path = Path(folder) / "tokenizer.json"
+        if not path.exists():
+            raise CheckpointError(f"{folder} has no tokenizer.json; copy or convert the checkpoint again.")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the tokenizers library raises plain Exception for any malformed file
+            raise CheckpointError(f"{path} cannot be read ({error}); copy or convert the checkpoint again.") from error
+        return cls(tokenizer, config.prompt)
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
+
+    def question_ids(self, question: str) -> list[int]:
+        """Token ids of everything behind the audio, up to where the answer starts."""
+        question = question.strip()
+        if not question:
+            raise QuestionError("The question is empty; type what you want to know about the recording.")
+        if len(question) > LONGEST_QUESTION:
+            raise QuestionError(f"The question has {len(question)} characters; ask it in {LONGEST_QUESTION} or fewer.")
+        return self._encode(self._config.after_audio.replace("{question}", question))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, special tokens left out."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True).strip()
