@@ -12,7 +12,9 @@ FOREIGN = {"torch", "mlx", "transformers", "gradio"}
 
 
 def test_importing_every_core_module_loads_no_framework() -> None:
-    names = sorted(m.name for m in pkgutil.iter_modules(speech_xl.__path__, "speech_xl.") if m.name != "speech_xl.__main__")
+    names = sorted(
+        m.name for m in pkgutil.iter_modules(speech_xl.__path__, "speech_xl.") if m.name != "speech_xl.__main__"
+    )
     assert len(names) > 10
     program = f"import sys, importlib\nfor n in {names}: importlib.import_module(n)\nprint(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()

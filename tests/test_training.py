@@ -33,7 +33,12 @@ def tiny_recipe(folder: Path) -> Path:
     data |= {"save_every_seconds": 0, "vocab_size": 512}
     data["encoding"] = {"human_order_copies": 1, "synthetic_orders": 6, "human_numbers": 0, "synthetic_numbers": 100,
                         "strength": 0.3}  # fmt: skip
-    data["model"]["encoder"] |= {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+    data["model"]["encoder"] |= {
+        "d_model": 16,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+    }
     data["model"]["adapter"]["hidden_size"] = 16
     data["model"]["decoder"] |= {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
                                  "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}  # fmt: skip

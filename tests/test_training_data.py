@@ -13,9 +13,7 @@ import pytest
 from torch_backend.training import corpus, grammar, voices
 from torch_backend.training.augment import FASTEST, SLOWEST, augment, spec_augment
 
-HUMAN_DATA = Path(
-    os.environ.get("SPEECH_XL_HUMAN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
-)
+HUMAN_DATA = Path(os.environ.get("SPEECH_XL_HUMAN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 needs_voice = pytest.mark.skipif(
     not (shutil.which("espeak-ng") or shutil.which("flite")),
     reason="neither espeak-ng nor flite is installed",

@@ -1,0 +1,246 @@
+"""The command line: what it prints, and one sentence with exit code 2 for everything that cannot be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from safetensors.numpy import load_file, save_file
+
+from speech_xl.cli import main, parse_bytes, read_questions
+from speech_xl.errors import QuestionError, ScheduleError
+from tests.tiny import save_checkpoint, sound, tiny_config, write_sound
+
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+
+
+@pytest.fixture
+def run(tiny_checkpoint: Path, capsys: pytest.CaptureFixture):
+    def call(*arguments: object, model: Path = tiny_checkpoint) -> tuple[int, str, str]:
+        words = [str(a) for a in arguments]
+        if words[0] in ("ask", "listen"):
+            words += ["--model", str(model), "--backend", "torch"]
+        code = main(words)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def refused(result: tuple[int, str, str]) -> str:
+    """The one sentence of a refusal."""
+    code, out, err = result
+    assert code == 2 and out == "" and "Traceback" not in err
+    lines = [line for line in err.strip().splitlines() if "listening" not in line]
+    assert len(lines) == 1 and lines[0].endswith((".", ".)"))
+    return lines[0]
+
+
+def test_ask_prints_exactly_one_json_document(run, recording: Path) -> None:
+    code, out, _ = run("ask", recording, "what is order 4?", "and order 5?", "--json", "--ratio", "8")
+    assert code == 0
+    document = json.loads(out)
+    assert list(document) == ["recording", "model", "backend", "memory", "timing", "answers"]
+    assert document["recording"]["seconds_heard"] == pytest.approx(7.33, abs=1e-3)
+    assert document["memory"] == {"intervals": 6, "ratio": "8", "slots": 13, "speech_tokens": 92,
+                                  "bytes": 13 * 2 * 2 * 2 * 8 * 4}  # fmt: skip
+    assert [a["question"] for a in document["answers"]] == ["what is order 4?", "and order 5?"]
+    for answer in document["answers"]:
+        weights = [e["weight"] for e in answer["evidence"]]
+        assert weights == sorted(weights, reverse=True) and 0 < sum(weights) <= 1
+        assert all(0 <= e["start"] < e["end"] <= 7.34 for e in answer["evidence"])
+
+
+def test_a_memory_answers_as_its_recording(run, recording: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "talk.sxl"
+    assert run("listen", recording, "-o", memory)[0] == 0
+    from_audio, from_memory = (json.loads(run("ask", p, "a?", "--json")[1]) for p in (recording, memory))
+    assert from_audio["answers"] == from_memory["answers"]
+    assert from_audio["memory"] == from_memory["memory"]
+    assert from_audio["recording"]["sha256"] == from_memory["recording"]["sha256"]
+    assert "13 slots" not in run("info", memory)[1] and "24 for 92 speech tokens" in run("info", memory)[1]
+    assert list(tmp_path.iterdir()) == [memory]
+
+
+def test_questions_come_from_lines_or_json_lines(run, recording: Path, tmp_path: Path) -> None:
+    file = tmp_path / "questions.txt"
+    file.write_text('a b?\n\n{"question": "c d?", "answer": "x"}\n')
+    assert read_questions(file) == ["a b?", "c d?"]
+    code, out, err = run("ask", recording, "--questions", file)
+    assert code == 0 and out.count("?") >= 2 and "listening" in err
+
+
+def test_info_describes_recordings_and_checkpoints(run, recording: Path, tiny_checkpoint: Path) -> None:
+    assert "7.33 s" in run("info", recording)[1]
+    out = run("info", tiny_checkpoint)[1]
+    total = sum(a.size for a in load_file(tiny_checkpoint / "model.safetensors").values())
+    assert f"{total:,}" in out and "memory per hour, ratio 16" in out and "can hold it" in out
+
+
+@pytest.mark.parametrize(("text", "count"), [("64MiB", 64 * 2**20), ("1.5 kb", 1500), ("12", 12), ("2gib", 2**31)])
+def test_budgets_are_read(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1MiB", "3 parsecs"])
+def test_other_budgets_are_refused(text: str) -> None:
+    with pytest.raises(ScheduleError, match="64MiB"):
+        parse_bytes(text)
+
+
+def make_bad_recording(kind: str, folder: Path) -> Path:
+    path = folder / f"{kind}.wav"
+    if kind == "text":
+        path.write_text("this is no sound")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "header":
+        sf.write(path, np.zeros(0, np.float32), 16_000)
+    elif kind == "nan":
+        sf.write(path, np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    elif kind == "blink":
+        write_sound(path, 0.05)
+    elif kind == "folder":
+        path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "text", "empty", "header", "nan", "blink"])
+def test_recordings_that_cannot_be_heard(run, tmp_path: Path, kind: str) -> None:
+    bad = make_bad_recording(kind, tmp_path)
+    output = tmp_path / "out.sxl"
+    for command in (["ask", bad, "a?"], ["listen", bad, "-o", output], ["ask", bad, "a?", "--json"]):
+        assert bad.name in refused(run(*command)) or kind == "blink"
+    assert not output.exists() and not [p for p in tmp_path.iterdir() if p != bad]
+
+
+@pytest.mark.parametrize(("channels", "rate"), [(8, 16_000), (1, 192_000), (2, 8_000)])
+def test_any_channels_and_rates_are_heard(run, tmp_path: Path, channels: int, rate: int) -> None:
+    path = tmp_path / "odd.wav"
+    sf.write(path, np.tile(sound(1.0, rate=rate)[:, None], (1, channels)), rate)
+    code, out, _ = run("ask", path, "a?", "--json")
+    assert code == 0 and json.loads(out)["recording"]["seconds_heard"] == pytest.approx(1, abs=0.01)
+
+
+def test_an_hour_of_silence_is_heard(tiny_checkpoint: Path, run, tmp_path: Path) -> None:
+    path = tmp_path / "silence.flac"
+    with sf.SoundFile(path, "w", 8_000, 1, "PCM_16") as file:
+        for _ in range(60):
+            file.write(np.zeros(60 * 8_000, np.int16))
+    code, out, _ = run("ask", path, "a?", "--json", "--ratio", "16")
+    assert code == 0 and json.loads(out)["recording"]["seconds_heard"] == 3600
+
+
+@needs_ffmpeg
+def test_a_truncated_mp3_is_heard_and_the_rest_said_to_be_missing(run, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.mp3", tmp_path / "cut.mp3"
+    sf.write(whole, sound(20.0), 16_000, format="MP3")
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    code, out, err = run("ask", cut, "a?", "--json")
+    heard = json.loads(out)["recording"]["seconds_heard"]
+    assert code == 0 and 8 < heard < 12
+    assert "cut.mp3" in err or "missing" in err
+
+
+@pytest.mark.parametrize("ratio", ["3", "0", "-2", "much", "32"])
+def test_unknown_ratios(run, recording: Path, ratio: str) -> None:
+    assert "ratio" in refused(run("ask", recording, "a?", f"--ratio={ratio}")).lower()
+
+
+def test_a_budget_too_small_names_one_that_would_do(run, recording: Path) -> None:
+    sentence = refused(run("ask", recording, "a?", "--memory-budget", "500"))
+    enough = sentence.split("; ")[1].split(" would")[0]
+    assert run("ask", recording, "a?", "--memory-budget", enough)[0] == 0
+
+
+def test_a_budget_takes_the_smallest_ratio_that_fits(run, recording: Path) -> None:
+    document = json.loads(run("ask", recording, "a?", "--json", "--memory-budget", "8KiB")[1])
+    assert document["memory"]["ratio"] == "4" and document["memory"]["bytes"] <= 8192
+
+
+@pytest.mark.parametrize("question", ["", "   ", "a" * 100_000])
+def test_questions_that_cannot_be_asked(run, recording: Path, question: str) -> None:
+    assert "question" in refused(run("ask", recording, question)).lower()
+
+
+def test_question_files_that_cannot_be_read(run, recording: Path, tmp_path: Path) -> None:
+    empty, broken = tmp_path / "empty.txt", tmp_path / "broken.jsonl"
+    empty.write_text("\n")
+    broken.write_text('{"query": "a?"}\n')
+    for path in (empty, broken, tmp_path / "missing.txt"):
+        assert path.name in refused(run("ask", recording, "--questions", path))
+    with pytest.raises(QuestionError, match="line 1"):
+        read_questions(broken)
+
+
+@pytest.mark.parametrize("damage", ["noise", "cut", "foreign format", "other model", "spans", "missing"])
+def test_memories_that_cannot_be_asked(run, recording: Path, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "talk.sxl"
+    if damage != "missing":
+        assert run("listen", recording, "-o", path)[0] == 0
+    model = {}
+    if damage == "noise":
+        path.write_bytes(np.random.default_rng(0).bytes(500))
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "foreign format":
+        save_file({"keys": np.zeros(3)}, path)
+    elif damage == "spans":
+        from safetensors import safe_open
+
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata()
+        arrays = load_file(path)
+        save_file(arrays | {"spans": arrays["spans"][:-1]}, path, metadata=metadata)
+    elif damage == "other model":
+        model = {"model": save_checkpoint(tmp_path / "other", tiny_config(), seed=9)}
+    sentence = refused(run("ask", path, "a?", **model))
+    assert "talk.sxl" in sentence
+    assert damage != "other model" or "another model" in sentence
+
+
+def test_a_memory_has_its_ratio_already(run, recording: Path, tmp_path: Path) -> None:
+    run("listen", recording, "-o", tmp_path / "talk.sxl")
+    assert "--ratio" in refused(run("ask", tmp_path / "talk.sxl", "a?", "--ratio", "4"))
+
+
+def test_outputs_that_cannot_be_written(run, recording: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder.sxl").mkdir()
+    for output in (tmp_path / "folder.sxl", tmp_path / "none" / "talk.sxl", tmp_path / "talk.txt"):
+        assert output.name in refused(run("listen", recording, "-o", output)) or "none" in str(output)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder.sxl"]
+
+
+def test_ctrl_c_leaves_no_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "long.flac"
+    with sf.SoundFile(path, "w", 16_000, 1, "PCM_16") as file:
+        for _ in range(120):
+            file.write(sound(60.0))
+    command = [
+        sys.executable,
+        "-m",
+        "speech_xl",
+        "listen",
+        path,
+        "-o",
+        tmp_path / "long.sxl",
+        "--model",
+        tiny_checkpoint,
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    seen = ""
+    while "real time" not in seen:
+        seen += process.stderr.read(40)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in rest and "Stopped" in rest
+    assert [p.name for p in tmp_path.iterdir()] == ["long.flac"]
