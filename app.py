@@ -1,0 +1,53 @@
+"""`python app.py`: parse flags, load a model, build the page, launch. Also the entry point of the Space."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry; read when gradio is imported
+
+from space.page import EXAMPLES, HEAD, STYLE, build_page
+from speech_xl.backend import BACKENDS
+from speech_xl.conversation import SpeechModel
+from speech_xl.errors import SpeechXLError
+
+LARGEST_UPLOAD = "2gb"  # some hours of uncompressed sound
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Speech-XL: ask recordings of any length, in the browser.")
+    parser.add_argument("--host", default=None, help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=None, help="default: 7860, or the next free one")
+    parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
+    parser.add_argument("--auth", metavar="NAME:PASSWORD", help="ask visitors for this name and password")
+    parser.add_argument("--max-hours", type=float, default=10.0, help="longest recording that is accepted")
+    parser.add_argument("--model", help="checkpoint folder or Hub id (default: the embedded model)")
+    parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
+    arguments = parser.parse_args()
+    try:
+        model = SpeechModel.load(arguments.model, arguments.backend)
+    except SpeechXLError as error:
+        print(error, file=sys.stderr)
+        return 2
+    name, colon, password = (arguments.auth or "").partition(":")
+    if arguments.auth and not (name and colon and password):
+        print("--auth needs a name and a password, like visitor:secret.", file=sys.stderr)
+        return 2
+    page = build_page(model, arguments.max_hours)
+    page.queue(default_concurrency_limit=4, max_size=64).launch(
+        server_name=arguments.host,
+        server_port=arguments.port,
+        share=arguments.share,
+        auth=(name, password) if arguments.auth else None,
+        allowed_paths=[str(EXAMPLES)],
+        max_file_size=LARGEST_UPLOAD,
+        css=STYLE,
+        head=HEAD,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The page: layout, event handlers and pictures. No model logic."""

@@ -1,0 +1,99 @@
+"""HTML and SVG that the page shows: progress, timeline, figures, evidence. Text in, markup out; no state.
+
+Everything that comes from a visitor is escaped here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from speech_xl.conversation import Heard
+from speech_xl.evidence import Evidence
+from speech_xl.schedule import format_bytes
+
+SILENCE = -50.0  # dB: an interval below this is drawn as silence
+MOST_BARS = 240  # in the timeline: neighbours are joined beyond that
+
+
+def clock(seconds: float) -> str:
+    """2:03 or 1:02:03."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def figures(heard: Heard | None) -> str:
+    """Live numbers while listening, in cells of fixed width so that nothing jumps."""
+    if heard is None:
+        cells = [("heard", "-"), ("speed", "-"), ("left", "-"), ("speech tokens", "-"), ("memory", "-"), ("uncompressed", "-")]
+    else:
+        left = "-"
+        if heard.total_seconds:
+            left = clock(max(0.0, heard.total_seconds - heard.seconds) / max(heard.speed, 1e-9))
+        cells = [
+            ("heard", clock(heard.seconds)),
+            ("speed", f"{heard.speed:.0f}x real time"),
+            ("left", left),
+            ("speech tokens", f"{heard.tokens:,}"),
+            ("memory", f"{heard.slots:,} slots, {format_bytes(heard.memory_bytes)}"),
+            ("uncompressed", format_bytes(heard.raw_bytes)),
+        ]
+    return '<dl class="sxl-figures">' + "".join(f"<div><dt>{n}</dt><dd>{v}</dd></div>" for n, v in cells) + "</dl>"
+
+
+def timeline(events: Sequence[Heard], evidence: Sequence[Evidence] = ()) -> str:
+    """One bar an interval: height is loudness, colour tells speech from silence; evidence glows above."""
+    if not events:
+        return '<div class="sxl-timeline sxl-empty">The timeline grows here while the recording is heard.</div>'
+    total = max(events[-1].total_seconds or 0.0, events[-1].seconds)
+    step = -(-len(events) // MOST_BARS)
+    bars = []
+    for at in range(0, len(events), step):
+        group = events[at : at + step]
+        level = max(e.level for e in group)
+        height = min(1.0, max(0.06, (level + 70) / 60)) * 40
+        x, width = group[0].interval_start / total * 1000, (group[-1].interval_end - group[0].interval_start) / total * 1000
+        kind = "speech" if level > SILENCE else "silence"
+        ratio = "raw" if group[0].ratio is None else f"ratio {group[0].ratio}"
+        slots = sum(e.interval_slots for e in group)
+        title = f"{clock(group[0].interval_start)}-{clock(group[-1].interval_end)}, {ratio}, {slots} slots"
+        bars.append(
+            f'<rect class="{kind}" x="{x:.1f}" y="{60 - height:.1f}" width="{max(0.5, width - 0.6):.1f}" '
+            f'height="{height:.1f}"><title>{title}</title></rect>'
+        )
+    strongest = max((e.weight for e in evidence), default=1.0)
+    glow = "".join(
+        f'<rect class="evidence" x="{e.start / total * 1000:.1f}" y="2" width="{max(3.0, (e.end - e.start) / total * 1000):.1f}" '
+        f'height="12" opacity="{0.25 + 0.75 * e.weight / strongest:.2f}"><title>{clock(e.start)}-{clock(e.end)}</title></rect>'
+        for e in evidence
+    )
+    heard = events[-1].seconds
+    label = f"Timeline: {clock(heard)} of {clock(total)} heard"
+    return (
+        f'<div class="sxl-timeline" role="img" aria-label="{label}"><svg viewBox="0 0 1000 62" preserveAspectRatio="none">'
+        f'{"".join(bars)}{glow}</svg><div class="sxl-scale"><span>0:00</span><span>{clock(total / 2)}</span>'
+        f"<span>{clock(total)}</span></div></div>"
+    )
+
+
+def player(source: str | None, name: str = "") -> str:
+    """The recording itself; evidence buttons move it (see EVIDENCE_SCRIPT in page.py)."""
+    if source is None:
+        return '<div class="sxl-player sxl-empty">No recording to play yet.</div>'
+    return (
+        f'<div class="sxl-player"><audio id="sxl-player" controls preload="metadata" src="{escape(source, quote=True)}" '
+        f'aria-label="Recording {escape(name, quote=True)}" ontimeupdate="sxlStop(this)"></audio></div>'
+    )
+
+
+def evidence_buttons(evidence: Sequence[Evidence]) -> str:
+    """The strongest spans, each a button that plays exactly that part."""
+    if not evidence:
+        return '<div class="sxl-evidence sxl-empty">Where an answer comes from is shown here; press a time to hear it.</div>'
+    buttons = "".join(
+        f'<button type="button" onclick="sxlPlay({e.start},{e.end})" aria-label="Play {clock(e.start)} to {clock(e.end)}">'
+        f"&#9654; {clock(e.start)}&#8211;{clock(e.end)} <small>{e.weight:.0%}</small></button>"
+        for e in evidence
+    )
+    return f'<div class="sxl-evidence">{buttons}</div>'

@@ -1,0 +1,70 @@
+"""What one visitor has: a recording, its memory, and the conversation about it. Nobody else's.
+
+It knows the core's objects and no user interface.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from space.pictures import clock
+from speech_xl.conversation import Answer, Heard, Listening, SpeechModel
+from speech_xl.memory import AudioMemory, save_memory
+
+
+@dataclass
+class Session:
+    """Lives in the page's per-session state and is dropped with it."""
+
+    listening: Listening | None = None
+    memory: AudioMemory | None = None
+    source: str | None = None  # path of the recording, for the player
+    events: list[Heard] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    folder: tempfile.TemporaryDirectory | None = None
+
+    def forget(self) -> None:
+        """Stop listening and drop everything."""
+        if self.listening is not None:
+            self.listening.cancel()
+        if self.folder is not None:
+            self.folder.cleanup()
+        self.listening = self.memory = self.source = self.folder = None
+        self.events, self.answers = [], []
+
+    @property
+    def _downloads(self) -> Path:
+        if self.folder is None:
+            self.folder = tempfile.TemporaryDirectory(prefix="speech-xl-")
+        return Path(self.folder.name)
+
+    def askable(self) -> tuple[AudioMemory | None, bool]:
+        """-> (memory to ask, whether the recording is still being heard)."""
+        if self.memory is not None:
+            return self.memory, False
+        if self.listening is not None and self.events:
+            return self.listening.snapshot(), True
+        return None, False
+
+    def save_memory(self, model: SpeechModel) -> str:
+        path = self._downloads / (Path(self.memory.recording.path).stem[:80] + ".sxl")
+        save_memory(self.memory, path, model)
+        return str(path)
+
+    def export(self, kind: str) -> str:
+        """The conversation as a Markdown or JSON file, with times -> its path."""
+        name = self.memory.recording.path if self.memory else "recording"
+        if kind == "json":
+            text = json.dumps({"recording": name, "answers": [asdict(a) for a in self.answers]}, indent=2)
+        else:
+            lines = [f"# {name}", ""]
+            for a in self.answers:
+                times = ", ".join(f"{clock(e.start)}-{clock(e.end)}" for e in a.evidence[:3])
+                lines += [f"**{a.question}**", "", f"{a.answer}" + (f" ({times})" if times else ""), ""]
+            text = "\n".join(lines)
+        path = self._downloads / f"conversation.{'json' if kind == 'json' else 'md'}"
+        path.write_text(text, encoding="utf-8")
+        return str(path)

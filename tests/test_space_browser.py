@@ -1,0 +1,153 @@
+"""The page in a real browser: what a person does, and that it looks the same while it happens.
+
+Screenshots are left in screenshots/ for people to look at.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+from speech_xl.checkpoints import EMBEDDED_FOLDER
+from speech_xl.conversation import SpeechModel
+from tests.tiny import write_sound
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+SHOTS = Path(__file__).parent.parent / "screenshots"
+PATIENCE = 120_000  # ms: a slow machine is not a broken page
+
+
+@pytest.fixture(scope="module")
+def address(tiny_checkpoint: Path) -> Iterator[str]:
+    """The page, served with the embedded model where there is one."""
+    from space.page import EXAMPLES, HEAD, STYLE, build_page
+
+    trained = (EMBEDDED_FOLDER / "config.json").exists()
+    model = SpeechModel.load(None if trained else str(tiny_checkpoint), "torch")
+    page = build_page(model, max_hours=1.0)
+    _, url, _ = page.queue(default_concurrency_limit=4).launch(
+        prevent_thread_lock=True, quiet=True, allowed_paths=[str(EXAMPLES)], css=STYLE, head=HEAD
+    )
+    yield url
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    with playwright.sync_playwright() as p:
+        running = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser: playwright.Browser, address: str) -> Iterator[playwright.Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    outside: list[str] = []
+    opened.on("request", lambda r: outside.append(r.url) if not r.url.startswith((address, "data:", "blob:")) else None)
+    opened.set_default_timeout(PATIENCE)
+    opened.goto(address)
+    opened.get_by_role("button", name="Listen").wait_for()
+    yield opened
+    context.close()
+    assert not outside, f"the page asked others for {outside}"
+
+
+def shoot(page: playwright.Page, name: str) -> None:
+    SHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+
+
+def hear_example(page: playwright.Page) -> None:
+    page.get_by_role("button", name="Example:").click()
+    page.locator("#sxl-status", has_text="heard, all of it").wait_for()
+
+
+def put(page: playwright.Page, question: str, turn: int) -> str:
+    """Ask and wait for the answer of that turn (0, 1, ...)."""
+    page.get_by_label("Question", exact=True).fill(question)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    answer = page.get_by_test_id("bot").nth(turn)
+    answer.wait_for()
+    page.locator(".sxl-evidence button").first.wait_for()
+    return answer.inner_text().strip()
+
+
+def test_hear_ask_and_play_the_evidence(page: playwright.Page) -> None:
+    shoot(page, "start")
+    hear_example(page)
+    assert page.locator(".sxl-timeline rect.speech").count() > 20
+    answer = put(page, "What drink is order 46?", 0)
+    shoot(page, "asked")
+    assert answer
+    start = page.locator(".sxl-evidence button").first.get_attribute("onclick")
+    seconds = float(start.split("(")[1].split(",")[0])
+    page.locator(".sxl-evidence button").first.click()
+    page.wait_for_function(f"Math.abs(document.getElementById('sxl-player').currentTime - {seconds}) < 3")
+    put(page, "What size is order 46?", 1)
+    assert page.locator(".sxl-timeline rect.evidence").count() >= 1
+
+
+def test_a_question_before_any_recording_is_a_sentence(page: playwright.Page) -> None:
+    page.get_by_label("Question", exact=True).fill("What drink is order 4?")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.get_by_test_id("bot").first.wait_for()
+    assert "listen to a recording first" in page.get_by_test_id("bot").first.inner_text()
+
+
+def test_a_file_that_is_no_sound_is_a_sentence_and_the_page_goes_on(page: playwright.Page, tmp_path: Path) -> None:
+    bad = tmp_path / "<b>bad</b>.wav"
+    bad.write_text("no sound at all")
+    page.locator("input[type=file]").first.set_input_files(bad)
+    page.get_by_text("bad").first.wait_for()
+    page.get_by_role("button", name="Listen", exact=True).click()
+    page.locator(".toast-body").first.wait_for()
+    assert "Traceback" not in page.content()
+    hear_example(page)
+
+
+def test_a_long_recording_can_be_cancelled(page: playwright.Page, tmp_path: Path) -> None:
+    long = write_sound(tmp_path / "long.wav", 1800)
+    page.locator("input[type=file]").first.set_input_files(long)
+    page.get_by_text("long.wav").first.wait_for()
+    page.get_by_role("button", name="Listen", exact=True).click()
+    page.locator(".sxl-timeline rect").first.wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.locator("#sxl-status", has_text="Cancelled").wait_for()
+    assert not [t for t in threading.enumerate() if t.name == "speech-xl-reader"]
+
+
+def test_two_visitors_do_not_see_each_other(browser: playwright.Browser, page: playwright.Page, address: str) -> None:
+    hear_example(page)
+    other = browser.new_context().new_page()
+    other.set_default_timeout(PATIENCE)
+    other.goto(address)
+    other.get_by_label("Question", exact=True).fill("What drink is order 46?")
+    other.get_by_role("button", name="Ask", exact=True).click()
+    other.get_by_test_id("bot").first.wait_for()
+    assert "listen to a recording first" in other.get_by_test_id("bot").first.inner_text()
+    other.context.close()
+
+
+@pytest.mark.parametrize(("name", "width", "scheme"), [("phone", 390, "light"), ("dark", 1280, "dark")])
+def test_it_fits_a_phone_and_the_dark(browser: playwright.Browser, address: str, name: str, width: int, scheme: str) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(address)
+    hear_example(page)
+    shoot(page, name)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
