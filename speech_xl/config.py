@@ -117,6 +117,7 @@ class ModelConfig:
     decoder: DecoderConfig
     prompt: PromptConfig = field(default_factory=PromptConfig)
     sst: SSTConfig | None = None
+    evidence_layers: tuple[int, ...] = ()  # decoder layers whose attention is shown as evidence; none: all
     dtype: str = "float32"  # of the stored weights
     layout: str = "torch"  # of the stored weights: which backend's axis order convolutions have
     quantization: dict[str, int] | None = None  # {"group_size", "bits"} of the decoder's linear layers
@@ -189,6 +190,10 @@ def check(config: ModelConfig) -> None:
         "num_attention_heads must be a multiple of num_key_value_heads",
     )
     require(d.head_dim % 2 == 0, "head_dim must be even, as RoPE rotates pairs")
+    require(
+        all(type(i) is int and 0 <= i < d.num_hidden_layers for i in config.evidence_layers),
+        "evidence_layers must be decoder layers",
+    )
     require("{question}" in config.prompt.after_audio, "prompt.after_audio must contain {question}")
     require(config.layout in ("torch", "mlx"), f"layout must be torch or mlx, not {config.layout!r}")
     if s is not None:

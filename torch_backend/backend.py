@@ -109,7 +109,8 @@ class Backend:
         while True:
             with torch.inference_mode():  # not around the yield: it would leak into the caller
                 logits, weights = self._read(ids, position, state.memory, cache)
-                step = Step(int(logits.argmax()), weights.mean(0).cpu().numpy())
+                shown = weights[list(self.config.evidence_layers)] if self.config.evidence_layers else weights
+                step = Step(int(logits.argmax()), shown.mean(0).cpu().numpy())
             yield step
             position += len(ids)
             ids = [step.token]

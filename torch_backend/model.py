@@ -10,7 +10,7 @@ from torch_backend.encoder import SpeechTower
 
 
 class SpeechXL(nn.Module):
-    """Parameters: `audio_tower.*` (Whisper), `multi_modal_projector.*` (adapter), `language_model.*`."""
+    """Parameters: `speech.encoder.*` (Whisper's names), `speech.adapter.*`, `decoder.*` (Qwen2's names)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

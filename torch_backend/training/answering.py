@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from speech_xl.schedule import Ratio
-from torch_backend.decoder import Decoder
+from torch_backend.decoder import Decoder, rotate
 from torch_backend.training.desk import ELSEWHERE, UNNUMBERED, Batch, ClipPool, build_sample, collate
 from torch_backend.training.state import Run, learning_rate, optimizers, set_learning_rate
 
@@ -48,31 +49,72 @@ class AnsweringStage:
     weight_decay: float = 0.01
     clips: str = "encoded"  # "pseudo" or what the trained encoder makes of real clips: "encoded"
     binding: float = 0.5  # weight of the binding head's loss
+    evidence: float = 0.3  # weight of the evidence loss
+    evidence_layers: tuple[int, ...] = (3, 4)  # where it is asked for
     human: float = 0.6  # share of encoded clips that people speak
     initialise_sst: bool = False
     log_every: int = 25
 
 
 class Binding(nn.Module):
-    """A training-time head: which announced number does a speech token's order belong to?
+    """A training-time head: which announced number is this row about?
 
-    Answering needs every word of an order to know the number spoken before it. Left alone, that binding is
-    found late and all at once; asked for at every speech token of the middle layer, it is found in minutes.
+    Answering needs every word of an order, and the question about it, to know the number, in the same terms.
+    Left alone, that binding is found late and all at once; asked for at every speech, SST and answer row of a
+    middle layer by one shared head, it is found in minutes.
     """
 
     def __init__(self, width: int, layer: int):
         super().__init__()
         self.layer = layer
         self.digits = nn.Linear(width, 22)  # tens and ones, each 0..9 or "no number"
+        nn.init.zeros_(self.digits.weight)
+        nn.init.zeros_(self.digits.bias)
 
     def loss(self, layer_outputs: list[torch.Tensor], batch: Batch) -> torch.Tensor:
         numbers = torch.from_numpy(batch.numbers)
-        start = len(batch.prefix_ids)
-        rows = layer_outputs[self.layer][:, start : start + numbers.shape[1]][numbers != ELSEWHERE]
+        rows = layer_outputs[self.layer][numbers != ELSEWHERE]
         numbers = numbers[numbers != ELSEWHERE]
         unnumbered = numbers == UNNUMBERED
         targets = torch.stack([numbers // 10, numbers % 10], dim=1).masked_fill(unnumbered[:, None], 10)
         return F.cross_entropy(self.digits(rows).unflatten(1, (2, 11)).flatten(0, 1), targets.flatten())
+
+
+def evidence_loss(decoder: Decoder, layers: Sequence[int], layer_outputs: list[torch.Tensor], batch: Batch) -> torch.Tensor:
+    """-log of the attention that answer rows pay to the order asked about, in some layers, over all heads.
+
+    It teaches retrieval directly, and it makes what the model attends to the evidence that a person is shown.
+    """
+    numbers = torch.from_numpy(batch.numbers)
+    start = batch.sst_rows.stop
+    sample, row = (torch.from_numpy(batch.targets) >= 0).nonzero(as_tuple=True)
+    asked = numbers[sample, start + row]
+    visible = torch.from_numpy(batch.mask)[sample, 0, start + row]  # (A, R)
+    right = (numbers[sample] == asked[:, None]) & visible
+    right[:, start:] = False  # the answer's own rows carry the number too
+    answerable = right.any(1)
+    total = layer_outputs[0].new_zeros(())
+    for number in layers:
+        layer = decoder.layers[number]
+        attention = layer.self_attn
+        h = layer.input_layernorm(layer_outputs[number - 1])
+        key = attention.k_proj(h)
+        if batch.ssts:
+            ssts = attention.sst_k_proj(h[:, batch.sst_rows])
+            key = torch.cat([key[:, : batch.sst_rows.start], ssts, key[:, start:]], dim=1)
+        heads = (attention.q_proj(h), attention.heads), (key, attention.kv_heads)
+        query, key = (x.unflatten(-1, (count, -1)).transpose(1, 2) for x, count in heads)
+        query = rotate(query, decoder.rotation(torch.from_numpy(batch.query_positions)))[sample, :, start + row]
+        key = rotate(key, decoder.rotation(torch.from_numpy(batch.key_positions)))
+        key = key.repeat_interleave(attention.heads // attention.kv_heads, dim=1)
+        scores = query.new_empty(len(sample), attention.heads, key.shape[2])
+        for i in range(len(key)):  # by sample: answer rows differ in number from sample to sample
+            scores[sample == i] = torch.einsum("ahd,hrd->ahr", query[sample == i], key[i])
+        scores = scores / attention.head_dim**0.5
+        weights = scores.masked_fill(~visible[:, None], -torch.inf).softmax(-1).mean(1)
+        mass = (weights * right).sum(1)[answerable]
+        total = total - (mass + 1e-4).log().mean() / len(layers)
+    return total
 
 
 def forward(
@@ -151,14 +193,13 @@ def train_answering(
 ) -> None:
     """Train `decoder` through all phases, resuming where the run's folder says."""
     decoder.embed_tokens.weight.requires_grad_(False)  # the ruler that alignment measured speech with
-    binding = Binding(decoder.config.hidden_size, len(decoder.layers) // 2)
-    nn.init.zeros_(binding.digits.weight)
-    nn.init.zeros_(binding.digits.bias)
+    binding = Binding(decoder.config.hidden_size, len(decoder.layers) // 2 - 1)
     trained = nn.ModuleDict({"decoder": decoder, "binding": binding})
     built = optimizers(dict(trained.named_parameters()), stage.lr, stage.weight_decay)
     done = run.resume(trained, built)
     total = sum(p.steps for p in stage.phases)
-    step, tally, losses, bindings, tokens, started = 0, defaultdict(list), [], [], 0, time.monotonic()
+    step, tally, losses, bindings, evidence = 0, defaultdict(list), [], [], []
+    tokens, started = 0, time.monotonic()
     for phase in stage.phases:
         for _ in range(phase.steps):
             step += 1
@@ -170,24 +211,28 @@ def train_answering(
             logits, targets, owner = forward(decoder, batch, layer_outputs)
             loss = F.cross_entropy(logits, targets)
             bound = binding.loss(layer_outputs, batch)
-            (loss + stage.binding * bound).backward()
+            found = evidence_loss(decoder, stage.evidence_layers, layer_outputs, batch)
+            (loss + stage.binding * bound + stage.evidence * found).backward()
             torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
             for optimizer in built:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             losses.append(loss.item())
             bindings.append(bound.item())
+            evidence.append(found.item())
             tokens += batch.mask.shape[0] * batch.mask.shape[-1]
             for kind, hits in score(batch, logits, targets, owner).items():
                 tally[kind] += hits
             if step % stage.log_every == 0:
                 slots = [h for kind, hits in tally.items() if kind not in ("transcribe", "absent") for h in hits]
                 row = {"stage": stage.name, "phase": phase.name, "step": step, "loss": sum(losses) / len(losses)}
-                row |= {"binding": sum(bindings) / len(bindings), "slots": sum(slots) / max(1, len(slots))}
+                row |= {"binding": sum(bindings) / len(bindings), "evidence": sum(evidence) / len(evidence)}
+                row |= {"slots": sum(slots) / max(1, len(slots))}
                 row |= {kind: sum(hits) / len(hits) for kind, hits in sorted(tally.items())}
                 if validation is not None and step % (4 * stage.log_every) == 0:
                     row |= validate(stage, phase, decoder, validation, tokenizer, interval)
                 run.log(row | {"rows_per_second": tokens / (time.monotonic() - started)})
-                tally, losses, bindings, tokens, started = defaultdict(list), [], [], 0, time.monotonic()
+                tally, losses, bindings, evidence = defaultdict(list), [], [], []
+                tokens, started = 0, time.monotonic()
             run.save_if_due(step, trained, built)
     run.finish(decoder)

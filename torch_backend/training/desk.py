@@ -47,6 +47,7 @@ class Question:
     text: str
     answer: str
     kind: str  # a slot's name, "transcribe" or "absent"
+    number: int  # the order's
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def ask_about(number: int, clip: TokenClip, kind: str, rng: random.Random) -> Qu
     else:
         template = rng.choice(grammar.QUESTIONS[kind]) if rng.random() < 0.3 else grammar.QUESTIONS[kind][0]
         answer = (clip.slots or {}).get(kind, grammar.NOT_MENTIONED)
-    return Question(template.format(n=number), answer, kind)
+    return Question(template.format(n=number), answer, kind, number)
 
 
 def build_sample(
@@ -102,8 +103,9 @@ def build_sample(
     for _ in range(questions):
         if not asked or rng.random() < 0.03:
             kind = rng.choice(list(grammar.QUESTIONS))
-            template = grammar.QUESTIONS[kind][0]
-            chosen.append(Question(template.format(n=rng.choice(absent)), grammar.NOT_MENTIONED, "absent"))
+            number = rng.choice(absent)
+            text = grammar.QUESTIONS[kind][0].format(n=number)
+            chosen.append(Question(text, grammar.NOT_MENTIONED, "absent", number))
             continue
         number, clip = rng.choice(asked)
         if clip.words is not None and rng.random() < transcripts:
@@ -121,11 +123,11 @@ class Batch:
     """B recordings padded to one row layout [prefix | speech | SSTs | text]."""
 
     speech: np.ndarray  # (B, N, D) float32
-    numbers: np.ndarray  # (B, N) int64, as in DeskSample
     prefix_ids: np.ndarray  # (P,) int64
     text_ids: np.ndarray  # (B, T) int64
     targets: np.ndarray  # (B, T) int64: the next token where it counts in the loss, else -1
     question_of_row: np.ndarray  # (B, T) int64: which question a text row belongs to
+    numbers: np.ndarray  # (B, R) int64: the order that a speech, SST or answer row is about, as in DeskSample
     query_positions: np.ndarray  # (B, R) int64
     key_positions: np.ndarray  # (B, R) int64
     mask: np.ndarray  # (B, 1, R, R) bool
@@ -152,7 +154,7 @@ def collate(
     `longest_skip`: up to so many memory slots are pretended between intervals (see schedule.whole_pass).
     """
     prefix = tokenizer.encode(BEGIN).ids
-    passes, texts = [], []
+    passes, texts, heard_until = [], [], []
     for number, sample in enumerate(samples):
         policy = StepRandomRatio(tuple(ratios), seed, first_sample + number)
         plans = list(Scheduler(interval, policy, len(prefix)).plan_all(len(sample.speech)))
@@ -166,6 +168,7 @@ def collate(
             skipped = np.sort(generator.integers(0, total + 1, len(plans) + 1))
         passes.append(whole_pass(len(prefix), plans, [len(q) + len(a) - 1 for q, a in blocks], skipped))
         texts.append(blocks)
+        heard_until.append(np.concatenate([np.zeros(0, np.int64), *[p.first_token + p.sst_after for p in plans]]))
 
     b, p = len(samples), len(prefix)
     n = max(w.speech for w in passes)
@@ -173,14 +176,15 @@ def collate(
     t = max(len(w.mask) - p - w.speech - w.ssts for w in passes)
     rows = p + n + k + t
     speech = np.zeros((b, n, samples[0].speech.shape[1]), np.float32)
-    numbers = np.full((b, n), ELSEWHERE, np.int64)
+    numbers = np.full((b, rows), ELSEWHERE, np.int64)
     ids, targets, owner = (np.full((b, t), fill, np.int64) for fill in (0, -1, -1))
     query, key = (np.zeros((b, rows), np.int64) for _ in range(2))
     mask = np.zeros((b, 1, rows, rows), bool)
     mask[:, 0, np.arange(rows), np.arange(rows)] = True  # padding rows see themselves: no empty softmax
     for i, (sample, w, blocks) in enumerate(zip(samples, passes, texts, strict=True)):
         speech[i, : w.speech] = sample.speech
-        numbers[i, : w.speech] = sample.numbers
+        numbers[i, p : p + w.speech] = sample.numbers
+        numbers[i, p + n : p + n + w.ssts] = sample.numbers[heard_until[i]]
         length = len(w.mask) - p - w.speech - w.ssts
         place = np.concatenate([
             np.arange(p), p + np.arange(w.speech), p + n + np.arange(w.ssts), p + n + k + np.arange(length)
@@ -193,6 +197,8 @@ def collate(
             ids[i, at : at + len(sequence) - 1] = sequence[:-1]
             targets[i, at + len(question) - 1 : at + len(sequence) - 1] = answer
             owner[i, at : at + len(sequence) - 1] = number
+            answering = slice(p + n + k + at + len(question) - 1, p + n + k + at + len(sequence) - 1)
+            numbers[i, answering] = sample.questions[number].number
             at += len(sequence) - 1
     kinds = [[q.kind for q in s.questions] for s in samples]
-    return Batch(speech, numbers, np.array(prefix), ids, targets, owner, query, key, mask, k, kinds)
+    return Batch(speech, np.array(prefix), ids, targets, owner, numbers, query, key, mask, k, kinds)

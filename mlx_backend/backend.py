@@ -1,0 +1,171 @@
+"""MLX's implementation of the backend protocol: loading, states and steps; no decisions.
+
+MLX arrays are lazy and belong to the thread that made them, so every public method runs on one worker
+thread of its own and evaluates what it leaves behind; see speech_xl/backend.py for what each promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from mlx_backend.memory import KeyValues
+from mlx_backend.model import SpeechXL
+from speech_xl.backend import Step
+from speech_xl.config import ModelConfig
+from speech_xl.schedule import IntervalPlan
+
+CACHE_LIMIT = 256 * 2**20  # bytes of freed buffers that MLX may keep for reuse
+
+
+@dataclass
+class State:
+    """Memory per layer, and speech tokens (1, N, D) that wait for their interval to fill."""
+
+    memory: list[KeyValues]
+    queued: mx.array
+
+
+class Backend:
+    """One loaded model on one device."""
+
+    name = "mlx"
+
+    def __init__(self, model: SpeechXL, config: ModelConfig, worker: ThreadPoolExecutor):
+        self.model = model
+        self.config = config
+        self._worker = worker
+        self.dtype = model.decoder.norm.weight.dtype
+        self.itemsize = self.dtype.size
+        self.device = "gpu (Apple Silicon)" if mx.default_device() == mx.gpu else "cpu"
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig, dtype: mx.Dtype | None = None) -> Backend:
+        """Load every safetensors file of a checked checkpoint folder."""
+        worker = ThreadPoolExecutor(1, thread_name_prefix="mlx")
+
+        def build() -> SpeechXL:
+            on_gpu = mx.default_device() == mx.gpu
+            mx.set_cache_limit(CACHE_LIMIT)
+            if on_gpu:  # as mlx-lm does: weights that may not be paged out are read faster
+                mx.set_wired_limit(mx.device_info()["max_recommended_working_set_size"])
+            model = SpeechXL(config)
+            weights: dict[str, mx.array] = {}
+            for path in sorted(Path(folder).glob("*.safetensors")):
+                weights |= mx.load(str(path))
+            # 16-bit numbers are fast on Apple's GPUs and very slow on CPUs.
+            kind = dtype or (getattr(mx, config.dtype) if on_gpu else mx.float32)
+            if config.quantization is not None:
+                packed = {name.removesuffix(".scales") for name in weights if name.endswith(".scales")}
+                nn.quantize(model, **config.quantization, class_predicate=lambda name, _: name in packed)
+            weights = {n: t.astype(kind) if mx.issubdtype(t.dtype, mx.floating) else t for n, t in weights.items()}
+            model.load_weights(list(model.sanitize(weights).items()))
+            mx.eval(model.parameters())
+            return model
+
+        return cls(worker.submit(build).result(), config, worker)
+
+    def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return self._worker.submit(work, *arguments).result()
+
+    def _empty(self) -> list[KeyValues]:
+        d = self.config.decoder
+        return [KeyValues(d.num_key_value_heads, d.head_dim, self.dtype) for _ in range(d.num_hidden_layers)]
+
+    def _evaluate(self, state: State) -> None:
+        mx.eval(state.queued, [layer._buffers for layer in state.memory])
+
+    def start(self, prefix: list[int]) -> State:
+        def work() -> State:
+            memory = self._empty()
+            if prefix:
+                self._read(prefix, 0, self._empty(), memory)
+            state = State(memory, mx.zeros((1, 0, self.config.decoder.hidden_size), self.dtype))
+            self._evaluate(state)
+            return state
+
+        return self._run(work)
+
+    def hear(self, state: State, mel: np.ndarray, valid_positions: np.ndarray, tokens: list[int]) -> None:
+        def work() -> None:
+            speech = self.model.speech(mx.array(mel).astype(self.dtype), mx.array(valid_positions))
+            kept = [speech[i, :count] for i, count in enumerate(tokens)]
+            state.queued = mx.concatenate([state.queued[0], *kept])[None]
+            mx.eval(state.queued)
+
+        self._run(work)
+
+    def close_interval(self, state: State, plan: IntervalPlan) -> None:
+        def work() -> None:
+            decoder = self.model.decoder
+            speech, state.queued = state.queued[:, : plan.tokens], state.queued[:, plan.tokens :]
+            decoder.interval(
+                speech,
+                state.memory,
+                decoder.rotation(mx.array(plan.speech_positions)),
+                decoder.rotation(mx.array(plan.sst_query_positions)),
+                decoder.rotation(mx.array(plan.slot_positions)),
+                mx.array(plan.sst_mask()),
+                raw=plan.ratio is None,
+            )
+            self._evaluate(state)  # release this interval's graph before the next one
+
+        self._run(work)
+
+    def fork(self, state: State) -> State:
+        def work() -> State:
+            copy = State([layer.copy() for layer in state.memory], mx.array(state.queued))
+            self._evaluate(copy)
+            return copy
+
+        return self._run(work)
+
+    def _read(
+        self, ids: list[int], position: int, memory: list[KeyValues], cache: list[KeyValues]
+    ) -> tuple[mx.array, mx.array]:
+        rotation = self.model.decoder.rotation(mx.arange(position, position + len(ids)))
+        return self.model.decoder.text(mx.array([ids]), rotation, memory, cache)
+
+    def answer(self, state: State, ids: list[int], position: int) -> Iterator[Step]:
+        cache = self._run(self._empty)
+
+        def work() -> Step:
+            logits, weights = self._read(ids, position, state.memory, cache)
+            shown = weights[list(self.config.evidence_layers)] if self.config.evidence_layers else weights
+            return Step(int(logits.argmax()), np.array(shown.mean(0)))
+
+        while True:
+            step = self._run(work)
+            yield step
+            position += len(ids)
+            ids = [step.token]
+
+    def memory_bytes(self, state: State) -> int:
+        return self._run(lambda: sum(t.nbytes for layer in state.memory for t in (layer.keys, layer.values)))
+
+    def export_memory(self, state: State) -> dict[str, np.ndarray]:
+        def work() -> dict[str, np.ndarray]:
+            return {
+                name: np.array(mx.concatenate([getattr(layer, name) for layer in state.memory]).astype(mx.float32))
+                for name in ("keys", "values")
+            }
+
+        return self._run(work)
+
+    def import_memory(self, arrays: dict[str, np.ndarray]) -> State:
+        state = self.start([])
+
+        def work() -> None:
+            for layer, keys, values in zip(state.memory, arrays["keys"], arrays["values"], strict=True):
+                layer.append(mx.array(keys)[None].astype(self.dtype), mx.array(values)[None].astype(self.dtype))
+            self._evaluate(state)
+
+        self._run(work)
+        return state

@@ -1,0 +1,116 @@
+"""From log-mel windows to speech tokens: a Whisper encoder and the adapter that joins it to the decoder.
+
+It knows windows, not recordings: which windows there are and which tokens of the last one count is the
+core's business. Tensor names and mathematics are Whisper's (arXiv 2212.04356), so its published weights
+load as they are.
+
+Letters: B windows, T mel frames, S encoder positions (T / 2), N speech tokens, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx import nn
+
+from speech_xl.config import AdapterConfig, EncoderConfig, ModelConfig
+
+
+class EncoderAttention(nn.Module):
+    """Full self-attention inside one window. Whisper gives the key projection no bias."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.heads = config.encoder_attention_heads
+        self.q_proj = nn.Linear(config.d_model, config.d_model)
+        self.k_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.v_proj = nn.Linear(config.d_model, config.d_model)
+        self.out_proj = nn.Linear(config.d_model, config.d_model)
+
+    def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
+        q, k, v = (
+            project(x).reshape(*x.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        scale = q.shape[-1] ** -0.5
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)  # (B, H, S, D / H)
+        return self.out_proj(out.transpose(0, 2, 1, 3).reshape(x.shape))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.self_attn = EncoderAttention(config)
+        self.final_layer_norm = nn.LayerNorm(config.d_model)
+        self.fc1 = nn.Linear(config.d_model, config.encoder_ffn_dim)
+        self.fc2 = nn.Linear(config.encoder_ffn_dim, config.d_model)
+
+    def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
+        x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
+        return x + self.fc2(nn.gelu(self.fc1(self.final_layer_norm(x))))
+
+
+class Encoder(nn.Module):
+    """Whisper's encoder, with Qwen2-Audio's pooling before the last norm where `pool` > 1."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        self.conv1 = nn.Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
+        self.embed_positions = nn.Embedding(config.max_source_positions, config.d_model)
+        self.layers = [EncoderLayer(config) for _ in range(config.encoder_layers)]
+        self.layer_norm = nn.LayerNorm(config.d_model)
+
+    def __call__(self, mel: mx.array, valid_positions: mx.array | None = None) -> mx.array:
+        """mel (B, num_mel_bins, T), valid_positions (B,) int64 or None -> (B, S / pool, d_model).
+
+        `valid_positions` counts the positions of each window that attention may see (`mask_padding`).
+        """
+        x = nn.gelu(self.conv1(mel.transpose(0, 2, 1)))  # MLX convolves over (B, T, channels)
+        x = nn.gelu(self.conv2(x)) + self.embed_positions.weight
+        mask = None
+        if self.config.mask_padding and valid_positions is not None:
+            mask = mx.arange(x.shape[1]) < valid_positions[:, None]
+            mask = mask[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, mask)
+        if self.config.pool > 1:
+            x = x.reshape(x.shape[0], -1, self.config.pool, x.shape[2]).mean(2)
+        return self.layer_norm(x)
+
+
+class Adapter(nn.Module):
+    """Frame stacking, then one linear layer or linear-GELU-linear, to the decoder's width."""
+
+    def __init__(self, config: AdapterConfig, encoder_width: int, decoder_width: int):
+        super().__init__()
+        self.stack = config.stack
+        inner = config.hidden_size or decoder_width
+        self.linear_1 = nn.Linear(encoder_width * config.stack, inner, bias=config.bias)
+        self.linear_2 = None
+        if config.hidden_size is not None:
+            self.linear_2 = nn.Linear(inner, decoder_width, bias=config.bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, S, d_model) -> (B, S / stack, hidden_size of the decoder)."""
+        x = self.linear_1(x.reshape(x.shape[0], x.shape[1] // self.stack, -1))
+        return x if self.linear_2 is None else self.linear_2(nn.gelu(x))
+
+
+class SpeechTower(nn.Module):
+    """Encoder, removal of each window's context, adapter."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder)
+        self.adapter = Adapter(config.adapter, config.encoder.d_model, config.decoder.hidden_size)
+
+    def __call__(self, mel: mx.array, valid_positions: mx.array | None = None) -> mx.array:
+        """mel (B, num_mel_bins, T) -> speech tokens (B, tokens_per_window, hidden_size)."""
+        x = self.encoder(mel, valid_positions)
+        context = self.config.encoder.context_positions // self.config.encoder.pool
+        if context:
+            x = x[:, context:-context]
+        return self.adapter(x)
