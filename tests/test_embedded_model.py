@@ -38,7 +38,11 @@ def test_it_is_whole_and_small() -> None:
 
 def test_its_recipe_is_the_one_in_the_tree() -> None:
     recipe, config = load_recipe(NANO), check_checkpoint(EMBEDDED_FOLDER)
-    assert (recipe.model.encoder, recipe.model.decoder, recipe.model.sst) == (config.encoder, config.decoder, config.sst)
+    assert (recipe.model.encoder, recipe.model.decoder, recipe.model.sst) == (
+        config.encoder,
+        config.decoder,
+        config.sst,
+    )
 
 
 def test_it_answers_the_shipped_example(model: SpeechModel) -> None:

@@ -37,7 +37,11 @@ def test_logits_agree_in_one_masked_pass(config: ModelConfig, tokens: int, drawn
         models = both(config, folder)
         listed = tuple(None if r == "raw" else config.sst.ratios[r] for r in drawn)
         passed = whole_pass(2, list(Scheduler(config.sst.interval, ListedRatios(listed), 2).plan_all(tokens)), [3])
-        x = np.random.default_rng(0).standard_normal((1, len(passed.mask), config.decoder.hidden_size)).astype(np.float32)
+        x = (
+            np.random.default_rng(0)
+            .standard_normal((1, len(passed.mask), config.decoder.hidden_size))
+            .astype(np.float32)
+        )
         arrays = [x, passed.query_positions[None], passed.key_positions[None], passed.mask[None, None]]
         decoder = models["torch"].backend.model.decoder
         with torch.inference_mode():

@@ -142,7 +142,9 @@ def test_two_visitors_do_not_see_each_other(browser: playwright.Browser, page: p
 
 
 @pytest.mark.parametrize(("name", "width", "scheme"), [("phone", 390, "light"), ("dark", 1280, "dark")])
-def test_it_fits_a_phone_and_the_dark(browser: playwright.Browser, address: str, name: str, width: int, scheme: str) -> None:
+def test_it_fits_a_phone_and_the_dark(
+    browser: playwright.Browser, address: str, name: str, width: int, scheme: str
+) -> None:
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
     page = context.new_page()
     page.set_default_timeout(PATIENCE)

@@ -40,6 +40,7 @@ def tiny_recipe(folder: Path) -> Path:
         "encoder_ffn_dim": 16,
     }
     data["model"]["adapter"]["hidden_size"] = 16
+    data["model"]["evidence_layers"] = [1]
     data["model"]["decoder"] |= {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
                                  "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}  # fmt: skip
     answering = {"kind": "answering", "lr": 0.01, "log_every": 2}

@@ -50,7 +50,6 @@ class AnsweringStage:
     clips: str = "encoded"  # "pseudo" or what the trained encoder makes of real clips: "encoded"
     binding: float = 0.5  # weight of the binding head's loss
     evidence: float = 0.3  # weight of the evidence loss
-    evidence_layers: tuple[int, ...] = (3, 4)  # where it is asked for
     human: float = 0.6  # share of encoded clips that people speak
     initialise_sst: bool = False
     log_every: int = 25
@@ -80,7 +79,9 @@ class Binding(nn.Module):
         return F.cross_entropy(self.digits(rows).unflatten(1, (2, 11)).flatten(0, 1), targets.flatten())
 
 
-def evidence_loss(decoder: Decoder, layers: Sequence[int], layer_outputs: list[torch.Tensor], batch: Batch) -> torch.Tensor:
+def evidence_loss(
+    decoder: Decoder, layers: Sequence[int], layer_outputs: list[torch.Tensor], batch: Batch
+) -> torch.Tensor:
     """-log of the attention that answer rows pay to the order asked about, in some layers, over all heads.
 
     It teaches retrieval directly, and it makes what the model attends to the evidence that a person is shown.
@@ -189,9 +190,13 @@ def train_answering(
     tokenizer: Tokenizer,
     interval: int,
     run: Run,
+    evidence_layers: Sequence[int],
     validation: ClipPool | None = None,
 ) -> None:
-    """Train `decoder` through all phases, resuming where the run's folder says."""
+    """Train `decoder` through all phases, resuming where the run's folder says.
+
+    `evidence_layers` (1 or higher): the layers whose attention the finished model shows as evidence.
+    """
     decoder.embed_tokens.weight.requires_grad_(False)  # the ruler that alignment measured speech with
     binding = Binding(decoder.config.hidden_size, len(decoder.layers) // 2 - 1)
     trained = nn.ModuleDict({"decoder": decoder, "binding": binding})
@@ -211,7 +216,7 @@ def train_answering(
             logits, targets, owner = forward(decoder, batch, layer_outputs)
             loss = F.cross_entropy(logits, targets)
             bound = binding.loss(layer_outputs, batch)
-            found = evidence_loss(decoder, stage.evidence_layers, layer_outputs, batch)
+            found = evidence_loss(decoder, evidence_layers, layer_outputs, batch)
             (loss + stage.binding * bound + stage.evidence * found).backward()
             torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
             for optimizer in built:

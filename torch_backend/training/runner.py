@@ -74,7 +74,8 @@ class Runner:
                 copy_into_sst(self.model.decoder, self.tokenizer.token_to_id(END))
             interval = self.recipe.model.sst.interval
             pool, validation = self._pools(stage)
-            train_answering(stage, self.model.decoder, pool, self.tokenizer, interval, run, validation)
+            layers = self.recipe.model.evidence_layers
+            train_answering(stage, self.model.decoder, pool, self.tokenizer, interval, run, layers, validation)
         else:
             embeddings = self.model.decoder.embed_tokens.weight
             validation = (self.validation.human_orders, self.validation.human_digits[::5])
