@@ -97,7 +97,7 @@ def test_5_later_audio_never_changes_a_closed_interval(backend: str, config: Mod
         other[-1] += 1
         memories = []
         for sound in (mel, other):
-            state, scheduler = hear_tokens(model, sound, listed_ratios(config), [1, 1, 1, 1])
+            state, _ = hear_tokens(model, sound, listed_ratios(config), [1, 1, 1, 1])
             memories.append(model.backend.export_memory(state)["values"])
         tokens = 3 * config.tokens_per_window // model.interval * model.interval
         plans = list(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +173,7 @@ def test_tape_spans_cover_what_was_laid_on_it(runner: Runner) -> None:
     tape = lay_tape(config, sounds, random.Random(0))
     spans = tape.spans
     assert tape.samples.sum() == 33_000
-    assert spans[0].start == 0 and all(a.stop == b.start for a, b in zip(spans, spans[1:], strict=False))
+    assert spans[0].start == 0 and all(a.stop == b.start for a, b in pairwise(spans))
     windows = windows_of(config, tape.samples)
     assert len(windows) * config.tokens_per_window >= config.tokens_for(len(tape.samples))
 

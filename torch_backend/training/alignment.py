@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import soxr
 import torch
 import torch.nn.functional as F
 from scipy.signal import lfilter
@@ -40,6 +41,7 @@ class AlignmentPhase:
     human: int  # human orders on each tape, labelled by the model itself when the phase starts
     strength: float  # of the augmentation, 0..1
     flat_start: float = 0.0  # weight of the guessed alignment's loss
+    numbers: int = 0  # announced numbers beyond one an order
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,10 @@ def make_tape(
             clips = [rng.choice(data.synthetic_digits) for _ in range(2)]
         gap = np.zeros(int(rng.uniform(0.03, 0.25) * SAMPLING_RATE), np.float32)
         joined = np.concatenate([waveform(clips[0]), gap, waveform(clips[1])])
+        # Few people say digits here, so each is made into several; half are heard through a telephone.
+        joined = soxr.resample(joined, 1.0, noise_rng.uniform(0.88, 1.14), quality="LQ")
+        if noise_rng.random() < 0.5:
+            joined = soxr.resample(soxr.resample(joined, SAMPLING_RATE, 8000), 8000, SAMPLING_RATE)
         add(joined, spoken_ids(tokenizer, [grammar.DIGIT_WORDS[c.digit] for c in clips]))
 
     for _ in range(phase.synthetic):
@@ -226,6 +232,8 @@ def make_tape(
     for _ in range(phase.human):
         which = rng.randrange(len(data.human_orders))
         add(waveform(data.human_orders[which]), spoken_ids(tokenizer, labels[which]))
+        number()
+    for _ in range(phase.numbers):
         number()
     rng.shuffle(utterances)
     tape = lay_tape(config, utterances, rng)
