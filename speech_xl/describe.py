@@ -89,7 +89,7 @@ def count_parameters(folder: Path) -> dict[str, int]:
 
 def describe_ssts(config: ModelConfig) -> str:
     if config.sst is None:
-        return "none: training-free summarizers serve this checkpoint"
+        return "none: every interval stays raw"
     s = config.sst
     state = "trained" if s.trained else "freshly initialised, not trained"
     return f"{state}, intervals of {s.interval} speech tokens, ratios {', '.join(map(str, s.ratios))} (usually {s.default_ratio})"

@@ -1,0 +1,121 @@
+"""Checkpoints: what is checked before anything is loaded, and what each refusal says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from safetensors.numpy import load_file, save_file
+
+from speech_xl.checkpoints import check_checkpoint, expected_tensors, fingerprint, resolve_checkpoint
+from speech_xl.config import ModelConfig, from_dict, to_dict
+from speech_xl.conversation import SpeechModel
+from speech_xl.errors import CheckpointError
+from tests.tiny import configs, save_checkpoint, tiny_config
+from torch_backend.model import SpeechXL
+
+
+@settings(max_examples=15, deadline=None)
+@given(configs())
+def test_expected_tensors_are_the_networks(config: ModelConfig) -> None:
+    with torch.device("meta"):
+        network = SpeechXL(config).state_dict()
+    assert {name: tuple(t.shape) for name, t in network.items()} == expected_tensors(config)
+
+
+@settings(max_examples=15)
+@given(configs())
+def test_configurations_survive_json(config: ModelConfig) -> None:
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_checkpoint(tmp_path / "tiny", tiny_config())
+
+
+def change_weights(folder: Path, name: str, array: np.ndarray | None) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop(name)
+    save_file(tensors | ({} if array is None else {name: array}), folder / "model.safetensors")
+
+
+def test_a_missing_tensor_is_named(folder: Path) -> None:
+    change_weights(folder, "decoder.layers.1.mlp.up_proj.weight", None)
+    with pytest.raises(CheckpointError, match=r"lacks the tensor decoder\.layers\.1\.mlp\.up_proj\.weight"):
+        SpeechModel.load(str(folder), "torch")
+
+
+def test_a_misshapen_tensor_is_named(folder: Path) -> None:
+    change_weights(folder, "speech.encoder.conv1.bias", np.zeros(3, np.float32))
+    with pytest.raises(CheckpointError, match=r"speech\.encoder\.conv1\.bias has shape \[3\].*needs \[16\]"):
+        SpeechModel.load(str(folder), "torch")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "sentence"),
+    [
+        (lambda f: (f / "config.json").unlink(), "no config.json"),
+        (lambda f: (f / "config.json").write_text("{"), "cannot be read as JSON"),
+        (lambda f: (f / "config.json").write_text('{"model_type": "llama"}'), "Convert it first"),
+        (lambda f: (f / "model.safetensors").unlink(), "holds no"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 50), "is damaged"),
+        (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
+        (lambda f: (f / "tokenizer.json").write_text("{}"), "cannot be read"),
+    ],
+)
+def test_a_broken_folder_is_one_sentence(folder: Path, break_it, sentence: str) -> None:
+    break_it(folder)
+    with pytest.raises(CheckpointError, match=sentence):
+        SpeechModel.load(str(folder), "torch")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"decoder": {"num_key_value_heads": 3}}, "multiple of num_key_value_heads"),
+        ({"decoder": {"head_dim": 7}}, "head_dim must be even"),
+        ({"decoder": {"hidden_size": "wide"}}, "hidden_size must be a whole number"),
+        ({"encoder": {"context_positions": 50}}, "context_positions leaves nothing"),
+        ({"encoder": {"context_positions": 3}}, "must be multiples"),
+        ({"sst": {"interval": 10}}, "must be a multiple of ratio"),
+        ({"sst": {"default_ratio": 3}}, "default_ratio"),
+        ({"prompt": {"after_audio": "?"}}, "question"),
+        ({"decoder": {"colour": 1}}, "unknown fields colour"),
+    ],
+)
+def test_contradictions_in_a_configuration_are_named(changes: dict, sentence: str) -> None:
+    data = json.loads(json.dumps(to_dict(tiny_config())))
+    for part, values in changes.items():
+        data[part] |= values
+    with pytest.raises(CheckpointError, match=sentence):
+        from_dict(data)
+
+
+def test_a_missing_field_is_named() -> None:
+    data = to_dict(tiny_config())
+    del data["adapter"]["stack"]
+    with pytest.raises(CheckpointError, match="adapter lacks stack"):
+        from_dict(data)
+
+
+def test_the_fingerprint_is_of_weights_and_configuration(folder: Path, tmp_path: Path) -> None:
+    twin = save_checkpoint(tmp_path / "twin", tiny_config())
+    assert fingerprint(folder) == fingerprint(twin)
+    other = save_checkpoint(tmp_path / "other", tiny_config(), seed=1)
+    assert fingerprint(folder) != fingerprint(other)
+
+
+def test_names_are_resolved_without_guessing(folder: Path) -> None:
+    assert resolve_checkpoint(None) == resolve_checkpoint("nano")
+    assert resolve_checkpoint(str(folder)) == folder
+    for name in ("nowhere", "/no/such/folder", "a/b/c"):
+        with pytest.raises(CheckpointError, match="no checkpoint folder"):
+            resolve_checkpoint(name)
+    with pytest.raises(CheckpointError, match="cannot be reached"):
+        resolve_checkpoint("someone/something-that-is-not-here")
+    assert check_checkpoint(folder).name == "tiny"

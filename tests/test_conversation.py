@@ -1,0 +1,112 @@
+"""Listening, asking and evidence: what events say, what answers carry, and what cancelling leaves behind."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speech_xl.conversation import Listening, SpeechModel, ask
+from speech_xl.errors import QuestionError
+from speech_xl.evidence import find_evidence
+from speech_xl.listening import TokenEnergy
+from tests.tiny import sound, write_sound
+
+
+def reader_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "speech-xl-reader"]
+
+
+def test_events_tell_what_was_heard(tiny_speech_model: SpeechModel, recording: Path) -> None:
+    listening = Listening(tiny_speech_model, recording, 4)
+    events = list(listening)
+    assert [e.interval for e in events] == list(range(len(events)))
+    assert [e.interval_start for e in events[1:]] == [e.interval_end for e in events[:-1]]
+    assert events[-1].seconds == pytest.approx(7.33, abs=1e-3) and events[-1].total_seconds == pytest.approx(7.33)
+    assert [e.tokens for e in events] == [16, 32, 48, 64, 80, 92]
+    per_slot = tiny_speech_model.bytes_per_slot
+    assert all(e.memory_bytes == e.slots * per_slot and e.raw_bytes == (1 + e.tokens) * per_slot for e in events)
+    assert all(-40 < e.level < 0 for e in events)
+
+
+def test_levels_tell_speech_from_silence(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
+    import soundfile as sf
+
+    loud = sound(16 * 0.08)
+    sf.write(tmp_path / "half.wav", np.concatenate([loud, np.zeros_like(loud)]), 16_000)
+    first, second = Listening(tiny_speech_model, tmp_path / "half.wav")
+    assert first.level > -20 and second.level == -100
+
+
+def test_a_snapshot_is_what_was_heard_so_far_and_listening_goes_on(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
+    whole = write_sound(tmp_path / "whole.wav", 60)
+    undisturbed = Listening(tiny_speech_model, whole)
+    list(undisturbed)
+    listening = Listening(tiny_speech_model, whole)
+    events = iter(listening)
+    for _ in range(3):
+        event = next(events)
+    early = listening.snapshot()
+    assert event.seconds <= early.seconds < 60 and early.tokens >= event.tokens
+    assert early.spans[-1, 1] == early.tokens
+    assert list(ask(tiny_speech_model, early, "a?", longest=3)) is not None
+    for _ in events:
+        pass
+    exports = [tiny_speech_model.backend.export_memory(x.memory.state)["values"] for x in (undisturbed, listening)]
+    assert np.array_equal(*exports)
+
+
+def test_cancelling_stops_the_reader_and_leaves_no_memory(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
+    listening = Listening(tiny_speech_model, write_sound(tmp_path / "long.wav", 300))
+    for number, _ in enumerate(listening):
+        if number == 2:
+            listening.cancel()
+    assert number < 30 and not reader_threads()
+    with pytest.raises(RuntimeError):
+        _ = listening.memory
+
+
+def test_leaving_the_loop_stops_the_reader(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
+    events = iter(Listening(tiny_speech_model, write_sound(tmp_path / "long.wav", 300)))
+    next(events)
+    events.close()
+    assert not reader_threads()
+
+
+def test_pieces_join_to_the_answer(tiny_speech_model: SpeechModel, recording: Path) -> None:
+    listening = Listening(tiny_speech_model, recording)
+    list(listening)
+    asking = ask(tiny_speech_model, listening.memory, "what drink is order 4?", longest=20)
+    assert "".join(asking).strip() == asking.answer.answer
+    assert asking.answer.question == "what drink is order 4?" and asking.answer.seconds > 0
+
+
+@pytest.mark.parametrize("question", ["", " \n", "x" * 5000])
+def test_a_question_that_cannot_be_asked_is_refused_at_once(
+    tiny_speech_model: SpeechModel, recording: Path, question: str
+) -> None:
+    listening = Listening(tiny_speech_model, recording)
+    list(listening)
+    with pytest.raises(QuestionError):
+        ask(tiny_speech_model, listening.memory, question)
+
+
+def test_evidence_joins_neighbours_and_puts_the_strongest_first() -> None:
+    spans = np.stack([np.arange(0, 400, 8), np.arange(8, 408, 8)], axis=1)
+    weights = np.full(50, 0.001)
+    weights[[10, 11, 12]] = [0.1, 0.2, 0.1]  # one stretch
+    weights[[30, 40]] = [0.3, 0.05]  # 0.3 alone is weaker than the stretch's 0.4
+    found = find_evidence(weights, spans, 0.08, seconds=32.0)
+    assert [(e.start, e.end) for e in found] == [(6.4, 8.32), (19.2, 19.84), (25.6, 26.24)]
+    assert sum(e.weight for e in found) <= 1
+    assert find_evidence(np.zeros(0), np.zeros((0, 2)), 0.08, 0.0) == []
+
+
+def test_token_energy_covers_every_sample() -> None:
+    energy = TokenEnergy(10)
+    for n in (3, 12, 9, 11):
+        energy.push(np.full(n, 2.0, np.float32))
+    energy.finish()
+    assert energy.take(3).tolist() == [4, 4, 4] and energy.take(2).tolist() == [4, 0]
