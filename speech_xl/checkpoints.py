@@ -92,10 +92,10 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             linear(f"{layer}.self_attn.{prefix}k_proj", d.hidden_size, keys, d.attention_bias)
             linear(f"{layer}.self_attn.{prefix}v_proj", d.hidden_size, keys, d.attention_bias)
             if not prefix or s.output_projection:
-                linear(f"{layer}.self_attn.{prefix}o_proj", queries, d.hidden_size, bias=False)
+                linear(f"{layer}.self_attn.{prefix}o_proj", queries, d.hidden_size, d.attention_output_bias)
         for name in ("gate_proj", "up_proj"):
-            linear(f"{layer}.mlp.{name}", d.hidden_size, d.intermediate_size, bias=False)
-        linear(f"{layer}.mlp.down_proj", d.intermediate_size, d.hidden_size, bias=False)
+            linear(f"{layer}.mlp.{name}", d.hidden_size, d.intermediate_size, d.mlp_bias)
+        linear(f"{layer}.mlp.down_proj", d.intermediate_size, d.hidden_size, d.mlp_bias)
     shapes["decoder.norm.weight"] = (d.hidden_size,)
     if not d.tie_word_embeddings:
         shapes["decoder.lm_head.weight"] = (d.vocab_size, d.hidden_size)

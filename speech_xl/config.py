@@ -38,6 +38,7 @@ class EncoderConfig:
     context_positions: int = 0  # positions at each end of a window that are computed and thrown away
     pool: int = 1  # Qwen2-Audio averages pairs of positions before the final norm: 2
     mask_padding: bool = False  # Qwen2-Audio hides padding frames of the last window from attention
+    whole_pools: bool = False  # Qwen2-Audio drops a last position that has no partner to average with
     keep_padding: bool = False  # Voxtral keeps the speech tokens of the last window's padding
 
     @property
@@ -81,6 +82,8 @@ class DecoderConfig:
     rope_theta: float
     rms_norm_eps: float = 1e-6
     attention_bias: bool = True  # on q, k and v; Qwen2 has it, Llama has not
+    attention_output_bias: bool = False  # on o; Llama with attention_bias has it
+    mlp_bias: bool = False
     tie_word_embeddings: bool = True
     max_position_embeddings: int = 32_768
 
@@ -148,10 +151,17 @@ class ModelConfig:
         return 2 * d.num_hidden_layers * d.num_key_value_heads * d.head_dim
 
     def tokens_for(self, samples: int) -> int:
-        """Speech tokens of a recording of `samples` samples at 16 kHz: every started token counts."""
+        """Speech tokens of a recording of `samples` samples at 16 kHz."""
+        windows, rest = divmod(samples, self.encoder.hop_frames * HOP_LENGTH)
+        return windows * self.tokens_per_window + self.tokens_of_window(rest)
+
+    def tokens_of_window(self, samples: int) -> int:
+        """Speech tokens to keep of one window whose middle part holds `samples` of sound: every started one."""
         if self.encoder.keep_padding:
-            window = self.encoder.hop_frames * HOP_LENGTH
-            return -(-samples // window) * self.tokens_per_window
+            return self.tokens_per_window if samples else 0
+        if self.encoder.whole_pools:
+            positions = -(-samples // (CONV_STRIDE * HOP_LENGTH))
+            return -(-(positions // self.encoder.pool) // self.adapter.stack)
         return -(-samples // (self.frames_per_token * HOP_LENGTH))
 
 

@@ -114,13 +114,7 @@ class WindowReader:
                 return
 
     def _group(self, windows: list[Window], energy: TokenEnergy) -> HeardWindows:
-        samples_per_token = self._config.frames_per_token * HOP_LENGTH
-        tokens = [
-            self._config.tokens_per_window
-            if self._config.encoder.keep_padding
-            else -(-w.valid_samples // samples_per_token)
-            for w in windows
-        ]
+        tokens = [self._config.tokens_of_window(w.valid_samples) for w in windows]
         mel = np.stack([w.mel for w in windows])
         return HeardWindows(mel, [w.valid_samples for w in windows], tokens, energy.take(sum(tokens)))
 

@@ -42,13 +42,13 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(width, queries, bias=bias)
         self.k_proj = nn.Linear(width, keys, bias=bias)
         self.v_proj = nn.Linear(width, keys, bias=bias)
-        self.o_proj = nn.Linear(queries, width, bias=False)
+        self.o_proj = nn.Linear(queries, width, bias=config.attention_output_bias)
         if sst is not None:
             self.sst_q_proj = nn.Linear(width, queries, bias=bias)
             self.sst_k_proj = nn.Linear(width, keys, bias=bias)
             self.sst_v_proj = nn.Linear(width, keys, bias=bias)
             if sst.output_projection:
-                self.sst_o_proj = nn.Linear(queries, width, bias=False)
+                self.sst_o_proj = nn.Linear(queries, width, bias=config.attention_output_bias)
 
     def project(self, x: torch.Tensor, sst: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, R, D) -> unrotated q (B, H, R, head_dim), k and v (B, kv_heads, R, head_dim)."""
@@ -80,9 +80,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
