@@ -51,7 +51,7 @@ def tiny_recipe(folder: Path) -> Path:
          "phases": [{"name": "a", "steps": 2, "synthetic": 2, "human": 0, "strength": 0.5}]},
         answering | {"name": "reader", "clips": "pseudo", "phases": [phase | {"name": "raw"}]},
         answering | {"name": "join", "clips": "encoded", "initialise_sst": True,
-                     "phases": [phase | {"name": "sst", "ratios": [None, 4, 16], "longest_skip": 9}]},
+                     "phases": [phase | {"name": "sst", "ratios": [None, 4, 16], "longest_skip": 9, "thin": 0.9}]},
     ]  # fmt: skip
     path = folder / "recipe.json"
     path.write_text(json.dumps(data))

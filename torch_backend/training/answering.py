@@ -36,6 +36,7 @@ class Phase:
     transcripts: float = 0.2  # share of questions that ask for the words
     ratios: tuple[Ratio, ...] = (None,)
     longest_skip: int = 0  # memory slots pretended between intervals
+    thin: float = 0.0  # up to this share of a recording's blank tokens is left out: more orders for the same work
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,15 @@ def make_batch(
     """The batch of a step: a pure function of (seed, step)."""
     rng = random.Random(f"{stage.seed}/{stage.name}/{step}")
     samples = [
-        build_sample(rng, pool, rng.randint(*phase.numbered), rng.randint(*phase.plain), phase.questions, phase.transcripts)
+        build_sample(
+            rng,
+            pool,
+            rng.randint(*phase.numbered),
+            rng.randint(*phase.plain),
+            phase.questions,
+            phase.transcripts,
+            rng.uniform(0, phase.thin),
+        )
         for _ in range(phase.batch)
     ]  # fmt: skip
     first = step * phase.batch
@@ -174,7 +183,9 @@ def validate(
     """Share of answers right about unseen people's orders: named slots and "not mentioned", by ratio."""
     figures = {}
     for ratio in dict.fromkeys((phase.ratios[0], phase.ratios[-1])):
-        fixed = replace(phase, ratios=(ratio,), numbered=(8, 8), plain=(0, 0), questions=24, batch=4, transcripts=0.0)
+        fixed = replace(
+            phase, ratios=(ratio,), numbered=(8, 8), plain=(0, 0), questions=24, batch=4, transcripts=0.0, thin=0.0
+        )
         batch = make_batch(stage, fixed, 0, pool, tokenizer, interval)
         with torch.inference_mode():
             by_kind = score(batch, *forward(decoder, batch))

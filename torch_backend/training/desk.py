@@ -40,6 +40,12 @@ class ClipPool(Protocol):
     def number(self, rng: random.Random, number: int) -> np.ndarray: ...
     def order(self, rng: random.Random) -> TokenClip: ...
     def silence(self, rng: random.Random, tokens: int) -> np.ndarray: ...
+    def blank(self, vectors: np.ndarray) -> np.ndarray: ...  # (N,) bool: which tokens say nothing
+
+
+def nearest_is_blank(vectors: np.ndarray, embeddings: np.ndarray, blank: int) -> np.ndarray:
+    """(N, D) speech tokens -> (N,) bool: whether the blank's embedding is the nearest of all."""
+    return (vectors @ embeddings.T).argmax(1) == blank
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,18 @@ def ask_about(number: int, clip: TokenClip, kind: str, rng: random.Random) -> Qu
 
 
 def build_sample(
-    rng: random.Random, pool: ClipPool, numbered: int, plain: int, questions: int, transcripts: float
+    rng: random.Random,
+    pool: ClipPool,
+    numbered: int,
+    plain: int,
+    questions: int,
+    transcripts: float,
+    thin: float = 0.0,
 ) -> DeskSample:
     """One recording of `numbered` askable and `plain` un-numbered orders, and some questions about it.
 
-    `transcripts` is the share of questions that ask for the order's words.
+    `transcripts` is the share of questions that ask for the order's words; `thin` the share of blank tokens
+    that is left out.
     """
     plan: list[int | None] = [*rng.sample(range(100), numbered), *[None] * plain]
     rng.shuffle(plan)
@@ -115,7 +128,12 @@ def build_sample(
             kinds = named if rng.random() < 0.66 else [k for k in grammar.QUESTIONS if k not in named] or named
             kind = rng.choice(kinds)
         chosen.append(ask_about(number, clip, kind, rng))
-    return DeskSample(np.concatenate(parts).astype(np.float32), np.concatenate(numbers), chosen)
+    speech, about = np.concatenate(parts).astype(np.float32), np.concatenate(numbers)
+    if thin:
+        dropped = np.random.default_rng(rng.getrandbits(32)).random(len(speech)) < thin
+        kept = ~(dropped & pool.blank(speech))
+        speech, about = speech[kept], about[kept]
+    return DeskSample(speech, about, chosen)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from torch_backend.training import grammar
-from torch_backend.training.desk import TokenClip
+from torch_backend.training.desk import TokenClip, nearest_is_blank
 from torch_backend.training.text import spoken_ids
 
 
@@ -23,7 +23,7 @@ class PseudoPool:
     def __init__(self, tokenizer: Tokenizer, embeddings: np.ndarray, blank: int):
         self.tokenizer = tokenizer
         self.embeddings = embeddings
-        self.blank = blank
+        self.blank_id = blank
         self.confusable = sorted(set(spoken_ids(tokenizer, grammar.SPOKEN_WORDS)))
         self.digit_tokens = spoken_ids(tokenizer, grammar.DIGIT_WORDS)
 
@@ -38,8 +38,10 @@ class PseudoPool:
             if token < 0 or rng.random() < 0.01:
                 continue
             sure = 1 - 0.6 * rng.random() ** 3
-            other = rng.choice(among) if rng.random() < 0.8 else self.blank
-            out[at] += sure * self.embeddings[token] + (1 - sure) * self.embeddings[other] - self.embeddings[self.blank]
+            other = rng.choice(among) if rng.random() < 0.8 else self.blank_id
+            out[at] += (
+                sure * self.embeddings[token] + (1 - sure) * self.embeddings[other] - self.embeddings[self.blank_id]
+            )
         generator = np.random.default_rng(rng.getrandbits(32))
         width = out.shape[1]
         return out + generator.standard_normal(out.shape, np.float32) * (noise / width**0.5)
@@ -47,7 +49,10 @@ class PseudoPool:
     def silence(self, rng: random.Random, tokens: int) -> np.ndarray:
         generator = np.random.default_rng(rng.getrandbits(32))
         noise = generator.standard_normal((tokens, self.embeddings.shape[1]), np.float32)
-        return self.embeddings[self.blank] + noise * (0.2 / self.embeddings.shape[1] ** 0.5)
+        return self.embeddings[self.blank_id] + noise * (0.2 / self.embeddings.shape[1] ** 0.5)
+
+    def blank(self, vectors: np.ndarray) -> np.ndarray:
+        return nearest_is_blank(vectors, self.embeddings, self.blank_id)
 
     def number(self, rng: random.Random, number: int) -> np.ndarray:
         ids = [self.digit_tokens[d] for d in divmod(number, 10)]

@@ -97,7 +97,9 @@ class Runner:
                 save_pool(
                     build_pool(self.model.speech.eval(), ruler, self.tokenizer, data, plan, self.recipe.seed), path
                 )
-            pools.append(load_pool(path, stage.human if name == "training" else 1.0))
+            pool = load_pool(path, stage.human if name == "training" else 1.0)
+            pool.embeddings, pool.blank_id = embeddings.numpy(), self.tokenizer.token_to_id(BLANK)
+            pools.append(pool)
         return pools[0], pools[1]
 
     @cached_property
