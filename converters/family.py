@@ -27,8 +27,8 @@ NO_REASON = "no part of this architecture"
 class Family:
     """One supported format.
 
-    `translate` takes the parsed config.json and the source's tensor names. `template` is the chat template
-    for folders that bring none; `audio_mark` is what a rendered template has where the audio goes.
+    `translate` takes the parsed config.json and the source's tensor names. `template` is the prompt
+    of folders that bring no chat template; `audio_mark` is what a prompt has where the audio goes.
     """
 
     name: str

@@ -59,7 +59,7 @@ FAMILY = Family(
         (rf"(?:model\.)?language_model\.(?:model\.)?{DECODER}", r"decoder.\1"),
     ),
     unused=((r".*rotary_emb\.inv_freq", "a table that is computed here"),),
-    template="<s>[INST][BEGIN_AUDIO][AUDIO]{{ messages[0]['content'][1]['text'] }}[/INST]",
+    template="<s>[INST][BEGIN_AUDIO][AUDIO]{question}[/INST]",
     audio_mark="[AUDIO]",
     end_tokens=("</s>",),
 )

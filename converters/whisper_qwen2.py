@@ -54,7 +54,7 @@ FAMILY = Family(
     ),
     template=(
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|AUDIO|>\n"
-        "{{ messages[0]['content'][1]['text'] }}<|im_end|>\n<|im_start|>assistant\n"
+        "{question}<|im_end|>\n<|im_start|>assistant\n"
     ),
     audio_mark="<|AUDIO|>",
     end_tokens=("<|im_end|>", "<|endoftext|>"),
