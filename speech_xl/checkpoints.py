@@ -120,13 +120,20 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def check_checkpoint(folder: Path) -> ModelConfig:
-    """The checked configuration of a folder; CheckpointError names the first missing or misshapen tensor."""
+    """The checked configuration of a folder; CheckpointError names a missing, misshapen or unknown tensor."""
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"There is no checkpoint folder {folder}; train it or name another model.")
     config = load_config(folder)
-    found = stored_shapes(folder)
-    for name, shape in expected_tensors(config).items():
+    found, expected = stored_shapes(folder), expected_tensors(config)
+    known = set(expected)
+    if config.quantization is not None:
+        known |= {f"{name.removesuffix('.weight')}.{part}" for name in expected for part in ("scales", "biases")}
+    if unknown := sorted(set(found) - known):
+        raise CheckpointError(
+            f"{folder} has a tensor {unknown[0]} that config.json has no place for; copy or convert the checkpoint again."
+        )
+    for name, shape in expected.items():
         if name not in found:
             raise CheckpointError(f"{folder} lacks the tensor {name}; copy or convert the checkpoint again.")
         is_packed = config.quantization is not None and f"{name.removesuffix('.weight')}.scales" in found

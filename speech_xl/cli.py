@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -28,22 +29,22 @@ UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "
 def parse_ratio(text: str) -> Ratio:
     if text == "raw":
         return None
-    if not text.isdigit() or int(text) < 1:
-        raise ScheduleError(f"{text!r} is no ratio; give raw or a whole number such as 8.")
+    if not re.fullmatch("[1-9][0-9]{0,5}", text):
+        raise ScheduleError(f"{text[:40]!r} is no ratio; give raw or a whole number such as 8.")
     return int(text)
 
 
 def parse_bytes(text: str) -> int:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([a-zA-Z]*)", text.strip())
     if not match or match[2].lower() not in UNITS:
-        raise ScheduleError(f"{text!r} is no amount of memory; write it like 64MiB.")
+        raise ScheduleError(f"{text[:40]!r} is no amount of memory; write it like 64MiB.")
     return int(float(match[1]) * UNITS[match[2].lower()])
 
 
 def read_questions(path: Path) -> list[str]:
     """One question a line, or JSON lines with a "question" field."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise QuestionError(f"The questions in {path} cannot be read ({error}); give a text file.") from error
     questions = []
@@ -67,14 +68,15 @@ def hear(model: SpeechModel, arguments: argparse.Namespace) -> tuple[AudioMemory
     budget = None if arguments.memory_budget is None else parse_bytes(arguments.memory_budget)
     listening = Listening(model, arguments.recording, ratio, budget)
     bar_format = (
-        "listening {n:.0f}/{total:.0f} s |{bar}| {postfix}"
+        "listening {n:.0f}/{total:.0f} s |{bar}|{postfix}"
         if listening.total_seconds
-        else "listening {n:.0f} s {postfix}"
+        else "listening {n:.0f} s{postfix}"
     )
     with tqdm(total=listening.total_seconds, bar_format=bar_format, file=sys.stderr, leave=True) as bar:
         for heard in listening:
-            bar.n = heard.seconds
-            bar.set_postfix_str(f"{heard.speed:.0f}x real time, memory {format_bytes(heard.memory_bytes)}")
+            speed, size = f"{heard.speed:.0f}x real time", format_bytes(heard.memory_bytes)
+            bar.set_postfix_str(f"{speed}, memory {size}", refresh=False)
+            bar.update(heard.seconds - bar.n)
         took = bar.format_dict["elapsed"]
     for warning in listening.memory.warnings:
         print(warning, file=sys.stderr)
@@ -203,6 +205,6 @@ def main(arguments: list[str] | None = None) -> int:
         print("Stopped; nothing was written.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, `head` say, has had enough
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes last goes nowhere
         return 0
     return 0

@@ -22,7 +22,7 @@ from speech_xl.config import CONV_STRIDE, HOP_LENGTH, SAMPLING_RATE, ModelConfig
 from speech_xl.errors import ScheduleError
 from speech_xl.evidence import Evidence, find_evidence
 from speech_xl.listening import HeardWindows, WindowReader
-from speech_xl.memory import AudioMemory, RecordingSource
+from speech_xl.memory import AudioMemory, RecordingSource, join_spans
 from speech_xl.prompt import Prompt
 from speech_xl.schedule import FixedRatio, IntervalPlan, Ratio, Scheduler, check_ratio, ratio_for_budget
 
@@ -199,7 +199,7 @@ class Listening:
             size = self._model.backend.memory_bytes(state)
         return AudioMemory(
             state=state,
-            spans=np.concatenate([np.zeros((0, 2), np.int64), *[p.slot_spans() for p in plans]]),
+            spans=join_spans(plans),
             ratios=tuple(p.ratio for p in plans),
             interval=self._model.interval,
             tokens=tokens,
@@ -259,12 +259,13 @@ class Asking:
         model, memory = self._model, self._memory
         steps = model.backend.answer(memory.state, self._ids, memory.slots)
         said: list[int] = []
-        shown, attention = "", np.zeros(memory.slots)
+        shown, attention, rows = "", np.zeros(memory.slots), 0
         try:
             while len(said) < self._longest:
                 with model.lock:
                     step = next(steps)
                 attention += step.slot_weights
+                rows += 1
                 if step.token in model.prompt.end_ids:
                     break
                 said.append(step.token)
@@ -278,7 +279,7 @@ class Asking:
         text = model.prompt.decode(said)
         if text.startswith(shown) and len(text) > len(shown):
             yield text[len(shown) :]
-        weights = attention[len(memory.prefix) :] / (len(said) + 1)
+        weights = attention[len(memory.prefix) :] / max(1, rows)
         evidence = find_evidence(weights, memory.spans, memory.seconds_per_token, memory.seconds)
         self.answer = Answer(self._question, text, evidence, time.monotonic() - started)
 

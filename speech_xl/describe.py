@@ -10,7 +10,7 @@ from speech_xl.audio import probe
 from speech_xl.checkpoints import check_checkpoint, stored_shapes
 from speech_xl.config import SAMPLING_RATE, ModelConfig
 from speech_xl.memory import read_header
-from speech_xl.schedule import format_bytes, memory_slots, slots_kept
+from speech_xl.schedule import format_bytes, memory_slots
 
 FLOAT32 = 4  # bytes: what a CPU computes in
 PARTS = {"encoder": "speech.encoder.", "adapter": "speech.adapter.", "SSTs": "sst_", "decoder": "decoder."}
@@ -39,18 +39,14 @@ def describe_recording(path: Path) -> list[tuple[str, str]]:
 
 def describe_memory(path: Path) -> list[tuple[str, str]]:
     header = read_header(path)
-    kept = sum(
-        slots_kept(min(header["interval"], header["tokens"] - i * header["interval"]), ratio)
-        for i, ratio in enumerate(header["ratios"])
-    )
-    recording = header["recording"]
+    source = header.recording
     return [
         ("memory", str(path)),
-        ("of", f"{recording['path']}, {recording['seconds_heard']} s heard, sha256 {recording['sha256']}"),
-        ("model", f"{header['model']} ({header['fingerprint'][:12]})"),
-        ("intervals", f"{len(header['ratios'])} of {header['interval']} speech tokens"),
-        ("ratios", ", ".join(sorted({str(r or "raw") for r in header["ratios"]}))),
-        ("slots", f"{len(header['prefix']) + kept} for {header['tokens']} speech tokens"),
+        ("of", f"{source.path}, {source.seconds_heard:g} s heard, sha256 {source.sha256}"),
+        ("model", f"{header.model} ({header.fingerprint[:12]})"),
+        ("intervals", f"{len(header.ratios)} of {header.interval} speech tokens"),
+        ("ratios", ", ".join(sorted({str(r or "raw") for r in header.ratios})) or "none"),
+        ("slots", f"{header.slots} for {header.tokens} speech tokens"),
         ("file", format_bytes(path.stat().st_size)),
     ]
 
@@ -74,7 +70,7 @@ def describe_checkpoint(folder: Path) -> list[tuple[str, str]]:
         lines.append(
             (f"memory per hour, {'raw' if ratio is None else f'ratio {ratio}'}", f"{format_bytes(size)} in float32")
         )
-    lines.append(("this machine", fits_here(folder)))
+    lines.append(("this machine", fits_here(sum(counts.values()))))
     return lines
 
 
@@ -103,13 +99,11 @@ def memory_per_hour(config: ModelConfig) -> list[tuple[int | None, int]]:
     return [(r, memory_slots(tokens, interval, r) * config.kv_values_per_slot * FLOAT32) for r in ratios]
 
 
-def fits_here(folder: Path) -> str:
-    """Whether the weights fit this machine's memory, in words."""
-    weights = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-    total = machine_memory()
-    needed = 2 * weights  # stored in 16 bits, computed in float32 on a CPU
+def fits_here(parameters: int) -> str:
+    """Whether the weights fit this machine's memory as a CPU computes with them, in words."""
+    needed, total = parameters * FLOAT32, machine_memory()
     verdict = "can hold it" if needed < 0.8 * total else "is too small for it"
-    return f"{verdict}: {format_bytes(weights)} of weights, {format_bytes(total)} of memory"
+    return f"{verdict}: {format_bytes(needed)} of weights in float32, {format_bytes(total)} of memory"
 
 
 def machine_memory() -> int:

@@ -5,6 +5,7 @@ It knows slots and seconds; no tensors, no text.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,7 @@ def find_evidence(weights: np.ndarray, spans: np.ndarray, seconds_per_token: flo
     found.sort(key=lambda span: -span[2])
     total = max(1.0, sum(span[2] for span in found))
     return [
-        Evidence(round(float(start), 2), round(float(min(end, seconds)), 2), round(weight / total - 5e-5, 4))
+        # Rounded down, so that the sum of the printed weights stays within 1.
+        Evidence(round(float(start), 2), round(float(min(end, seconds)), 2), math.floor(weight / total * 1e4) / 1e4)
         for start, end, weight in found[:MOST_SPANS]
     ]

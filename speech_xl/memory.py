@@ -7,10 +7,11 @@ described in docs/memory_format.md. It knows no tensors beyond numpy arrays that
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-import tempfile
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from safetensors.numpy import save_file
 
 from speech_xl.backend import State
 from speech_xl.errors import MemoryFileError, OutputError
+from speech_xl.schedule import IntervalPlan, ListedRatios, Ratio, Scheduler, slots_kept
 
 if TYPE_CHECKING:
     from speech_xl.conversation import SpeechModel
@@ -44,7 +46,7 @@ class AudioMemory:
 
     state: State
     spans: np.ndarray  # (M, 2) int64: speech tokens [first, past the last) that each slot stands for
-    ratios: tuple[int | None, ...]  # of each interval; None is raw
+    ratios: tuple[Ratio, ...]  # of each interval; None is raw
     interval: int  # speech tokens per interval
     tokens: int  # speech tokens heard
     prefix: tuple[int, ...]  # token ids before the audio
@@ -75,6 +77,79 @@ class AudioMemory:
         return kinds.pop() if len(kinds) == 1 else "mixed" if kinds else "raw"
 
 
+@dataclass(frozen=True)
+class MemoryHeader:
+    """What a .sxl file says about itself, checked: enough to know every slot without opening the arrays."""
+
+    interval: int
+    ratios: tuple[Ratio, ...]
+    tokens: int
+    prefix: tuple[int, ...]
+    recording: RecordingSource
+    model: str
+    fingerprint: str
+    seconds_per_token: float
+
+    @classmethod
+    def from_json(cls, text: str) -> MemoryHeader:
+        """Raises ValueError that names the first field which is absent or cannot be."""
+        data = _object(json.loads(text), "the description", cls)
+        source = _object(data["recording"], "recording", RecordingSource)
+
+        def require(holds: bool, name: str) -> None:
+            if not holds:
+                raise ValueError(f"{name} is not what it should be")
+
+        for name in ("path", "sha256"):
+            require(isinstance(source[name], str), f"recording.{name}")
+        require(source["seconds"] is None or _is_amount(source["seconds"]), "recording.seconds")
+        require(_is_amount(source["seconds_heard"]), "recording.seconds_heard")
+        for name in ("model", "fingerprint"):
+            require(isinstance(data[name], str), name)
+        require(_is_amount(data["seconds_per_token"]) and data["seconds_per_token"] > 0, "seconds_per_token")
+        require(_is_count(data["tokens"]), "tokens")
+        interval = data["interval"]
+        require(_is_count(interval) and interval > 0, "interval")
+        require(isinstance(data["prefix"], list) and all(map(_is_count, data["prefix"])), "prefix")
+        ratios = data["ratios"]
+        require(isinstance(ratios, list) and len(ratios) == -(-data["tokens"] // interval), "ratios")
+        require(all(r is None or (_is_count(r) and r > 0 and interval % r == 0) for r in ratios), "ratios")
+        data |= {"ratios": tuple(ratios), "prefix": tuple(data["prefix"]), "recording": RecordingSource(**source)}
+        return cls(**data)
+
+    @property
+    def slots(self) -> int:
+        """Memory length, prefix included, that the schedule gives."""
+        lengths = [min(self.interval, self.tokens - i * self.interval) for i in range(len(self.ratios))]
+        return len(self.prefix) + sum(map(slots_kept, lengths, self.ratios))
+
+    def spans(self) -> np.ndarray:
+        """(M, 2) int64: the speech tokens of each slot, as the schedule has them."""
+        plans = Scheduler(self.interval, ListedRatios(self.ratios or (None,)), len(self.prefix)).plan_all(self.tokens)
+        return join_spans(list(plans))
+
+
+def _object(value: Any, name: str, cls: type) -> dict[str, Any]:
+    """`value` if it is a JSON object with exactly the fields of `cls`."""
+    fields = {f.name for f in dataclasses.fields(cls)}
+    if not isinstance(value, dict) or set(value) != fields:
+        raise ValueError(f"{name} does not have the fields {', '.join(sorted(fields))}")
+    return value
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**62
+
+
+def _is_amount(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e12
+
+
+def join_spans(plans: list[IntervalPlan]) -> np.ndarray:
+    """(M, 2) int64: the speech tokens that each slot of the memory stands for."""
+    return np.concatenate([np.zeros((0, 2), np.int64), *[p.slot_spans() for p in plans]])
+
+
 def save_memory(memory: AudioMemory, path: Path, model: SpeechModel) -> None:
     """Write a .sxl file under a temporary name, then rename: never half a file under `path`."""
     path = Path(path)
@@ -82,32 +157,25 @@ def save_memory(memory: AudioMemory, path: Path, model: SpeechModel) -> None:
         raise OutputError(f"{path} is a folder; give a file name that ends in .sxl.")
     with model.lock:
         arrays = model.backend.export_memory(memory.state)
-    header = {
-        "interval": memory.interval,
-        "ratios": list(memory.ratios),
-        "tokens": memory.tokens,
-        "prefix": list(memory.prefix),
-        "recording": dataclasses.asdict(memory.recording),
-        "model": memory.model,
-        "fingerprint": memory.fingerprint,
-        "seconds_per_token": memory.seconds_per_token,
-    }
+    header = {f.name: getattr(memory, f.name) for f in dataclasses.fields(MemoryHeader)}
+    header["recording"] = dataclasses.asdict(memory.recording)
     metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
-    temporary = None
+    temporary = path.parent / f".{uuid.uuid4().hex}.sxl"
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would leave 0600
         save_file(arrays | {"spans": memory.spans}, temporary, metadata=metadata)
+        temporary.chmod(mode)
         os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, SafetensorError) as error:  # a full disk is a SafetensorError
+        reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path} cannot be written ({reason}); choose another folder.") from error
     finally:
-        if temporary is not None:
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_header(path: Path) -> MemoryHeader:
     """The description in a .sxl file, without its arrays; MemoryFileError if it is not one."""
     try:
         with safe_open(path, framework="numpy") as file:
@@ -125,41 +193,41 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{path} has format version {metadata.get('version')}, this program reads {VERSION}; listen again."
         )
     try:
-        return json.loads(metadata["header"])
-    except (KeyError, ValueError) as error:
+        return MemoryHeader.from_json(metadata.get("header", ""))
+    except (ValueError, RecursionError) as error:
         raise MemoryFileError(f"{path} has a damaged description ({error}); listen to the recording again.") from error
 
 
 def load_memory(path: Path, model: SpeechModel) -> AudioMemory:
     """Read a .sxl file into the model's backend; everything is checked, a foreign memory is refused."""
     header = read_header(path)
-    if header.get("fingerprint") != model.fingerprint:
+    if header.fingerprint != model.fingerprint:
         raise MemoryFileError(
-            f"{path} was made by another model ({header.get('model')}); ask that model, or listen again with this one."
+            f"{path} was made by another model ({header.model}); ask that model, or listen again with this one."
         )
-    d = model.config.decoder
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in ("keys", "values", "spans")}
-        spans = arrays.pop("spans")
-        prefix, ratios = tuple(header["prefix"]), tuple(header["ratios"])
-        recording = RecordingSource(**header["recording"])
-        shape = (d.num_hidden_layers, d.num_key_value_heads, len(prefix) + len(spans), d.head_dim)
-        whole = all(a.shape == shape and np.isfinite(a).all() for a in arrays.values()) and spans.shape == (
-            len(spans),
-            2,
-        )
-        interval, tokens, seconds_per_token = header["interval"], header["tokens"], header["seconds_per_token"]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a type that numpy lacks
         raise MemoryFileError(f"{path} is damaged ({error}); listen to the recording again.") from error
-    if not whole or (len(spans) and spans[-1, 1] != tokens):
+    spans = arrays.pop("spans")
+    d = model.config.decoder
+    shape = (d.num_hidden_layers, d.num_key_value_heads, header.slots, d.head_dim)
+    is_whole = (
+        spans.dtype == np.int64
+        and len(header.prefix) + len(spans) == header.slots
+        and np.array_equal(spans, header.spans())
+        and header.prefix == tuple(model.prompt.prefix_ids)
+        and header.seconds_per_token == model.config.seconds_per_token
+        and all(a.dtype in (np.float16, np.float32) and a.shape == shape for a in arrays.values())
+        and all(np.isfinite(a).all() for a in arrays.values())
+    )
+    if not is_whole:
         raise MemoryFileError(
             f"{path} is damaged: its arrays and its description disagree; listen to the recording again."
         )
     with model.lock:
         state = model.backend.import_memory(arrays)
         size = model.backend.memory_bytes(state)
-    return AudioMemory(
-        state, spans, ratios, interval, tokens, prefix, recording, header["model"], header["fingerprint"],
-        seconds_per_token, size,
-    )  # fmt: skip
+    known = {f.name: getattr(header, f.name) for f in dataclasses.fields(header)}
+    return AudioMemory(state=state, spans=spans, bytes=size, **known)

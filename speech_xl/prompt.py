@@ -39,6 +39,11 @@ class Prompt:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the tokenizers library raises plain Exception for any malformed file
             raise CheckpointError(f"{path} cannot be read ({error}); copy or convert the checkpoint again.") from error
+        if tokenizer.get_vocab_size() > config.decoder.vocab_size:
+            raise CheckpointError(
+                f"{path} has {tokenizer.get_vocab_size()} tokens where config.json's decoder knows "
+                f"{config.decoder.vocab_size}; copy or convert the checkpoint again."
+            )
         return cls(tokenizer, config.prompt)
 
     def _encode(self, text: str) -> list[int]:
@@ -51,6 +56,8 @@ class Prompt:
             raise QuestionError("The question is empty; type what you want to know about the recording.")
         if len(question) > LONGEST_QUESTION:
             raise QuestionError(f"The question has {len(question)} characters; ask it in {LONGEST_QUESTION} or fewer.")
+        if not question.isascii() and any("\ud800" <= c <= "\udfff" for c in question):  # bytes of another encoding
+            raise QuestionError("The question is not valid Unicode text; type it again in UTF-8.")
         return self._encode(self._config.after_audio.replace("{question}", question))
 
     def decode(self, ids: Sequence[int]) -> str:
