@@ -113,7 +113,8 @@ class Backend:
                 decoder.rotation(mx.array(plan.sst_query_positions)),
                 decoder.rotation(mx.array(plan.slot_positions)),
                 mx.array(plan.sst_mask()),
-                raw=plan.ratio is None,
+                None if plan.selection is None else mx.array(plan.selection).astype(self.dtype),
+                plan.kept if plan.attended else 0,
             )
             self._evaluate(state)  # release this interval's graph before the next one
 

@@ -75,6 +75,30 @@ class Attention(nn.Module):
         out = (weights.astype(v.dtype) @ v[:, :, None]).reshape(b, self.heads, rows, width)
         return out, weights.mean((1, 2))
 
+    def most_attended(
+        self,
+        q: mx.array,
+        k: mx.array,
+        unrotated: mx.array,
+        v: mx.array,
+        slot_rotation: Rotation,
+        count: int,
+    ) -> tuple[mx.array, mx.array]:
+        """Keys and values (1, kv_heads, count, head_dim) of the rows that their own interval attends to most.
+
+        As SnapKV (arXiv 2404.14469) chooses, per head, but by all queries of the interval; a row's attention is
+        averaged over the queries that see it, or early rows would always win.
+        """
+        b, _, n, width = q.shape
+        causal = mx.tri(n, n, dtype=mx.bool_)
+        grouped = q.reshape(b, self.kv_heads, -1, n, width)
+        scores = (grouped @ k[:, :, None].swapaxes(-1, -2)).astype(mx.float32) / math.sqrt(self.head_dim)
+        weights = mx.softmax(mx.where(causal, scores, -mx.inf), axis=-1).sum((2, 3))  # (1, kv_heads, n)
+        received = weights / mx.arange(n, 0, -1)
+        rows = mx.sort(mx.argsort(-received, axis=-1)[..., :count], axis=-1)[..., None]
+        take = mx.broadcast_to(rows, (*rows.shape[:-1], width))
+        return rotate(mx.take_along_axis(unrotated, take, axis=2), slot_rotation), mx.take_along_axis(v, take, axis=2)
+
 
 class MLP(nn.Module):
     """SwiGLU (arXiv 2002.05202)."""
@@ -142,24 +166,31 @@ class Decoder(nn.Module):
         sst_query_rotation: Rotation,
         slot_rotation: Rotation,
         sst_mask: mx.array,
-        raw: bool,
+        selection: mx.array | None = None,
+        attended: int = 0,
     ) -> None:
-        """Hear one interval: speech (1, n, D); appends its K SSTs' (or, if raw, n rows') keys and values.
+        """Hear one interval: speech (1, n, D); appends the keys and values of what it leaves.
 
         Speech rows never see an SST of their own interval, so the two kinds run on contiguous slices.
         sst_mask (K, n + K): which rows of the interval each SST sees; the memory is visible to all.
+        With K = 0 the interval leaves its `attended` most attended rows, or means of its rows by the weights
+        `selection` (m, n), or, with neither, every row.
         """
         n, k = speech.shape[1], sst_mask.shape[0]
         x = speech
-        s = None if raw else mx.broadcast_to(self.sst_embedding, (1, k, speech.shape[2]))
+        s = mx.broadcast_to(self.sst_embedding, (1, k, speech.shape[2])) if k else None
         last = len(self.layers) - 1
         for number, (layer, cache) in enumerate(zip(self.layers, memory, strict=True)):
             attention = layer.self_attn
             past_k, past_v = cache.keys, cache.values  # what lies before this interval
             m = past_k.shape[2]
-            q, key, value = attention.project(layer.input_layernorm(x))
-            key = rotate(key, speech_rotation)
-            if raw:
+            q, unrotated, value = attention.project(layer.input_layernorm(x))
+            q, key = rotate(q, speech_rotation), rotate(unrotated, speech_rotation)
+            if attended:
+                cache.append(*attention.most_attended(q, key, unrotated, value, slot_rotation, attended))
+            elif selection is not None:
+                cache.append(rotate(selection @ unrotated, slot_rotation), selection @ value)
+            elif not k:
                 cache.append(key, value)
             else:
                 sst_q, sst_k, sst_v = attention.project(layer.input_layernorm(s), sst=True)
@@ -169,9 +200,9 @@ class Decoder(nn.Module):
                 return
             seen_k, seen_v = mx.concatenate([past_k, key], axis=2), mx.concatenate([past_v, value], axis=2)
             causal = mx.tri(n, m + n, m, dtype=mx.bool_)
-            x = x + attention.output(attention.attend(rotate(q, speech_rotation), seen_k, seen_v, causal))
+            x = x + attention.output(attention.attend(q, seen_k, seen_v, causal))
             x = layer.feed_forward(x)
-            if not raw:
+            if k:
                 mask = mx.concatenate([mx.ones((k, m), mx.bool_), sst_mask], axis=1)
                 seen_k, seen_v = mx.concatenate([seen_k, sst_k], axis=2), mx.concatenate([seen_v, sst_v], axis=2)
                 heard = attention.attend(rotate(sst_q, sst_query_rotation), seen_k, seen_v, mask)

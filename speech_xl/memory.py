@@ -147,7 +147,7 @@ def _is_amount(value: Any) -> bool:
 
 def join_spans(plans: list[IntervalPlan]) -> np.ndarray:
     """(M, 2) int64: the speech tokens that each slot of the memory stands for."""
-    return np.concatenate([np.zeros((0, 2), np.int64), *[p.slot_spans() for p in plans]])
+    return np.concatenate([np.zeros((0, 2), np.int64), *[p.spans for p in plans]])
 
 
 def save_memory(memory: AudioMemory, path: Path, model: SpeechModel) -> None:

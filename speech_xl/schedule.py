@@ -14,7 +14,7 @@ Source: Speech-XL (arXiv 2602.05373), interleaving after Activation Beacon (arXi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,6 +141,11 @@ class IntervalPlan:
     sst_after: np.ndarray  # (K,) int64, index in the interval of the token each SST stands after
     sst_query_positions: np.ndarray  # (K,) int64
     slot_positions: np.ndarray  # (m,) int64: key positions of what is kept, for good
+    spans: np.ndarray  # (m, 2) int64: speech tokens [first, past the last) of the recording each slot stands for
+    # Without SSTs the interval's own rows are kept: all of them (raw), weighted means of them, or the most
+    # attended ones.
+    selection: np.ndarray | None = None  # (m, n) float32, rows sum to 1
+    attended: bool = False
 
     @property
     def tokens(self) -> int:
@@ -155,38 +160,42 @@ class IntervalPlan:
         """Memory slots after this interval closes, m_i."""
         return len(self.slot_positions)
 
-    def slot_spans(self) -> np.ndarray:
-        """Speech tokens that each kept slot stands for, (m, 2) int64: [first, past the last)."""
-        if self.ratio is None:
-            first = self.first_token + np.arange(self.tokens)
-            return np.stack([first, first + 1], axis=1)
-        end = self.first_token + self.sst_after + 1
-        start = np.concatenate([[self.first_token], end[:-1]]) if len(end) else end
-        return np.stack([start, end], axis=1).astype(np.int64)
-
     def sst_mask(self) -> np.ndarray:
         """(K, n + K) bool: which rows of its own interval each SST sees. Memory is always visible."""
         speech = np.arange(self.tokens)[None, :] <= self.sst_after[:, None]
         return np.concatenate([speech, np.eye(self.ssts, dtype=bool)], axis=1)
 
 
+def block_spans(first_token: int, ends: np.ndarray) -> np.ndarray:
+    """(m, 2) int64 spans that tile an interval and end behind its tokens `ends`."""
+    stop = first_token + ends + 1
+    return np.stack([np.concatenate([[first_token], stop[:-1]])[: len(stop)], stop], axis=1).astype(np.int64)
+
+
 def plan_interval(index: int, first_token: int, base: int, tokens: int, ratio: Ratio) -> IntervalPlan:
     """The plan of one interval of `tokens` speech tokens that starts with `base` slots before it."""
     speech = base + np.arange(tokens, dtype=np.int64)
     after = sst_slots(tokens, ratio)
-    kept = speech if ratio is None else base + np.arange(len(after), dtype=np.int64)
-    return IntervalPlan(index, first_token, base, ratio, speech, after, base + after, kept)
+    kept_ends = np.arange(tokens) if ratio is None else after
+    slots = base + np.arange(len(kept_ends), dtype=np.int64)
+    return IntervalPlan(
+        index, first_token, base, ratio, speech, after, base + after, slots, block_spans(first_token, kept_ends)
+    )
+
+
+Planner = Callable[[int, int, int, int, Ratio], IntervalPlan]  # plan_interval, or a summarizer's own
 
 
 class Scheduler:
     """Hands out the plans of one recording in order, keeping the compressed clock."""
 
-    def __init__(self, interval: int, policy: RatioPolicy, prefix: int = 0):
+    def __init__(self, interval: int, policy: RatioPolicy, prefix: int = 0, plan: Planner = plan_interval):
         if interval < 1:
             raise ScheduleError(f"An interval of {interval} speech tokens cannot hold anything; choose 1 or more.")
         self.interval = interval
         self.policy = policy
         self.prefix = prefix
+        self._plan = plan
         self.index = 0
         self.tokens = 0
         self.base = prefix  # B_i of the next interval; after the last one, B_J, where text starts
@@ -198,7 +207,7 @@ class Scheduler:
         ratio = self.policy.ratio(self.index)
         if ratio is not None and self.interval % ratio:
             check_ratio(ratio, self.interval, (ratio,))
-        plan = plan_interval(self.index, self.tokens, self.base, tokens, ratio)
+        plan = self._plan(self.index, self.tokens, self.base, tokens, ratio)
         self.index += 1
         self.tokens += tokens
         self.base += plan.kept

@@ -64,7 +64,7 @@ def test_memory_and_clock(case: tuple[int, int, list[int | None]]) -> None:
 def test_slot_spans_tile_the_recording(case: tuple[int, int, list[int | None]]) -> None:
     tokens, prefix, listed = case
     _, plans = plans_of(tokens, prefix, listed)
-    spans = np.concatenate([np.zeros((0, 2), np.int64), *[p.slot_spans() for p in plans]])
+    spans = np.concatenate([np.zeros((0, 2), np.int64), *[p.spans for p in plans]])
     assert spans[:, 0].tolist() == [0, *spans[:-1, 1].tolist()][: len(spans)]
     assert (spans[-1, 1] if len(spans) else 0) == tokens
 

@@ -49,7 +49,7 @@ def stream(
         decoder.interval(
             speech[:, p.first_token : p.first_token + p.tokens], memory,
             *(decoder.rotation(torch.from_numpy(x)) for x in (p.speech_positions, p.sst_query_positions, p.slot_positions)),
-            torch.from_numpy(p.sst_mask()), raw=p.ratio is None,
+            torch.from_numpy(p.sst_mask()),
         )  # fmt: skip
     return memory
 

@@ -91,7 +91,8 @@ class Backend:
             decoder.rotation(self._tensor(plan.sst_query_positions)),
             decoder.rotation(self._tensor(plan.slot_positions)),
             self._tensor(plan.sst_mask()),
-            raw=plan.ratio is None,
+            None if plan.selection is None else self._tensor(plan.selection).to(self.dtype),
+            plan.kept if plan.attended else 0,
         )
 
     def fork(self, state: State) -> State:

@@ -74,6 +74,29 @@ class Attention(nn.Module):
         weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
         return (weights.to(v.dtype) @ v[:, :, None]).flatten(1, 2), weights.mean((1, 2))
 
+    def most_attended(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        unrotated: torch.Tensor,
+        v: torch.Tensor,
+        slot_rotation: Rotation,
+        count: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (1, kv_heads, count, head_dim) of the rows that their own interval attends to most.
+
+        As SnapKV (arXiv 2404.14469) chooses, per head, but by all queries of the interval; a row's attention is
+        averaged over the queries that see it, or early rows would always win.
+        """
+        n = k.shape[2]
+        causal = torch.ones(n, n, dtype=torch.bool, device=q.device).tril()
+        grouped = q.unflatten(1, (self.kv_heads, -1))
+        scores = (grouped @ k[:, :, None].transpose(-1, -2)).float() / math.sqrt(self.head_dim)
+        weights = scores.masked_fill(~causal, -torch.inf).softmax(-1).sum((2, 3))  # (1, kv_heads, n)
+        received = weights / torch.arange(n, 0, -1, device=q.device)
+        rows = received.topk(count, dim=-1).indices.sort(dim=-1).values[..., None].expand(-1, -1, -1, self.head_dim)
+        return rotate(unrotated.gather(2, rows), slot_rotation), v.gather(2, rows)
+
 
 class MLP(nn.Module):
     """SwiGLU (arXiv 2002.05202)."""
@@ -141,24 +164,31 @@ class Decoder(nn.Module):
         sst_query_rotation: Rotation,
         slot_rotation: Rotation,
         sst_mask: torch.Tensor,
-        raw: bool,
+        selection: torch.Tensor | None = None,
+        attended: int = 0,
     ) -> None:
-        """Hear one interval: speech (1, n, D); appends its K SSTs' (or, if raw, n rows') keys and values.
+        """Hear one interval: speech (1, n, D); appends the keys and values of what it leaves.
 
         Speech rows never see an SST of their own interval, so the two kinds run on contiguous slices.
         sst_mask (K, n + K): which rows of the interval each SST sees; the memory is visible to all.
+        With K = 0 the interval leaves its `attended` most attended rows, or means of its rows by the weights
+        `selection` (m, n), or, with neither, every row.
         """
         n, k = speech.shape[1], sst_mask.shape[0]
         x = speech
-        s = None if raw else self.sst_embedding.expand(1, k, -1)
+        s = self.sst_embedding.expand(1, k, -1) if k else None
         last = len(self.layers) - 1
         for number, (layer, cache) in enumerate(zip(self.layers, memory, strict=True)):
             attention = layer.self_attn
             past_k, past_v = cache.keys, cache.values  # views of what lies before this interval
             m = past_k.shape[2]
-            q, key, value = attention.project(layer.input_layernorm(x))
-            key = rotate(key, speech_rotation)
-            if raw:
+            q, unrotated, value = attention.project(layer.input_layernorm(x))
+            q, key = rotate(q, speech_rotation), rotate(unrotated, speech_rotation)
+            if attended:
+                cache.append(*attention.most_attended(q, key, unrotated, value, slot_rotation, attended))
+            elif selection is not None:
+                cache.append(rotate(selection @ unrotated, slot_rotation), selection @ value)
+            elif not k:
                 cache.append(key, value)
             else:
                 sst_q, sst_k, sst_v = attention.project(layer.input_layernorm(s), sst=True)
@@ -168,9 +198,9 @@ class Decoder(nn.Module):
                 return
             seen_k, seen_v = torch.cat([past_k, key], dim=2), torch.cat([past_v, value], dim=2)
             causal = torch.ones(n, m + n, dtype=torch.bool, device=x.device).tril(m)
-            x = x + attention.output(attention.attend(rotate(q, speech_rotation), seen_k, seen_v, causal))
+            x = x + attention.output(attention.attend(q, seen_k, seen_v, causal))
             x = layer.feed_forward(x)
-            if not raw:
+            if k:
                 mask = torch.cat([sst_mask.new_ones(k, m), sst_mask], dim=1)
                 seen_k, seen_v = torch.cat([seen_k, sst_k], dim=2), torch.cat([seen_v, sst_v], dim=2)
                 heard = attention.attend(rotate(sst_q, sst_query_rotation), seen_k, seen_v, mask)

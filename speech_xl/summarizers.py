@@ -1,0 +1,102 @@
+"""What an interval leaves behind: trained SSTs, or one of the rules that need no training.
+
+A summarizer is one small class that plans an interval; backends execute the plan and know no names. Those
+without training let a checkpoint without SST parameters listen in bounded memory, and are the baselines of
+trained ones. It knows positions and weights over rows, no tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from speech_xl.config import ModelConfig
+from speech_xl.errors import ScheduleError
+from speech_xl.schedule import IntervalPlan, Ratio, block_spans, plan_interval, sst_slots
+
+
+class Summarizer(Protocol):
+    name: ClassVar[str]
+    needs_training: ClassVar[bool]
+
+    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio) -> IntervalPlan:
+        """As schedule.plan_interval. Ratio None is raw, whatever the summarizer."""
+
+
+class SSTs:
+    """Trained Speech Summarization Tokens: one learned slot per `ratio` speech tokens (arXiv 2602.05373)."""
+
+    name, needs_training = "sst", True
+
+    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio) -> IntervalPlan:
+        return plan_interval(index, first_token, base, tokens, ratio)
+
+
+def _keep_rows(index: int, first_token: int, base: int, tokens: int, ratio: Ratio) -> IntervalPlan:
+    """A plan without SSTs whose slots stand for blocks of `ratio` tokens; what they hold is still open."""
+    raw = plan_interval(index, first_token, base, tokens, None)
+    if ratio is None:
+        return raw
+    ends = sst_slots(tokens, ratio)
+    slots = base + np.arange(len(ends), dtype=np.int64)
+    return dataclasses.replace(raw, ratio=ratio, slot_positions=slots, spans=block_spans(first_token, ends))
+
+
+class Stride:
+    """Every `ratio`-th token's own key and value: the last one of each block."""
+
+    name, needs_training = "stride", False
+
+    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio) -> IntervalPlan:
+        plan = _keep_rows(index, first_token, base, tokens, ratio)
+        if ratio is None:
+            return plan
+        chosen = np.eye(tokens, dtype=np.float32)[sst_slots(tokens, ratio)]
+        return dataclasses.replace(plan, selection=chosen)
+
+
+class Pool:
+    """The mean of each block's keys and of its values."""
+
+    name, needs_training = "pool", False
+
+    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio) -> IntervalPlan:
+        plan = _keep_rows(index, first_token, base, tokens, ratio)
+        if ratio is None:
+            return plan
+        block = np.arange(tokens) // ratio
+        members = (block[None, :] == np.arange(plan.kept)[:, None]).astype(np.float32)
+        return dataclasses.replace(plan, selection=members / members.sum(1, keepdims=True))
+
+
+class Attention:
+    """The rows that the interval's own queries attend to most, per layer and head (after SnapKV, arXiv 2404.14469).
+
+    Which rows these are differs from head to head, so a slot's span is its share of the interval.
+    """
+
+    name, needs_training = "attention", False
+
+    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio) -> IntervalPlan:
+        plan = _keep_rows(index, first_token, base, tokens, ratio)
+        return plan if ratio is None else dataclasses.replace(plan, attended=True)
+
+
+SUMMARIZERS: dict[str, Summarizer] = {s.name: s for s in (SSTs(), Stride(), Pool(), Attention())}
+BEST_UNTRAINED = "attention"
+
+
+def choose_summarizer(name: str, config: ModelConfig) -> tuple[Summarizer, str]:
+    """-> (summarizer, why). "auto" is SSTs where the checkpoint has trained ones, else the best that needs no training."""
+    trained = config.sst is not None and config.sst.trained
+    if name == "auto":
+        if trained:
+            return SUMMARIZERS["sst"], "the checkpoint has trained SSTs"
+        return SUMMARIZERS[BEST_UNTRAINED], "the checkpoint has no trained SSTs"
+    if name not in SUMMARIZERS:
+        raise ScheduleError(f"There is no summarizer {name!r}; choose auto, {', '.join(SUMMARIZERS)}.")
+    if name == "sst" and config.sst is None:
+        raise ScheduleError("This checkpoint has no SST parameters; choose another summarizer, or auto.")
+    return SUMMARIZERS[name], "it was asked for"
