@@ -15,7 +15,8 @@ from speech_xl.config import DecoderConfig, EncoderConfig, ModelConfig
 from speech_xl.errors import CheckpointError
 
 Json = dict[str, Any]
-NameMap = tuple[tuple[str, str], ...]  # (regular expression for their whole name, our name); first match counts
+# (regular expression for their whole name, our name, their name as transformers saves it); first match counts
+NameMap = tuple[tuple[str, str, str], ...]
 Reasons = tuple[tuple[str, str], ...]  # (regular expression for their whole name, why we leave it out)
 
 ENCODER = r"(conv[12]\..+|embed_positions\.weight|layers\..+|layer_norm\..+)"
@@ -41,10 +42,18 @@ class Family:
 
     def ours(self, name: str) -> str | None:
         """Our name of their tensor; None if it is not used."""
-        for pattern, replacement in self.names:
+        for pattern, replacement, _ in self.names:
             if match := re.fullmatch(pattern, name):
                 return match.expand(replacement)
         return None
+
+    def theirs(self, name: str) -> str:
+        """What a source should have called our tensor."""
+        for _, ours, theirs in self.names:
+            pattern = "(.+)".join(re.escape(part) for part in ours.split(r"\1"))
+            if match := re.fullmatch(pattern, name):
+                return match.expand(theirs)
+        return name
 
     def why_unused(self, name: str) -> str:
         return next((why for pattern, why in self.unused if re.fullmatch(pattern, name)), NO_REASON)

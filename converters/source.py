@@ -48,20 +48,17 @@ class Stored:
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         rows = max(1, PIECE // row)
         for first in range(0, self.shape[0], rows):
-            count = min(rows, self.shape[0] - first)
-            if self.loaded is not None:
-                yield self.loaded[first : first + count]
-            else:
-                yield self._read(self.start + first * row, (count, *self.shape[1:]))
+            yield self.rows(first, min(rows, self.shape[0] - first))
+
+    def rows(self, first: int, count: int) -> torch.Tensor:
+        """(count, ...) consecutive rows."""
+        if self.loaded is not None:
+            return self.loaded[first : first + count]
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        return self._read(self.start + first * row, (count, *self.shape[1:]))
 
     def whole(self) -> torch.Tensor:
         return self.loaded if self.loaded is not None else self._read(self.start, self.shape)
-
-    def row(self, number: int) -> torch.Tensor:
-        """One row of a matrix."""
-        if self.loaded is not None:
-            return self.loaded[number]
-        return self._read(self.start + number * self.shape[1] * self.dtype.itemsize, self.shape[1:])
 
     def _read(self, start: int, shape: tuple[int, ...]) -> torch.Tensor:
         size = math.prod(shape) * self.dtype.itemsize

@@ -44,9 +44,9 @@ FAMILY = Family(
     name="Whisper + Qwen2",
     translate=translate,
     names=(
-        (rf"{SPEECH}(?:model\.)?encoder\.{ENCODER}", r"speech.encoder.\1"),
-        (rf"{TEXT}lm_head\.weight", "decoder.lm_head.weight"),
-        (rf"{TEXT}(?:model\.)?{DECODER}", r"decoder.\1"),
+        (rf"{SPEECH}(?:model\.)?encoder\.{ENCODER}", r"speech.encoder.\1", rf"{SPEECH}model.encoder.\1"),
+        (rf"{TEXT}lm_head\.weight", "decoder.lm_head.weight", f"{TEXT}lm_head.weight"),
+        (rf"{TEXT}(?:model\.)?{DECODER}", r"decoder.\1", rf"{TEXT}model.\1"),
     ),
     unused=(
         (rf"{SPEECH}(?:model\.)?decoder\..*|{SPEECH}proj_out\..*", "Whisper's own decoder, which Qwen2 replaces"),

@@ -1,0 +1,182 @@
+"""Writing a checkpoint tensor by tensor: what each output tensor is made of, and safetensors files in pieces.
+
+A shard's layout is computed before anything is read, so that every piece goes straight to its place in the
+file. A finished shard has its final name; an unfinished one does not, and is written again. It knows our
+tensor names and layouts, no foreign format.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from converters.source import Stored
+from speech_xl.errors import CheckpointError
+
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint32: "U32"}
+SHARD = 2 * 2**30  # bytes in one output file: what a killed conversion does again, at most
+
+
+@dataclass(frozen=True)
+class Packing:
+    """MLX's quantization: groups of `group_size` weights share a scale and a bias."""
+
+    group_size: int
+    bits: int
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == 2 and shape[1] % self.group_size == 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one of our tensors is made.
+
+    `shape` is the result's before packing. `source` None: freshly initialised. `swap`: the last two axes
+    change places. `row`: one row of a matrix. `packed`: (scales, biases) that turn packed words into
+    numbers again. `packing`: pack the result.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    source: Stored | None = None
+    swap: bool = False
+    row: int | None = None
+    packed: tuple[Stored, Stored, Packing] | None = None
+    packing: Packing | None = None
+
+    def outputs(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Name -> shape and type of what is written."""
+        if self.packing is None:
+            return {self.name: (self.shape, self.dtype)}
+        rows, columns = self.shape
+        base, groups = self.name.removesuffix(".weight"), (rows, columns // self.packing.group_size)
+        return {
+            self.name: ((rows, columns * self.packing.bits // 32), torch.uint32),
+            f"{base}.scales": (groups, self.dtype),
+            f"{base}.biases": (groups, self.dtype),
+        }
+
+    @property
+    def size(self) -> int:
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.outputs().values())
+
+    def pieces(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Blocks of rows of every output, in order."""
+        for piece in self._numbers():
+            piece = piece.to(self.dtype)
+            yield (piece,) if self.packing is None else pack(piece, self.packing)
+
+    def _numbers(self) -> Iterator[torch.Tensor]:
+        if self.source is None:
+            yield fresh(self.name, self.shape)
+        elif self.row is not None:
+            yield self.source.rows(self.row, 1)[0]
+        elif self.packed is not None:
+            scales, biases, packing = self.packed
+            first = 0
+            for words in self.source.pieces():
+                rows = scales.rows(first, len(words)), biases.rows(first, len(words))
+                yield unpack(words, *rows, packing)
+                first += len(words)
+        else:
+            for piece in self.source.pieces():
+                yield piece.transpose(1, 2) if self.swap else piece
+
+
+def fresh(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """A layer's first weights, the same on every machine: scaled normal numbers, and biases of zero."""
+    if len(shape) == 1:
+        return torch.zeros(shape)
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(shape, generator=generator) / math.sqrt(shape[-1])
+
+
+def pack(numbers: torch.Tensor, packing: Packing) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """MLX's own packing -> words (R, D * bits / 32) uint32, scales and biases (R, D / group_size)."""
+    import mlx.core as mx
+    import numpy as np
+
+    kind = {torch.float32: mx.float32, torch.bfloat16: mx.bfloat16, torch.float16: mx.float16}[numbers.dtype]
+    weight = mx.array(numbers.float().numpy()).astype(kind)
+    words, scales, biases = mx.quantize(weight, group_size=packing.group_size, bits=packing.bits)
+    floats = [torch.from_numpy(np.array(t.astype(mx.float32))).to(numbers.dtype) for t in (scales, biases)]
+    return torch.from_numpy(np.array(words)), *floats
+
+
+def unpack(words: torch.Tensor, scales: torch.Tensor, biases: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """(R, D) float32 of packed words."""
+    shifts = torch.arange(0, 32, packing.bits)
+    numbers = words.view(torch.int32).to(torch.int64)[..., None] >> shifts & (2**packing.bits - 1)
+    grouped = numbers.flatten(1).unflatten(1, (-1, packing.group_size)).float()
+    return (grouped * scales.float()[..., None] + biases.float()[..., None]).flatten(1)
+
+
+def shards_of(recipes: list[Recipe], limit: int = SHARD) -> list[list[Recipe]]:
+    """Consecutive recipes, together at most `limit` bytes unless one alone is larger."""
+    shards: list[list[Recipe]] = [[]]
+    filled = 0
+    for recipe in recipes:
+        if shards[-1] and filled + recipe.size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(recipe)
+        filled += recipe.size
+    return shards
+
+
+def shard_names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
+def header_of(recipes: list[Recipe], layout: str) -> tuple[bytes, dict[str, int]]:
+    """-> the file's first bytes, and where each output tensor starts in the file."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt" if layout == "torch" else "mlx"}}
+    starts, position = {}, 0
+    for recipe in recipes:
+        for name, (shape, dtype) in recipe.outputs().items():
+            size = math.prod(shape) * dtype.itemsize
+            entries[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [position, position + size]}
+            starts[name] = position
+            position += size
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, {name: 8 + len(text) + start for name, start in starts.items()}
+
+
+def shard_size(recipes: list[Recipe], layout: str) -> int:
+    return len(header_of(recipes, layout)[0]) + sum(recipe.size for recipe in recipes)
+
+
+def write_shard(path: Path, recipes: list[Recipe], layout: str, written: Callable[[int], object]) -> None:
+    """Write one file under its final name, or none; `written` hears the bytes of each piece."""
+    header, places = header_of(recipes, layout)
+    unfinished = path.with_suffix(".unfinished")
+    with open(unfinished, "wb") as file:
+        file.write(header)
+        for recipe in recipes:
+            at = {name: places[name] for name in recipe.outputs()}
+            ends = {n: places[n] + math.prod(s) * d.itemsize for n, (s, d) in recipe.outputs().items()}
+            for piece in recipe.pieces():
+                for name, tensor in zip(at, piece, strict=True):
+                    data = tensor.contiguous().view(torch.uint8).numpy().data
+                    file.seek(at[name])
+                    file.write(data)
+                    at[name] += data.nbytes
+                    written(data.nbytes)
+            if at != ends:
+                raise CheckpointError(f"The tensor {recipe.name} came out shorter than planned; convert again.")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
