@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry; read when gradio is imported
 
-from space.page import EXAMPLES, HEAD, STYLE, build_page
+from space.page import build_page, look
 from speech_xl.backend import BACKENDS
 from speech_xl.conversation import SpeechModel
 from speech_xl.errors import SpeechXLError
@@ -41,10 +42,9 @@ def main() -> int:
         server_port=arguments.port,
         share=arguments.share,
         auth=(name, password) if arguments.auth else None,
-        allowed_paths=[str(EXAMPLES)],
         max_file_size=LARGEST_UPLOAD,
-        css=STYLE,
-        head=HEAD,
+        mcp_server=importlib.util.find_spec("mcp") is not None,
+        **look(),
     )
     return 0
 

@@ -1,196 +1,164 @@
-"""The page's layout and event handlers. It moves events from the core to components and decides nothing."""
+"""The page's layout: which components there are, where they stand, and which handler each event calls.
+
+It knows gradio; what happens is handlers.py, what is drawn is pictures.py, how it looks is page.css.
+"""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from space import pictures
-from space.session import Session
-from speech_xl.audio import probe
-from speech_xl.conversation import DEFAULT, Listening, SpeechModel, ask
-from speech_xl.errors import RecordingError, SpeechXLError
-from speech_xl.memory import load_memory
+from space.about import about
+from space.api import add_endpoints
+from space.compare import Comparison
+from space.handlers import Handlers
+from speech_xl.conversation import SpeechModel
 
-EXAMPLES = Path(__file__).parent / "examples"
+FOLDER = Path(__file__).parent
+EXAMPLES = FOLDER / "examples"
 EXAMPLE = EXAMPLES / "order_desk.ogg"
-REDRAW_SECONDS = 0.25
 SESSION_SECONDS = 3600  # an abandoned session is forgotten after this
-
-STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-HEAD = "<script>" + (Path(__file__).parent / "page.js").read_text(encoding="utf-8") + "</script>"
-
-
-def file_url(path: str) -> str:
-    return f"/gradio_api/file={path}"
+SWEEP_SECONDS = 600  # files older than a session are looked for this often
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+QUESTION_EXAMPLE = "What drink is order 47?"
 
 
-def ratio_choices(model: SpeechModel) -> list[tuple[str, str]]:
+def look() -> dict[str, Any]:
+    """Arguments of `launch` that make the page look as it should; nothing is fetched from elsewhere."""
+    sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    mono = ["ui-monospace", "Consolas", "monospace"]
+    theme = gr.themes.Soft(
+        primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", radius_size="md", font=sans, font_mono=mono
+    ).set(body_background_fill="*neutral_50", block_shadow="none", block_border_width="1px")
+    script = "<script>" + (FOLDER / "page.js").read_text(encoding="utf-8") + "</script>"
+    return {
+        "theme": theme,
+        "css": (FOLDER / "page.css").read_text(encoding="utf-8"),
+        "head": script,
+        "footer_links": ["api", "settings"],
+        "allowed_paths": [str(EXAMPLES)],
+    }
+
+
+def compression_choices(model: SpeechModel) -> list[tuple[str, str]]:
     usual = model.config.sst.default_ratio if model.config.sst else None
-    named = [("raw (keep everything)", "raw")]
-    named += [(f"{r} to 1" + (" (usual)" if r == usual else ""), str(r)) for r in model.ratios]
-    return named
-
-
-class Handlers:
-    """Event handlers of one page; each takes and returns the visitor's own Session."""
-
-    def __init__(self, model: SpeechModel, max_hours: float):
-        self.model = model
-        self.max_hours = max_hours
-
-    def listen(self, path: str | None, ratio: str, session: Session | None) -> Iterator[tuple[Any, ...]]:
-        """Hear a recording, or take in a memory -> session, status, figures, timeline, player, download, suggestions."""
-        session = session or Session()
-        session.forget()
-        if not path:
-            raise gr.Error("Choose a recording first: drop a file, record one, or take the example.")
-        name = Path(path).name
-        try:
-            if Path(path).suffix.lower() == ".sxl":
-                session.memory = load_memory(Path(path), self.model)
-                said = f"{name}: a memory of {pictures.clock(session.memory.seconds)}. Ask; the audio is not needed."
-                yield self._state(session, said, finished=True)
-                return
-            self._check_length(path)
-            session.listening = Listening(self.model, path, None if ratio == "raw" else int(ratio) if ratio else DEFAULT)
-            session.source = path
-            yield self._state(session, f"Listening to {name} ...")
-            drawn = 0.0
-            for heard in session.listening:
-                session.events.append(heard)
-                if time.monotonic() - drawn > REDRAW_SECONDS:
-                    drawn = time.monotonic()
-                    yield self._state(session, f"Listening to {name} ...")
-            if session.listening is None or session.listening.cancelled:
-                yield self._state(session, "Cancelled. Nothing is left running.")
-                return
-            session.memory = session.listening.memory
-        except SpeechXLError as error:
-            session.forget()
-            yield self._state(session, str(error))
-            raise gr.Error(str(error), print_exception=False) from error
-        notes = " ".join(session.memory.warnings)
-        said = f"{name}: {pictures.clock(session.memory.seconds)} heard, all of it. Ask as often as you like. {notes}"
-        yield self._state(session, said, finished=True)
-
-    def _check_length(self, path: str) -> None:
-        seconds = probe(path).seconds
-        if seconds is not None and seconds > self.max_hours * 3600:
-            raise RecordingError(
-                f"This recording is {pictures.clock(seconds)} long and this page takes {self.max_hours:g} h; cut it, or run the app yourself."
-            )
-
-    def _state(self, session: Session, status: str, finished: bool = False) -> tuple[Any, ...]:
-        last = session.events[-1] if session.events else None
-        source = file_url(session.source) if session.source else None
-        download = session.save_memory(self.model) if finished else None
-        return (
-            session,
-            status,
-            pictures.figures(last),
-            pictures.timeline(session.events),
-            pictures.player(source, Path(session.source).name if session.source else ""),
-            gr.DownloadButton(value=download, interactive=finished),
-        )
-
-    def cancel(self, session: Session | None) -> str:
-        if session is None or session.listening is None or session.memory is not None:
-            return "Nothing is being heard."
-        session.listening.cancel()
-        return "Cancelling ..."
-
-    def ask(self, question: str, chat: list[dict[str, Any]], session: Session | None) -> Iterator[tuple[Any, ...]]:
-        """Answer one question in pieces -> textbox, chat, evidence buttons, timeline."""
-        session = session or Session()
-        chat = [*chat, {"role": "user", "content": question}]
-        try:
-            memory, partly = session.askable()
-            if memory is None:
-                raise RecordingError("There is nothing to ask about yet; listen to a recording first.")
-            asking = ask(self.model, memory, question)
-            text = f"(of the first {pictures.clock(memory.seconds)}) " if partly else ""
-            chat = [*chat, {"role": "assistant", "content": text}]
-            for piece in asking:
-                chat[-1] = {"role": "assistant", "content": chat[-1]["content"] + piece}
-                yield "", chat, gr.skip(), gr.skip()
-        except SpeechXLError as error:
-            chat = [*chat, {"role": "assistant", "content": f"{error}"}]
-            yield question, chat, pictures.evidence_buttons(()), gr.skip()
-            return
-        session.answers.append(asking.answer)
-        evidence = asking.answer.evidence
-        yield "", chat, pictures.evidence_buttons(evidence), pictures.timeline(session.events, evidence)
-
-    def export(self, kind: str, session: Session | None) -> str:
-        if session is None or not session.answers:
-            raise gr.Error("There is no conversation to export yet; ask something first.")
-        return session.export(kind)
+    named = [(f"{r} to 1" + (" (usual)" if r == usual else ""), str(r)) for r in model.ratios]
+    return [*named, ("raw: keep everything", "raw")]
 
 
 def build_page(model: SpeechModel, max_hours: float) -> gr.Blocks:
     """The whole page for one loaded model."""
     handlers = Handlers(model, max_hours)
-    example = json.loads((EXAMPLES / "order_desk.json").read_text(encoding="utf-8"))
-    with gr.Blocks(title="Speech-XL", delete_cache=(600, SESSION_SECONDS)) as page:
+    with gr.Blocks(title="Speech-XL", delete_cache=(SWEEP_SECONDS, SESSION_SECONDS), analytics_enabled=False) as page:
         session = gr.State(None, time_to_live=SESSION_SECONDS, delete_callback=lambda s: s and s.forget())
-        gr.Markdown(
-            "# Speech-XL\nAsk questions about a recording of any length. It is heard once; what is kept is a small memory.\n\n"
-            f"**What this model understands.** {model.config.description or 'See its model card.'}"
+        gr.HTML(
+            "<h1>Speech-XL</h1><p>Ask questions about a recording of any length. "
+            "It is heard once; what is kept is a small memory.</p>",
+            elem_classes="sxl-head",
         )
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=5, min_width=320):
-                upload = gr.File(
-                    label="Recording (audio or video) or memory (.sxl)", file_types=["audio", "video", ".sxl"], type="filepath"
+        with gr.Tab("Listen and ask"):
+            _talk(handlers, session)
+        with gr.Tab("Compare ratios"):
+            _compare(handlers, session)
+        with gr.Tab("This model, this machine"):
+            gr.HTML(about(model, max_hours))
+        add_endpoints(handlers, session)
+    return page
+
+
+def _talk(handlers: Handlers, session: gr.State) -> None:
+    example = json.loads((EXAMPLES / "order_desk.json").read_text(encoding="utf-8"))
+    model = handlers.model
+    with gr.Row(equal_height=False, elem_classes="sxl-columns"):
+        with gr.Column(scale=5, min_width=320, elem_classes="sxl-left"):
+            with gr.Column(elem_classes="sxl-source", min_width=300):
+                with gr.Tab("File"):
+                    upload = gr.File(
+                        label="Recording (audio or video) or memory (.sxl)", show_label=False, height=132,
+                        file_types=["audio", "video", ".sxl"], type="filepath",
+                    )  # fmt: skip
+                with gr.Tab("Microphone"):
+                    microphone = gr.Audio(
+                        label="Record",
+                        show_label=False,
+                        sources=["microphone"],
+                        type="filepath",
+                        elem_id="sxl-microphone",
+                    )
+                usual = str(model.config.sst.default_ratio) if model.config.sst else "raw"
+                compression = gr.Dropdown(
+                    compression_choices(model), value=usual, allow_custom_value=True, min_width=150,
+                    label="Compression, or a memory budget such as 64MiB",
+                )  # fmt: skip
+                with gr.Row(elem_classes="sxl-buttons"):
+                    start = gr.Button("Listen", variant="primary", min_width=100, scale=2)
+                    stop = gr.Button("Cancel", min_width=80, scale=1)
+                    take_example = gr.Button("Example", min_width=90, scale=1, elem_id="sxl-example")
+            with gr.Column(elem_classes="sxl-heard", min_width=300):
+                status = gr.Markdown(
+                    f"Choose a recording and press Listen, or press Example: {example['title'].lower()}.",
+                    elem_id="sxl-status",
                 )
-                microphone = gr.Audio(label="Or record", sources=["microphone"], type="filepath")
-                with gr.Row():
-                    usual = str(model.config.sst.default_ratio) if model.config.sst else "raw"
-                    ratio = gr.Dropdown(ratio_choices(model), value=usual, label="Compression", min_width=160)
-                    take_example = gr.Button(f"Example: {example['title']}", min_width=160)
-                with gr.Row():
-                    start = gr.Button("Listen", variant="primary")
-                    stop = gr.Button("Cancel", variant="stop")
-                status = gr.Markdown("Choose a recording, then press Listen.", elem_id="sxl-status")
-                figures = gr.HTML(pictures.figures(None))
                 timeline = gr.HTML(pictures.timeline(()))
                 player = gr.HTML(pictures.player(None))
-            with gr.Column(scale=6, min_width=320):
-                chat = gr.Chatbot(label="Conversation", height=420, buttons=["copy", "copy_all"])
                 evidence = gr.HTML(pictures.evidence_buttons(()))
-                with gr.Row():
-                    question = gr.Textbox(
-                        label="Question", placeholder="What drink is order 47?", scale=5, max_lines=3, lines=1
-                    )
-                    send = gr.Button("Ask", variant="primary", scale=1, min_width=90)
-                gr.Examples([[q] for q in example["suggestions"]], question, label="Questions about the example")
-                with gr.Row():
-                    download = gr.DownloadButton("Keep the memory (.sxl)", interactive=False)
-                    markdown = gr.Button("Export Markdown")
-                    as_json = gr.Button("Export JSON")
-                    clear = gr.Button("Clear chat")
-                exported = gr.File(label="Export", interactive=False, visible="hidden")
-
-        outputs = [session, status, figures, timeline, player, download]
-        hearing = start.click(
-            lambda path, recorded: path or recorded, [upload, microphone], upload, api_visibility="private"
-        ).success(handlers.listen, [upload, ratio, session], outputs, api_name="listen", concurrency_limit=2)
-        take_example.click(lambda: str(EXAMPLE), None, upload, api_visibility="private").success(
-            handlers.listen, [upload, ratio, session], outputs, api_visibility="private", concurrency_limit=2
-        )
-        stop.click(handlers.cancel, session, status, api_name="cancel", concurrency_limit=None)
-        del hearing
-        for trigger, name in ((send.click, "ask"), (question.submit, "ask_by_key")):
-            trigger(
-                handlers.ask, [question, chat, session], [question, chat, evidence, timeline],
-                api_name=name, concurrency_limit=8,
+                figures = gr.HTML(pictures.figures(None))
+        with gr.Column(scale=6, min_width=320, elem_classes="sxl-chat"):
+            chat = gr.Chatbot(
+                label="Conversation", height=440, buttons=["copy", "copy_all"], render_markdown=False, show_label=False,
+                feedback_options=None, placeholder="Answers appear here, with the times they come from.",
             )  # fmt: skip
-        for button, kind in ((markdown, "md"), (as_json, "json")):
-            button.click(lambda s, kind=kind: gr.File(handlers.export(kind, s), visible=True), session, exported)
-        clear.click(lambda: [], None, chat)
-    return page
+            with gr.Row(elem_classes="sxl-ask"):
+                question = gr.Textbox(
+                    label="Question", placeholder=QUESTION_EXAMPLE, show_label=False, scale=5, lines=1, max_lines=3,
+                    min_width=200, elem_id="sxl-question", html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
+                )  # fmt: skip
+                send = gr.Button("Ask", variant="primary", scale=1, min_width=72)
+            gr.Examples(
+                [[q] for q in example["suggestions"]], question, label="About the example", api_visibility="private"
+            )
+            with gr.Row(elem_classes="sxl-small"):
+                small = {"size": "sm", "min_width": 80}
+                download = gr.DownloadButton("Keep memory (.sxl)", interactive=False, size="sm", min_width=130)
+                markdown = gr.Button("Export Markdown", **small)
+                as_json = gr.Button("Export JSON", **small)
+                retry = gr.Button("Retry", **small)
+                clear = gr.Button("Clear", **small)
+            exported = gr.File(label="Export", interactive=False, visible="hidden", height=60)
+
+    heard = [session, status, figures, timeline, player, evidence, download]
+    one_at_a_time = {"concurrency_id": "listen", "concurrency_limit": 2, **PRIVATE}
+    start.click(lambda path, recorded: path or recorded, [upload, microphone], upload, **PRIVATE).success(
+        handlers.listen, [upload, compression, session], heard, **one_at_a_time
+    )
+    take_example.click(lambda: str(EXAMPLE), None, upload, **PRIVATE).success(
+        handlers.listen, [upload, compression, session], heard, **one_at_a_time
+    )
+    compression.change(handlers.check_compression, compression, None, **PRIVATE)
+    stop.click(handlers.cancel, session, status, concurrency_limit=None, **PRIVATE)
+    answering = {"concurrency_id": "ask", "concurrency_limit": 8, **PRIVATE}
+    answered = [question, chat, evidence, timeline]
+    gr.on([send.click, question.submit], handlers.ask, [question, chat, session], answered, **answering)
+    retry.click(handlers.retry, [chat, session], answered, **answering)
+    for button, kind in ((markdown, "md"), (as_json, "json")):
+        button.click(lambda s, k=kind: gr.File(handlers.export(k, s), visible=True), session, exported, **PRIVATE)
+    clear.click(lambda: [], None, chat, **PRIVATE)
+
+
+def _compare(handlers: Handlers, session: gr.State) -> None:
+    comparison = Comparison(handlers)
+    gr.Markdown("The recording of the first tab is heard once at every ratio and asked the same question.")
+    with gr.Row(elem_classes="sxl-ask"):
+        question = gr.Textbox(
+            label="Question to compare", show_label=False, placeholder=QUESTION_EXAMPLE, scale=5, min_width=200
+        )
+        run = gr.Button("Compare", variant="primary", scale=1, min_width=100)
+    result = gr.HTML(comparison.empty(), elem_id="sxl-compared")
+    gr.on(
+        [run.click, question.submit], comparison.run, [question, session], result,
+        concurrency_id="listen", concurrency_limit=2, **PRIVATE,
+    )  # fmt: skip

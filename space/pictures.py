@@ -10,6 +10,7 @@ from html import escape
 
 from speech_xl.conversation import Heard
 from speech_xl.evidence import Evidence
+from speech_xl.memory import AudioMemory
 from speech_xl.schedule import format_bytes
 
 SILENCE = -50.0  # dB: an interval below this is drawn as silence
@@ -23,29 +24,34 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def figures(heard: Heard | None) -> str:
+def figures(heard: Heard | None, memory: AudioMemory | None = None) -> str:
     """Live numbers while listening, in cells of fixed width so that nothing jumps."""
-    if heard is None:
-        cells = [("heard", "-"), ("speed", "-"), ("left", "-"), ("speech tokens", "-"), ("memory", "-"), ("uncompressed", "-")]
+    left = "0:00" if memory else "-"
+    if heard is None and memory is None:
+        values = ["-"] * 6
+    elif heard is None:  # a memory that came from a file
+        values = [clock(memory.seconds), "-", left, f"{memory.tokens:,}", format_bytes(memory.bytes), "-"]
     else:
-        left = "-"
-        if heard.total_seconds:
+        if heard.total_seconds and memory is None:
             left = clock(max(0.0, heard.total_seconds - heard.seconds) / max(heard.speed, 1e-9))
-        cells = [
-            ("heard", clock(heard.seconds)),
-            ("speed", f"{heard.speed:.0f}x real time"),
-            ("left", left),
-            ("speech tokens", f"{heard.tokens:,}"),
-            ("memory", f"{heard.slots:,} slots, {format_bytes(heard.memory_bytes)}"),
-            ("uncompressed", format_bytes(heard.raw_bytes)),
-        ]
-    return '<dl class="sxl-figures">' + "".join(f"<div><dt>{n}</dt><dd>{v}</dd></div>" for n, v in cells) + "</dl>"
+        values = [
+            clock(heard.seconds), f"{heard.speed:.0f}x real time", left, f"{heard.tokens:,}",
+            format_bytes(heard.memory_bytes), format_bytes(heard.raw_bytes),
+        ]  # fmt: skip
+    slots = "" if heard is None and memory is None else f", {(memory or heard).slots:,} slots"
+    names = ["heard", "speed", "time left", "speech tokens", f"memory{slots}", "uncompressed"]
+    cells = "".join(f"<div><dt>{n}</dt><dd>{v}</dd></div>" for n, v in zip(names, values, strict=True))
+    return f'<dl class="sxl-figures">{cells}</dl>'
 
 
-def timeline(events: Sequence[Heard], evidence: Sequence[Evidence] = ()) -> str:
+def timeline(events: Sequence[Heard], evidence: Sequence[Evidence] = (), done: bool = False) -> str:
     """One bar an interval: height is loudness, colour tells speech from silence; evidence glows above."""
+    state = "sxl-timeline sxl-done" if done else "sxl-timeline"
     if not events:
-        return '<div class="sxl-timeline sxl-empty">The timeline grows here while the recording is heard.</div>'
+        words = "A memory keeps no sound, so there is no timeline." if done else (
+            "The timeline grows here while the recording is heard."
+        )  # fmt: skip
+        return f'<div class="{state} sxl-empty">{words}</div>'
     total = max(events[-1].total_seconds or 0.0, events[-1].seconds)
     step = -(-len(events) // MOST_BARS)
     bars = []
@@ -53,7 +59,10 @@ def timeline(events: Sequence[Heard], evidence: Sequence[Evidence] = ()) -> str:
         group = events[at : at + step]
         level = max(e.level for e in group)
         height = min(1.0, max(0.06, (level + 70) / 60)) * 40
-        x, width = group[0].interval_start / total * 1000, (group[-1].interval_end - group[0].interval_start) / total * 1000
+        x, width = (
+            group[0].interval_start / total * 1000,
+            (group[-1].interval_end - group[0].interval_start) / total * 1000,
+        )
         kind = "speech" if level > SILENCE else "silence"
         ratio = "raw" if group[0].ratio is None else f"ratio {group[0].ratio}"
         slots = sum(e.interval_slots for e in group)
@@ -71,14 +80,14 @@ def timeline(events: Sequence[Heard], evidence: Sequence[Evidence] = ()) -> str:
     heard = events[-1].seconds
     label = f"Timeline: {clock(heard)} of {clock(total)} heard"
     return (
-        f'<div class="sxl-timeline" role="img" aria-label="{label}"><svg viewBox="0 0 1000 62" preserveAspectRatio="none">'
+        f'<div class="{state}" role="img" aria-label="{label}"><svg viewBox="0 0 1000 62" preserveAspectRatio="none">'
         f'{"".join(bars)}{glow}</svg><div class="sxl-scale"><span>0:00</span><span>{clock(total / 2)}</span>'
         f"<span>{clock(total)}</span></div></div>"
     )
 
 
 def player(source: str | None, name: str = "") -> str:
-    """The recording itself; evidence buttons move it (see EVIDENCE_SCRIPT in page.py)."""
+    """The recording itself; evidence buttons move it (see page.js)."""
     if source is None:
         return '<div class="sxl-player sxl-empty">No recording to play yet.</div>'
     return (

@@ -22,6 +22,7 @@ class Session:
     listening: Listening | None = None
     memory: AudioMemory | None = None
     source: str | None = None  # path of the recording, for the player
+    player_shown: str | None = None  # source that the page's player has
     events: list[Heard] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     folder: tempfile.TemporaryDirectory | None = None

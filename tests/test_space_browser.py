@@ -14,9 +14,9 @@ import pytest
 
 playwright = pytest.importorskip("playwright.sync_api")
 
-from speech_xl.checkpoints import EMBEDDED_FOLDER
-from speech_xl.conversation import SpeechModel
-from tests.tiny import write_sound
+from speech_xl.checkpoints import EMBEDDED_FOLDER  # noqa: E402
+from speech_xl.conversation import SpeechModel  # noqa: E402
+from tests.tiny import write_sound  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
@@ -31,14 +31,12 @@ PATIENCE = 120_000  # ms: a slow machine is not a broken page
 @pytest.fixture(scope="module")
 def address(tiny_checkpoint: Path) -> Iterator[str]:
     """The page, served with the embedded model where there is one."""
-    from space.page import EXAMPLES, HEAD, STYLE, build_page
+    from space.page import build_page, look
 
     trained = (EMBEDDED_FOLDER / "config.json").exists()
     model = SpeechModel.load(None if trained else str(tiny_checkpoint), "torch")
     page = build_page(model, max_hours=1.0)
-    _, url, _ = page.queue(default_concurrency_limit=4).launch(
-        prevent_thread_lock=True, quiet=True, allowed_paths=[str(EXAMPLES)], css=STYLE, head=HEAD
-    )
+    _, url, _ = page.queue(default_concurrency_limit=4).launch(prevent_thread_lock=True, quiet=True, **look())
     yield url
     page.close()
 
@@ -59,7 +57,7 @@ def page(browser: playwright.Browser, address: str) -> Iterator[playwright.Page]
     opened.on("request", lambda r: outside.append(r.url) if not r.url.startswith((address, "data:", "blob:")) else None)
     opened.set_default_timeout(PATIENCE)
     opened.goto(address)
-    opened.get_by_role("button", name="Listen").wait_for()
+    opened.get_by_role("button", name="Listen", exact=True).wait_for()
     yield opened
     context.close()
     assert not outside, f"the page asked others for {outside}"
@@ -71,7 +69,7 @@ def shoot(page: playwright.Page, name: str) -> None:
 
 
 def hear_example(page: playwright.Page) -> None:
-    page.get_by_role("button", name="Example:").click()
+    page.get_by_role("button", name="Example", exact=True).click()
     page.locator("#sxl-status", has_text="heard, all of it").wait_for()
 
 
@@ -108,13 +106,14 @@ def test_a_question_before_any_recording_is_a_sentence(page: playwright.Page) ->
 
 
 def test_a_file_that_is_no_sound_is_a_sentence_and_the_page_goes_on(page: playwright.Page, tmp_path: Path) -> None:
-    bad = tmp_path / "<b>bad</b>.wav"
+    bad = tmp_path / "<b>bad<b>.wav"
     bad.write_text("no sound at all")
     page.locator("input[type=file]").first.set_input_files(bad)
     page.get_by_text("bad").first.wait_for()
     page.get_by_role("button", name="Listen", exact=True).click()
-    page.locator(".toast-body").first.wait_for()
+    page.locator("#sxl-status strong").wait_for()
     assert "Traceback" not in page.content()
+    assert page.locator("#sxl-status b").count() == 0
     hear_example(page)
 
 

@@ -1,0 +1,46 @@
+"""What the loaded model is and what this machine can hold, as a table for the page. Numbers come from the core."""
+
+from __future__ import annotations
+
+from html import escape
+
+from speech_xl.conversation import SpeechModel
+from speech_xl.describe import FLOAT32, count_parameters, describe_ssts, fits_here, machine_memory, memory_per_hour
+from speech_xl.schedule import format_bytes
+
+USABLE = 0.5  # of the memory that weights leave: the rest is for the system and for work
+
+
+def hours_held(model: SpeechModel) -> list[tuple[int | None, int, float]]:
+    """(ratio, bytes an hour takes, hours of audio that fit this machine's memory) of every ratio."""
+    weights = sum(count_parameters(model.folder).values()) * FLOAT32
+    free = max(0.0, USABLE * (machine_memory() - weights))
+    sizes = [(r, size * model.backend.itemsize // FLOAT32) for r, size in memory_per_hour(model.config)]
+    return [(ratio, size, free / size) for ratio, size in sizes]
+
+
+def about(model: SpeechModel, max_hours: float) -> str:
+    """Model, backend and device, then what fits."""
+    config = model.config
+    parameters = sum(count_parameters(model.folder).values())
+    facts = [
+        ("understands", config.description or "Its model card does not say."),
+        ("model", f"{config.name}, {parameters / 1e6:.1f} million parameters ({model.folder.name})"),
+        ("computes with", f"{model.backend.name} on {model.backend.device}"),
+        ("memory tokens", describe_ssts(config)),
+        ("this machine", fits_here(parameters)),
+        ("longest recording", f"{max_hours:g} h on this page"),
+    ]
+    lines = "".join(f"<tr><th scope='row'>{escape(n)}</th><td>{escape(v)}</td></tr>" for n, v in facts)
+    rows = "".join(
+        f"<tr><td>{'raw' if ratio is None else f'{ratio} to 1'}</td><td>{format_bytes(size)}</td><td>{hours:,.0f} h</td></tr>"
+        for ratio, size, hours in hours_held(model)
+    )
+    return (
+        f'<table class="sxl-table sxl-facts">{lines}</table>'
+        '<h3 class="sxl-title">What this machine can hold</h3>'
+        '<table class="sxl-table"><thead><tr><th>compression</th><th>one hour takes</th><th>fits in memory</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+        '<p class="sxl-note">Another model: <code>python app.py --model FOLDER_OR_HUB_ID</code>; '
+        "another backend: <code>--backend torch</code> or <code>mlx</code>.</p>"
+    )

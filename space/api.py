@@ -1,0 +1,120 @@
+"""Endpoints for programs and agents: /listen, /ask, /memory. JSON text out; each caller has a session of its own.
+
+They share handlers and sessions with the page; the page's own events are private.
+"""
+
+from __future__ import annotations
+
+import json
+
+import gradio as gr
+
+from space.handlers import Handlers
+from space.session import Session
+from speech_xl.conversation import ask
+from speech_xl.errors import RecordingError, SpeechXLError
+
+
+def refuse(error: SpeechXLError) -> gr.Error:
+    return gr.Error(str(error), print_exception=False)
+
+
+class Endpoints:
+    def __init__(self, handlers: Handlers):
+        self._handlers = handlers
+
+    def listen(self, file: str, ratio: str, session: Session | None) -> tuple[str, Session]:
+        """Hear a recording (audio or video), or take in a memory file (.sxl), for later questions.
+
+        Args:
+            file: the recording, or a .sxl memory
+            ratio: speech tokens per memory slot, like "8", or "raw", or a budget like "64MiB"; "" for the usual
+
+        Returns:
+            JSON: seconds heard, speech tokens, memory slots, bytes, ratio, warnings
+        """
+        session = session or Session()
+        try:
+            for _ in self._handlers.hear(file, ratio, session):
+                pass
+            if session.memory is None:
+                raise RecordingError("Listening was cancelled by another call in this session; listen again.")
+        except SpeechXLError as error:
+            session.forget()
+            raise refuse(error) from error
+        m = session.memory
+        heard = {
+            "seconds": m.seconds, "tokens": m.tokens, "slots": m.slots, "bytes": m.bytes, "ratio": m.ratio,
+            "warnings": list(m.warnings),
+        }  # fmt: skip
+        return json.dumps(heard), session
+
+    def ask(self, question: str, session: Session | None) -> str:
+        """Ask about the recording that this session has heard.
+
+        Args:
+            question: one question in plain words
+
+        Returns:
+            JSON: the answer, evidence (start, end in seconds, weight) and seconds it took
+        """
+        try:
+            memory, partly = (session or Session()).askable()
+            if memory is None:
+                raise RecordingError("There is nothing to ask about yet; listen to a recording first.")
+            asking = ask(self._handlers.model, memory, question)
+            for _ in asking:
+                pass
+        except SpeechXLError as error:
+            raise refuse(error) from error
+        answer = asking.answer
+        session.answers.append(answer)
+        evidence = [{"start": e.start, "end": e.end, "weight": e.weight} for e in answer.evidence]
+        said = {"answer": answer.answer, "evidence": evidence, "seconds": answer.seconds}
+        return json.dumps(said | {"heard_seconds": memory.seconds, "still_listening": partly})
+
+    def memory(self, session: Session | None) -> str:
+        """The memory of the recording that this session has heard, as a .sxl file.
+
+        Returns:
+            the file; give it to listen later and go on asking without the audio
+        """
+        if session is None or session.memory is None:
+            raise refuse(RecordingError("There is no memory yet; listen to a recording first."))
+        return session.save_memory(self._handlers.model)
+
+    def ask_recording(self, file: str, question: str, ratio: str) -> str:
+        """Answer one question about a recording or a .sxl memory; nothing is remembered between calls.
+
+        Args:
+            file: the recording, or a .sxl memory
+            question: one question in plain words
+            ratio: as for listen
+
+        Returns:
+            JSON: the answer, evidence (start, end in seconds, weight) and seconds it took
+        """
+        session = Session()
+        try:
+            self.listen(file, ratio, session)
+            return self.ask(question, session)
+        finally:
+            session.forget()
+
+
+def add_endpoints(handlers: Handlers, session: gr.State) -> None:
+    """Call inside the page's Blocks."""
+    endpoints = Endpoints(handlers)
+    with gr.Group(visible=False):
+        file = gr.File(label="file", type="filepath")
+        ratio = gr.Textbox("", label="ratio")
+        question = gr.Textbox(label="question")
+        said = gr.Textbox(label="json")
+        kept = gr.File(label="memory")
+        trigger = gr.Button()
+    listening = {"concurrency_id": "listen", "concurrency_limit": 2}
+    answering = {"concurrency_id": "ask", "concurrency_limit": 8}
+    trigger.click(endpoints.listen, [file, ratio, session], [said, session], api_name="listen", **listening)
+    trigger.click(endpoints.ask, [question, session], said, api_name="ask", **answering)
+    trigger.click(endpoints.memory, session, kept, api_name="memory")
+    trigger.click(endpoints.ask_recording, [file, question, ratio], said, api_name="ask_recording", **listening)

@@ -1,0 +1,133 @@
+"""The same question at every ratio: hear the recording once per ratio, ask, and show what it cost.
+
+It knows the core through handlers; the table and the plot are drawn here, as HTML and SVG.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+import gradio as gr
+
+from space.handlers import Handlers
+from space.pictures import clock
+from space.session import Session
+from speech_xl.conversation import Listening, ask
+from speech_xl.errors import RecordingError, SpeechXLError
+from speech_xl.schedule import Ratio, format_bytes
+
+REDRAW_SECONDS = 0.5
+COLOURS = ("#64748b", "#4f46e5", "#0891b2", "#16a34a", "#d97706", "#db2777")
+WIDTH, HEIGHT, LEFT, BOTTOM = 800, 260, 84, 26  # of the plot, in SVG units
+
+
+@dataclass
+class Attempt:
+    """One ratio: what it answered and what it took."""
+
+    ratio: Ratio
+    curve: list[tuple[float, int]] = field(default_factory=list)  # (seconds heard, bytes of memory)
+    answer: str | None = None
+    slots: int = 0
+    memory_bytes: int = 0
+    listen_seconds: float = 0.0
+    answer_seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return "raw" if self.ratio is None else f"{self.ratio} to 1"
+
+
+class Comparison:
+    def __init__(self, handlers: Handlers):
+        self.handlers = handlers
+
+    def empty(self) -> str:
+        return draw([Attempt(r) for r in self._ratios()], 0.0)
+
+    def _ratios(self) -> tuple[Ratio, ...]:
+        return (None, *self.handlers.model.ratios)
+
+    def run(self, question: str, session: Session | None) -> Iterator[str]:
+        """Pages of the growing result; stops when the visitor's recording is dropped."""
+        try:
+            yield from self._run(question, session)
+        except SpeechXLError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    def _run(self, question: str, session: Session | None) -> Iterator[str]:
+        if session is None or session.source is None or session.memory is None:
+            raise RecordingError("There is nothing to compare yet; listen to a recording on the first tab.")
+        model, source, memory = self.handlers.model, session.source, session.memory
+        model.prompt.question_ids(question)  # says at once what is wrong with a question
+        attempts = [Attempt(r) for r in self._ratios()]
+        for attempt in attempts:
+            started = drawn = time.monotonic()
+            listening = Listening(model, source, attempt.ratio)
+            for heard in listening:
+                attempt.curve.append((heard.seconds, heard.memory_bytes))
+                if session.memory is not memory:
+                    return
+                if time.monotonic() - drawn > REDRAW_SECONDS:
+                    drawn = time.monotonic()
+                    yield draw(attempts, memory.seconds)
+            attempt.listen_seconds = time.monotonic() - started
+            attempt.slots, attempt.memory_bytes = listening.memory.slots, listening.memory.bytes
+            asking = ask(model, listening.memory, question)
+            text = "".join(asking)
+            attempt.answer, attempt.answer_seconds = text, asking.answer.seconds
+            yield draw(attempts, memory.seconds)
+
+
+def draw(attempts: Sequence[Attempt], seconds: float) -> str:
+    rows = []
+    for attempt, colour in zip(attempts, COLOURS, strict=False):
+        cells = ["", "", "", "", ""]
+        if attempt.answer is not None:
+            cells = [
+                escape(attempt.answer) or "(nothing)", format_bytes(attempt.memory_bytes), f"{attempt.slots:,}",
+                f"{attempt.listen_seconds:.1f} s", f"{attempt.answer_seconds * 1000:.0f} ms",
+            ]  # fmt: skip
+        elif attempt.curve:
+            cells[0] = f"listening, {clock(attempt.curve[-1][0])} ..."
+        name = f'<th scope="row"><span class="sxl-dot" style="background:{colour}"></span>{attempt.name}</th>'
+        rows.append(f"<tr>{name}" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
+    head = "".join(f"<th>{n}</th>" for n in ("compression", "answer", "memory", "slots", "heard in", "answered in"))
+    return (
+        f'<div class="sxl-scroll"><table class="sxl-table"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        f'</div><h3 class="sxl-title">Memory against time heard</h3>{plot(attempts, seconds)}'
+    )
+
+
+def plot(attempts: Sequence[Attempt], seconds: float) -> str:
+    """Bytes of memory over seconds heard, one line a ratio."""
+    largest = max((size for a in attempts for _, size in a.curve), default=0)
+    if not largest or not seconds:
+        return '<div class="sxl-plot sxl-empty">One line a ratio is drawn here.</div>'
+    across, up = WIDTH - LEFT - 12, HEIGHT - BOTTOM - 14
+
+    def place(x: float, y: float) -> str:
+        return f"{LEFT + x / seconds * across:.1f},{HEIGHT - BOTTOM - y / largest * up:.1f}"
+
+    grid = "".join(
+        f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}"/><text x="{LEFT - 8}" y="{y + 4:.1f}" '
+        f'text-anchor="end">{format_bytes(round(largest * part))}</text>'
+        for part in (0.0, 0.5, 1.0)
+        for y in [HEIGHT - BOTTOM - part * up]
+    )
+    times = "".join(
+        f'<text x="{LEFT + part * across:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{clock(part * seconds)}</text>'
+        for part, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end"))
+    )
+    lines = "".join(
+        f'<polyline points="{" ".join(place(*p) for p in a.curve)}" stroke="{colour}"><title>{a.name}</title></polyline>'
+        for a, colour in zip(attempts, COLOURS, strict=False)
+        if a.curve
+    )
+    return (
+        f'<div class="sxl-plot" role="img" aria-label="Bytes of memory against time heard, one line a ratio">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}">{grid}{times}{lines}</svg></div>'
+    )

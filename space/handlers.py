@@ -1,0 +1,178 @@
+"""What happens on an event: one visitor's Session and the core go in, values for components come out.
+
+It knows sessions, the core and pictures; no layout. Every message to the visitor is one sentence.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+
+from space import pictures
+from space.session import Session
+from speech_xl.audio import probe
+from speech_xl.cli import parse_bytes, parse_ratio
+from speech_xl.conversation import DEFAULT, Listening, SpeechModel, ask
+from speech_xl.errors import RecordingError, ScheduleError, SpeechXLError
+from speech_xl.memory import load_memory
+
+REDRAW_SECONDS = 0.25
+LONGEST_NAME = 60  # characters of a file's name that are shown
+
+
+def file_url(path: str) -> str:
+    """Relative, so that it also works behind a proxy's folder."""
+    return "gradio_api/file=" + quote(path)
+
+
+def shown_name(path: str) -> str:
+    name = Path(path).name
+    return escape(name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "...")
+
+
+def parse_compression(text: str | None) -> tuple[int | str | None, int | None]:
+    """What was typed or chosen, like 8, raw, nothing or 64MiB -> (ratio, memory budget)."""
+    text = (text or "").strip()
+    if not text or text == DEFAULT:
+        return DEFAULT, None
+    if text == "raw" or text.isdigit():
+        return parse_ratio(text), None
+    return DEFAULT, parse_bytes(text)
+
+
+class Handlers:
+    """Event handlers of one page; each takes and returns the visitor's own Session."""
+
+    def __init__(self, model: SpeechModel, max_hours: float):
+        self.model = model
+        self.max_hours = max_hours
+
+    def hear(self, path: str | None, compression: str | None, session: Session) -> Iterator[str]:
+        """Hear a recording or take in a memory into `session`, which changes as it goes -> status sentences."""
+        session.forget()
+        if not path:
+            raise RecordingError("Choose a recording first: drop a file, record one, or take the example.")
+        name = shown_name(path)
+        if Path(path).suffix.lower() == ".sxl":
+            session.memory = load_memory(Path(path), self.model)
+            yield f"{name}: a memory of {pictures.clock(session.memory.seconds)}. Ask; the audio is not needed."
+            return
+        ratio, budget = parse_compression(compression)
+        self._check_length(path)
+        session.listening = listening = Listening(self.model, path, ratio, budget)
+        session.source = path
+        status = f"Listening to {name} ... you can ask already."
+        yield f"Listening to {name} ..."
+        for heard in listening:
+            if session.listening is not listening:
+                return  # another recording has taken this one's place
+            session.events.append(heard)
+            yield status
+        if listening.cancelled:
+            yield "Cancelled. Nothing is left running."
+            return
+        session.memory = listening.memory
+        notes = " ".join(session.memory.warnings)
+        heard_time = pictures.clock(session.memory.seconds)
+        yield f"{name}: {heard_time} heard, all of it. Ask as often as you like. {escape(notes)}".strip()
+
+    def _check_length(self, path: str) -> None:
+        seconds = probe(Path(path)).seconds
+        if seconds is not None and seconds > self.max_hours * 3600:
+            raise RecordingError(
+                f"This recording is {pictures.clock(seconds)} long and this page takes {self.max_hours:g} h; "
+                "cut it, or run the app yourself."
+            )
+
+    def listen(self, path: str | None, compression: str, session: Session | None) -> Iterator[tuple[Any, ...]]:
+        """-> session, status, figures, timeline, player, evidence, download; redrawn a few times a second."""
+        session = session or Session()
+        drawn, status = 0.0, ""
+        try:
+            for status in self.hear(path, compression, session):
+                if time.monotonic() - drawn > REDRAW_SECONDS:
+                    drawn = time.monotonic()
+                    yield self._drawn(session, status)
+        except SpeechXLError as error:
+            session.forget()
+            yield self._drawn(session, f"**{escape(str(error))}**")
+            return
+        yield self._drawn(session, status)
+
+    def _drawn(self, session: Session, status: str) -> tuple[Any, ...]:
+        finished = session.memory is not None
+        last = session.events[-1] if session.events else None
+        player = gr.skip()  # drawn once, so that it is not reset under the listener's hands
+        if session.player_shown != (session.source or ""):
+            session.player_shown = session.source or ""
+            source = file_url(session.source) if session.source else None
+            player = pictures.player(source, Path(session.source or "").name)
+        return (
+            session,
+            status,
+            pictures.figures(last, session.memory),
+            pictures.timeline(session.events, done=finished),
+            player,
+            pictures.evidence_buttons(()),
+            gr.DownloadButton(value=session.save_memory(self.model) if finished else None, interactive=finished),
+        )
+
+    def cancel(self, session: Session | None) -> str:
+        if session is None or session.listening is None or session.memory is not None:
+            return "Nothing is being heard."
+        session.listening.cancel()
+        return "Cancelling ..."
+
+    def ask(self, question: str, chat: list[dict[str, Any]], session: Session | None) -> Iterator[tuple[Any, ...]]:
+        """Answer one question in pieces -> textbox, chat, evidence buttons, timeline."""
+        session = session or Session()
+        chat = [*chat, {"role": "user", "content": question}]
+        try:
+            memory, partly = session.askable()
+            if memory is None:
+                raise RecordingError("There is nothing to ask about yet; listen to a recording first.")
+            asking = ask(self.model, memory, question)
+            text = f"Of the first {pictures.clock(memory.seconds)}: " if partly else ""
+            chat = [*chat, {"role": "assistant", "content": text}]
+            yield "", chat, gr.skip(), gr.skip()
+            for piece in asking:
+                text += piece
+                chat[-1] = {"role": "assistant", "content": text}
+                yield "", chat, gr.skip(), gr.skip()
+        except SpeechXLError as error:
+            chat = [*chat, {"role": "assistant", "content": str(error)}]
+            yield question, chat, pictures.evidence_buttons(()), gr.skip()
+            return
+        session.answers.append(asking.answer)
+        evidence = asking.answer.evidence
+        drawn = pictures.timeline(session.events, evidence, session.memory is not None)
+        yield "", chat, pictures.evidence_buttons(evidence), drawn
+
+    def retry(self, chat: list[dict[str, Any]], session: Session | None) -> Iterator[tuple[Any, ...]]:
+        """Ask the last question again, in place of its old answer."""
+        asked = [i for i, message in enumerate(chat) if message["role"] == "user"]
+        if not asked or session is None or not session.answers:
+            yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            return
+        question = session.answers.pop().question
+        yield from self.ask(question, chat[: asked[-1]], session)
+
+    def export(self, kind: str, session: Session | None) -> str:
+        if session is None or not session.answers:
+            raise gr.Error("There is no conversation to export yet; ask something first.", print_exception=False)
+        return session.export(kind)
+
+    def check_compression(self, text: str | None) -> None:
+        """Say at once, in the page, what is wrong with a ratio or a budget."""
+        try:
+            ratio, budget = parse_compression(text)
+            if budget is None:
+                self.model.choose_ratio(ratio, None, None)
+        except ScheduleError as error:
+            raise gr.Error(str(error), print_exception=False) from error
