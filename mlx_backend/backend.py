@@ -21,6 +21,7 @@ from mlx_backend.model import SpeechXL
 from speech_xl.backend import Step
 from speech_xl.config import ModelConfig
 from speech_xl.schedule import IntervalPlan
+from speech_xl.storage import memory_storage
 
 CACHE_LIMIT = 256 * 2**20  # bytes of freed buffers that MLX may keep for reuse
 
@@ -38,16 +39,17 @@ class Backend:
 
     name = "mlx"
 
-    def __init__(self, model: SpeechXL, config: ModelConfig, worker: ThreadPoolExecutor):
+    def __init__(self, model: SpeechXL, config: ModelConfig, worker: ThreadPoolExecutor, memory_bits: int = 16):
         self.model = model
         self.config = config
         self._worker = worker
         self.dtype = model.decoder.norm.weight.dtype
         self.itemsize = self.dtype.size
+        self.storage = memory_storage(memory_bits, config.decoder.head_dim)
         self.device = "gpu (Apple Silicon)" if mx.default_device() == mx.gpu else "cpu"
 
     @classmethod
-    def load(cls, folder: Path, config: ModelConfig, dtype: mx.Dtype | None = None) -> Backend:
+    def load(cls, folder: Path, config: ModelConfig, memory_bits: int = 16, dtype: mx.Dtype | None = None) -> Backend:
         """Load every safetensors file of a checked checkpoint folder."""
         worker = ThreadPoolExecutor(1, thread_name_prefix="mlx")
 
@@ -70,21 +72,22 @@ class Backend:
             mx.eval(model.parameters())
             return model
 
-        return cls(worker.submit(build).result(), config, worker)
+        return cls(worker.submit(build).result(), config, worker, memory_bits)
 
     def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return self._worker.submit(work, *arguments).result()
 
-    def _empty(self) -> list[KeyValues]:
+    def _empty(self, memory_bits: int = 16) -> list[KeyValues]:
         d = self.config.decoder
-        return [KeyValues(d.num_key_value_heads, d.head_dim, self.dtype) for _ in range(d.num_hidden_layers)]
+        storage = memory_storage(memory_bits, d.head_dim)
+        return [KeyValues(d.num_key_value_heads, d.head_dim, self.dtype, storage) for _ in range(d.num_hidden_layers)]
 
     def _evaluate(self, state: State) -> None:
         mx.eval(state.queued, [layer._buffers for layer in state.memory])
 
     def start(self, prefix: list[int]) -> State:
         def work() -> State:
-            memory = self._empty()
+            memory = self._empty(self.storage.bits)
             if prefix:
                 self._read(prefix, 0, self._empty(), memory)
             state = State(memory, mx.zeros((1, 0, self.config.decoder.hidden_size), self.dtype))
@@ -106,6 +109,9 @@ class Backend:
         def work() -> None:
             decoder = self.model.decoder
             speech, state.queued = state.queued[:, : plan.tokens], state.queued[:, plan.tokens :]
+            if plan.evicted:
+                back = decoder.rotation(mx.array([-plan.evicted]))
+                decoder.evict(state.memory, plan.evict_from, plan.evicted, back)
             decoder.interval(
                 speech,
                 state.memory,
@@ -149,7 +155,7 @@ class Backend:
             ids = [step.token]
 
     def memory_bytes(self, state: State) -> int:
-        return self._run(lambda: sum(t.nbytes for layer in state.memory for t in (layer.keys, layer.values)))
+        return self._run(lambda: sum(layer.nbytes for layer in state.memory))
 
     def export_memory(self, state: State) -> dict[str, np.ndarray]:
         def work() -> dict[str, np.ndarray]:

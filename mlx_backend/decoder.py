@@ -158,6 +158,13 @@ class Decoder(nn.Module):
         x = self.norm(x)
         return self.lm_head(x) if "lm_head" in self else self.embed_tokens.as_linear(x)
 
+    def evict(self, memory: Sequence[KeyValues], first: int, count: int, back: Rotation) -> None:
+        """Forget slots [first, first + count); those behind move up, rotated `back` by as many positions."""
+        for cache in memory:
+            keys, values = rotate(cache.keys[:, :, first + count :], back), cache.values[:, :, first + count :]
+            cache.cut(first)
+            cache.append(keys, values)
+
     def interval(
         self,
         speech: mx.array,

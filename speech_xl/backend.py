@@ -19,6 +19,7 @@ import numpy as np
 from speech_xl.config import ModelConfig
 from speech_xl.errors import BackendError
 from speech_xl.schedule import IntervalPlan
+from speech_xl.storage import MemoryStorage
 
 State = Any  # a backend's own: memory so far, and speech tokens that wait for their interval to fill
 
@@ -36,11 +37,12 @@ class Backend(Protocol):
     name: str  # "torch" or "mlx"
     device: str  # in words, e.g. "cpu", "cuda (NVIDIA H200)", "gpu (Apple M3)"
     config: ModelConfig
-    itemsize: int  # bytes of one number in the memory
+    itemsize: int  # bytes of one number as the model computes
+    storage: MemoryStorage  # how the memory keeps them
 
     @classmethod
-    def load(cls, folder: Path, config: ModelConfig) -> Backend:
-        """Load a checkpoint folder that checkpoints.py has already checked."""
+    def load(cls, folder: Path, config: ModelConfig, memory_bits: int = 16) -> Backend:
+        """Load a checkpoint folder that checkpoints.py has already checked, either layout, quantized or not."""
 
     def start(self, prefix: list[int]) -> State:
         """A fresh state whose memory holds the key/values of the prefix tokens at positions 0..P-1."""
@@ -102,11 +104,11 @@ def choose_backend(name: str = "auto") -> tuple[str, str]:
     raise BackendError(f"Neither backend is installed; {_INSTALL['torch']}, or {_INSTALL['mlx']}.")
 
 
-def load_backend(name: str, folder: Path, config: ModelConfig) -> Backend:
+def load_backend(name: str, folder: Path, config: ModelConfig, memory_bits: int = 16) -> Backend:
     """Import backend `name` ("auto" included) and load a checkpoint folder into it."""
     chosen, _ = choose_backend(name)
     try:
         module = importlib.import_module(BACKENDS[chosen])
     except ImportError as error:
         raise BackendError(f"The {chosen} backend does not start here ({error}); {_INSTALL[chosen]}.") from error
-    return module.Backend.load(folder, config)
+    return module.Backend.load(folder, config, memory_bits)

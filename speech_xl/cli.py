@@ -22,6 +22,8 @@ from speech_xl.describe import describe
 from speech_xl.errors import OutputError, QuestionError, ScheduleError, SpeechXLError
 from speech_xl.memory import AudioMemory, load_memory, save_memory
 from speech_xl.schedule import Ratio, format_bytes
+from speech_xl.storage import MEMORY_BITS
+from speech_xl.summarizers import SUMMARIZERS
 
 UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
@@ -66,7 +68,9 @@ def hear(model: SpeechModel, arguments: argparse.Namespace) -> tuple[AudioMemory
     """Listen with a progress bar on stderr -> the memory, seconds it took."""
     ratio = DEFAULT if arguments.ratio is None else parse_ratio(arguments.ratio)
     budget = None if arguments.memory_budget is None else parse_bytes(arguments.memory_budget)
-    listening = Listening(model, arguments.recording, ratio, budget)
+    listening = Listening(model, arguments.recording, ratio, budget, arguments.summarizer)
+    if arguments.summarizer == "auto" and listening.summarizer.needs_training is False and listening.ratio is not None:
+        print(f"Summarizer {listening.summarizer.name}: {listening.summarizer_reason}.", file=sys.stderr)
     bar_format = (
         "listening {n:.0f}/{total:.0f} s |{bar}|{postfix}"
         if listening.total_seconds
@@ -114,7 +118,7 @@ def run_ask(arguments: argparse.Namespace) -> None:
         questions += read_questions(arguments.questions)
     if not questions:
         raise QuestionError("There is no question; write it after the recording or give --questions FILE.")
-    model = SpeechModel.load(arguments.model, arguments.backend)
+    model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
     for question in questions:
         model.prompt.question_ids(question)  # a question that cannot be asked is said before an hour is heard
     if arguments.recording.suffix.lower() == ".sxl":
@@ -154,7 +158,7 @@ def run_listen(arguments: argparse.Namespace) -> None:
         raise OutputError(f"{output} must end in .sxl, so that `ask` knows it for a memory.")
     if not output.parent.is_dir():
         raise OutputError(f"There is no folder {output.parent}; make it first.")
-    model = SpeechModel.load(arguments.model, arguments.backend)
+    model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
     memory, _ = hear(model, arguments)
     save_memory(memory, output, model)
     print(f"{output}: {clock(memory.seconds)} heard, {memory.slots} slots, {format_bytes(memory.bytes)}")
@@ -172,7 +176,12 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--model", help="checkpoint folder or Hub id (default: the embedded model)")
         command.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
         command.add_argument("--ratio", help="speech tokens per memory slot: raw, 2, 4, 8, 16")
+        command.add_argument("--summarizer", default="auto", choices=("auto", *SUMMARIZERS))
         command.add_argument("--memory-budget", metavar="BYTES", help="take the smallest ratio that fits, e.g. 64MiB")
+        command.add_argument(
+            "--memory-bits", type=int, default=16, choices=MEMORY_BITS,
+            help="quantize the memory's keys and values to 8 or 4 bits (default 16: as the model computes)",
+        )  # fmt: skip
 
     asking = commands.add_parser("ask", help="answer questions about a recording or a memory (.sxl)")
     asking.add_argument("recording", type=Path)

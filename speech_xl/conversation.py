@@ -7,6 +7,7 @@ page listen to. It knows no framework and no user interface.
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Iterator
@@ -25,8 +26,8 @@ from speech_xl.listening import HeardWindows, WindowReader
 from speech_xl.memory import AudioMemory, RecordingSource, join_spans
 from speech_xl.prompt import Prompt
 from speech_xl.schedule import FixedRatio, IntervalPlan, Ratio, Scheduler, check_ratio, ratio_for_budget
+from speech_xl.summarizers import DEFAULT_INTERVAL, UNTRAINED_RATIOS, choose_summarizer
 
-DEFAULT_INTERVAL = 256  # speech tokens, for checkpoints without SSTs
 LONGEST_ANSWER = 96  # tokens
 DEFAULT = "default"  # the ratio that the checkpoint's training recommends
 
@@ -43,11 +44,11 @@ class SpeechModel:
         self.lock = threading.RLock()
 
     @classmethod
-    def load(cls, model: str | None = None, backend: str = "auto") -> SpeechModel:
-        """Load the embedded model (None), a checkpoint folder or a Hub id."""
+    def load(cls, model: str | None = None, backend: str = "auto", memory_bits: int = 16) -> SpeechModel:
+        """Load the embedded model (None), a checkpoint folder or a Hub id. 16 memory bits: not quantized."""
         folder = resolve_checkpoint(model)
         config = check_checkpoint(folder)
-        return cls(folder, config, Prompt.load(folder, config), load_backend(backend, folder, config))
+        return cls(folder, config, Prompt.load(folder, config), load_backend(backend, folder, config, memory_bits))
 
     @property
     def interval(self) -> int:
@@ -56,11 +57,11 @@ class SpeechModel:
     @property
     def ratios(self) -> tuple[int, ...]:
         """Ratios that may be asked for, beside raw."""
-        return self.config.sst.ratios if self.config.sst else ()
+        return self.config.sst.ratios if self.config.sst else UNTRAINED_RATIOS
 
     @property
     def bytes_per_slot(self) -> int:
-        return self.config.kv_values_per_slot * self.backend.itemsize
+        return self.backend.storage.bytes_per_slot(self.config, self.backend.itemsize)
 
     def choose_ratio(self, ratio: Ratio | str, budget: int | None, seconds: float | None) -> Ratio:
         """The one ratio of a recording, from what was asked for and the length its file declares."""
@@ -72,8 +73,8 @@ class SpeechModel:
             tokens = self.config.tokens_for(round(seconds * SAMPLING_RATE))
             prefix = len(self.prompt.prefix_ids)
             return ratio_for_budget(budget, tokens, self.interval, self.ratios, self.bytes_per_slot, prefix)
-        if ratio == DEFAULT:
-            return self.config.sst.default_ratio if self.config.sst else None
+        if ratio == DEFAULT:  # without trained SSTs nothing is left out unless it was asked for
+            return self.config.sst.default_ratio if self.config.sst and self.config.sst.trained else None
         check_ratio(ratio, self.interval, self.ratios)
         return ratio
 
@@ -105,10 +106,16 @@ class Listening:
     """
 
     def __init__(
-        self, model: SpeechModel, path: str | Path, ratio: Ratio | str = DEFAULT, memory_budget: int | None = None
+        self,
+        model: SpeechModel,
+        path: str | Path,
+        ratio: Ratio | str = DEFAULT,
+        memory_budget: int | None = None,
+        summarizer: str = "auto",
     ):
         self._model = model
         self._path = Path(path)
+        self.summarizer, self.summarizer_reason = choose_summarizer(summarizer, model.config)
         self._reader = WindowReader(self._path, model.config)
         self.total_seconds = self._reader.info.seconds
         try:
@@ -116,8 +123,10 @@ class Listening:
         except ScheduleError:
             self._reader.close()
             raise
+        if self.summarizer.name == "raw":
+            self.ratio = None
         self._prefix = tuple(model.prompt.prefix_ids)
-        self._scheduler = Scheduler(model.interval, FixedRatio(self.ratio), len(self._prefix))
+        self._scheduler = Scheduler(model.interval, FixedRatio(self.ratio), len(self._prefix), self.summarizer.plan)
         with model.lock:
             self._state = model.backend.start(list(self._prefix))
         self._plans: list[IntervalPlan] = []
@@ -170,7 +179,8 @@ class Listening:
         energy = np.concatenate(self._levels)
         self._levels = [energy[tokens:]]
         level = 10 * np.log10(max(float(energy[:tokens].mean()), 1e-10))
-        per_token = self._model.config.seconds_per_token
+        config, backend = self._model.config, self._model.backend
+        per_token = config.seconds_per_token
         seconds = self._clip_to_end(self._scheduler.tokens * per_token)
         return Heard(
             seconds=seconds,
@@ -179,7 +189,7 @@ class Listening:
             tokens=self._scheduler.tokens,
             slots=self._scheduler.base,
             memory_bytes=self._scheduler.base * self._model.bytes_per_slot,
-            raw_bytes=(len(self._prefix) + self._scheduler.tokens) * self._model.bytes_per_slot,
+            raw_bytes=(len(self._prefix) + self._scheduler.tokens) * config.kv_values_per_slot * backend.itemsize,
             interval=plan.index,
             interval_start=plan.first_token * per_token,
             interval_end=seconds,
@@ -208,6 +218,7 @@ class Listening:
             model=config.name,
             fingerprint=self._model.fingerprint,
             seconds_per_token=config.seconds_per_token,
+            summarizer=self.summarizer.name,
             bytes=size,
             warnings=tuple(self._reader.warnings),
         )
@@ -218,8 +229,7 @@ class Listening:
             state = self._model.backend.fork(self._state)
             plans, tokens = list(self._plans), self._scheduler.tokens
             if self._queued:
-                last = Scheduler(self._model.interval, FixedRatio(self.ratio), self._scheduler.base)
-                last.index, last.tokens = self._scheduler.index, tokens
+                last = copy.copy(self._scheduler)
                 while (left := tokens + self._queued - last.tokens) > 0:
                     plan = last.next(min(self._model.interval, left))
                     self._model.backend.close_interval(state, plan)

@@ -11,6 +11,7 @@ from speech_xl.checkpoints import check_checkpoint, stored_shapes
 from speech_xl.config import SAMPLING_RATE, ModelConfig
 from speech_xl.memory import read_header
 from speech_xl.schedule import format_bytes, memory_slots
+from speech_xl.summarizers import DEFAULT_INTERVAL, UNTRAINED_RATIOS
 
 FLOAT32 = 4  # bytes: what a CPU computes in
 PARTS = {"encoder": "speech.encoder.", "adapter": "speech.adapter.", "SSTs": "sst_", "decoder": "decoder."}
@@ -45,6 +46,7 @@ def describe_memory(path: Path) -> list[tuple[str, str]]:
         ("of", f"{source.path}, {source.seconds_heard:g} s heard, sha256 {source.sha256}"),
         ("model", f"{header.model} ({header.fingerprint[:12]})"),
         ("intervals", f"{len(header.ratios)} of {header.interval} speech tokens"),
+        ("summarizer", header.summarizer),
         ("ratios", ", ".join(sorted({str(r or "raw") for r in header.ratios})) or "none"),
         ("slots", f"{header.slots} for {header.tokens} speech tokens"),
         ("file", format_bytes(path.stat().st_size)),
@@ -85,7 +87,7 @@ def count_parameters(folder: Path) -> dict[str, int]:
 
 def describe_ssts(config: ModelConfig) -> str:
     if config.sst is None:
-        return "none: every interval stays raw"
+        return "none: --summarizer auto chooses a rule that needs no training"
     s = config.sst
     state = "trained" if s.trained else "freshly initialised, not trained"
     return f"{state}, intervals of {s.interval} speech tokens, ratios {', '.join(map(str, s.ratios))} (usually {s.default_ratio})"
@@ -94,8 +96,8 @@ def describe_ssts(config: ModelConfig) -> str:
 def memory_per_hour(config: ModelConfig) -> list[tuple[int | None, int]]:
     """(ratio, bytes) of one hour's keys and values in float32."""
     tokens = config.tokens_for(3600 * SAMPLING_RATE)
-    ratios = (None, *config.sst.ratios) if config.sst else (None,)
-    interval = config.sst.interval if config.sst else tokens
+    ratios = (None, *(config.sst.ratios if config.sst else UNTRAINED_RATIOS))
+    interval = config.sst.interval if config.sst else DEFAULT_INTERVAL
     return [(r, memory_slots(tokens, interval, r) * config.kv_values_per_slot * FLOAT32) for r in ratios]
 
 

@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from speech_xl.backend import State
 from speech_xl.errors import MemoryFileError, OutputError
 from speech_xl.schedule import IntervalPlan, ListedRatios, Ratio, Scheduler, slots_kept
+from speech_xl.summarizers import SUMMARIZERS
 
 if TYPE_CHECKING:
     from speech_xl.conversation import SpeechModel
@@ -54,6 +55,7 @@ class AudioMemory:
     model: str
     fingerprint: str
     seconds_per_token: float
+    summarizer: str  # the rule that made the slots; see summarizers.py
     bytes: int  # of keys and values, prefix included
     warnings: tuple[str, ...] = ()
 
@@ -89,6 +91,7 @@ class MemoryHeader:
     model: str
     fingerprint: str
     seconds_per_token: float
+    summarizer: str
 
     @classmethod
     def from_json(cls, text: str) -> MemoryHeader:
@@ -107,6 +110,7 @@ class MemoryHeader:
         for name in ("model", "fingerprint"):
             require(isinstance(data[name], str), name)
         require(_is_amount(data["seconds_per_token"]) and data["seconds_per_token"] > 0, "seconds_per_token")
+        require(data["summarizer"] in list(SUMMARIZERS), "summarizer")
         require(_is_count(data["tokens"]), "tokens")
         interval = data["interval"]
         require(_is_count(interval) and interval > 0, "interval")
@@ -125,8 +129,8 @@ class MemoryHeader:
 
     def spans(self) -> np.ndarray:
         """(M, 2) int64: the speech tokens of each slot, as the schedule has them."""
-        plans = Scheduler(self.interval, ListedRatios(self.ratios or (None,)), len(self.prefix)).plan_all(self.tokens)
-        return join_spans(list(plans))
+        policy, plan = ListedRatios(self.ratios or (None,)), SUMMARIZERS[self.summarizer].plan
+        return join_spans(list(Scheduler(self.interval, policy, len(self.prefix), plan).plan_all(self.tokens)))
 
 
 def _object(value: Any, name: str, cls: type) -> dict[str, Any]:
@@ -147,7 +151,13 @@ def _is_amount(value: Any) -> bool:
 
 def join_spans(plans: list[IntervalPlan]) -> np.ndarray:
     """(M, 2) int64: the speech tokens that each slot of the memory stands for."""
-    return np.concatenate([np.zeros((0, 2), np.int64), *[p.spans for p in plans]])
+    if not any(p.evicted for p in plans):
+        return np.concatenate([np.zeros((0, 2), np.int64), *[p.spans for p in plans]])
+    spans, prefix = np.zeros((0, 2), np.int64), plans[0].base
+    for p in plans:
+        start = p.evict_from - prefix if p.evicted else 0
+        spans = np.concatenate([spans[:start], spans[start + p.evicted :], p.spans])
+    return spans
 
 
 def save_memory(memory: AudioMemory, path: Path, model: SpeechModel) -> None:

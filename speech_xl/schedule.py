@@ -146,6 +146,9 @@ class IntervalPlan:
     # attended ones.
     selection: np.ndarray | None = None  # (m, n) float32, rows sum to 1
     attended: bool = False
+    # Memory slots [evict_from, evict_from + evicted) leave first, and those behind them move up.
+    evict_from: int = 0
+    evicted: int = 0
 
     @property
     def tokens(self) -> int:
@@ -157,8 +160,8 @@ class IntervalPlan:
 
     @property
     def kept(self) -> int:
-        """Memory slots after this interval closes, m_i."""
-        return len(self.slot_positions)
+        """Memory slots that this interval adds, m_i."""
+        return len(self.slot_positions) - self.evicted
 
     def sst_mask(self) -> np.ndarray:
         """(K, n + K) bool: which rows of its own interval each SST sees. Memory is always visible."""
@@ -172,8 +175,11 @@ def block_spans(first_token: int, ends: np.ndarray) -> np.ndarray:
     return np.stack([np.concatenate([[first_token], stop[:-1]])[: len(stop)], stop], axis=1).astype(np.int64)
 
 
-def plan_interval(index: int, first_token: int, base: int, tokens: int, ratio: Ratio) -> IntervalPlan:
-    """The plan of one interval of `tokens` speech tokens that starts with `base` slots before it."""
+def plan_interval(index: int, first_token: int, base: int, tokens: int, ratio: Ratio, prefix: int = 0) -> IntervalPlan:
+    """The plan of one interval of `tokens` speech tokens that starts with `base` slots before it.
+
+    `prefix`, how many of these are text, matters only to summarizers that evict.
+    """
     speech = base + np.arange(tokens, dtype=np.int64)
     after = sst_slots(tokens, ratio)
     kept_ends = np.arange(tokens) if ratio is None else after
@@ -183,7 +189,7 @@ def plan_interval(index: int, first_token: int, base: int, tokens: int, ratio: R
     )
 
 
-Planner = Callable[[int, int, int, int, Ratio], IntervalPlan]  # plan_interval, or a summarizer's own
+Planner = Callable[[int, int, int, int, Ratio, int], IntervalPlan]  # plan_interval, or a summarizer's own
 
 
 class Scheduler:
@@ -207,7 +213,7 @@ class Scheduler:
         ratio = self.policy.ratio(self.index)
         if ratio is not None and self.interval % ratio:
             check_ratio(ratio, self.interval, (ratio,))
-        plan = self._plan(self.index, self.tokens, self.base, tokens, ratio)
+        plan = self._plan(self.index, self.tokens, self.base, tokens, ratio, self.prefix)
         self.index += 1
         self.tokens += tokens
         self.base += plan.kept

@@ -21,8 +21,17 @@ class Summarizer(Protocol):
     name: ClassVar[str]
     needs_training: ClassVar[bool]
 
-    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio) -> IntervalPlan:
+    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio, prefix: int) -> IntervalPlan:
         """As schedule.plan_interval. Ratio None is raw, whatever the summarizer."""
+
+
+class Raw:
+    """Every token's own key and value, whatever the ratio: nothing is lost, and nothing saved."""
+
+    name, needs_training = "raw", False
+
+    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio, prefix: int) -> IntervalPlan:
+        return plan_interval(index, first_token, base, tokens, None)
 
 
 class SSTs:
@@ -30,7 +39,7 @@ class SSTs:
 
     name, needs_training = "sst", True
 
-    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio) -> IntervalPlan:
+    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio, prefix: int) -> IntervalPlan:
         return plan_interval(index, first_token, base, tokens, ratio)
 
 
@@ -49,7 +58,7 @@ class Stride:
 
     name, needs_training = "stride", False
 
-    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio) -> IntervalPlan:
+    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio, prefix: int) -> IntervalPlan:
         plan = _keep_rows(index, first_token, base, tokens, ratio)
         if ratio is None:
             return plan
@@ -62,7 +71,7 @@ class Pool:
 
     name, needs_training = "pool", False
 
-    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio) -> IntervalPlan:
+    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio, prefix: int) -> IntervalPlan:
         plan = _keep_rows(index, first_token, base, tokens, ratio)
         if ratio is None:
             return plan
@@ -79,13 +88,46 @@ class Attention:
 
     name, needs_training = "attention", False
 
-    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio) -> IntervalPlan:
+    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio, prefix: int) -> IntervalPlan:
         plan = _keep_rows(index, first_token, base, tokens, ratio)
         return plan if ratio is None else dataclasses.replace(plan, attended=True)
 
 
-SUMMARIZERS: dict[str, Summarizer] = {s.name: s for s in (SSTs(), Stride(), Pool(), Attention())}
+class Window:
+    """The first few tokens and the most recent ones (StreamingLLM, arXiv 2309.17453); the middle is forgotten.
+
+    It has as many slots as the others have at the same ratio, so they compare at equal memory. Slots behind the
+    forgotten ones move up: as in the paper, positions count places in the memory.
+    """
+
+    name, needs_training = "window", False
+
+    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio, prefix: int) -> IntervalPlan:
+        plan = _keep_rows(index, first_token, base, tokens, ratio)
+        if ratio is None:
+            return plan
+        before, after = base - prefix, base - prefix + plan.kept  # audio slots
+        sink = min(SINK, (before or after) // 2)
+        recent = min(tokens, after - sink)
+        rows = np.arange(tokens - recent, tokens)
+        if not before:
+            rows = np.concatenate([np.arange(sink), rows])
+        evicted = before + len(rows) - after
+        return dataclasses.replace(
+            plan,
+            speech_positions=plan.speech_positions - evicted,
+            slot_positions=base - evicted + np.arange(len(rows), dtype=np.int64),
+            spans=first_token + np.stack([rows, rows + 1], axis=1),
+            selection=np.eye(tokens, dtype=np.float32)[rows],
+            evict_from=prefix + sink,
+            evicted=evicted,
+        )
+
+
+SINK = 4  # tokens that attention rests on when it has nothing to say
+SUMMARIZERS: dict[str, Summarizer] = {s.name: s for s in (Raw(), SSTs(), Stride(), Pool(), Window(), Attention())}
 BEST_UNTRAINED = "attention"
+DEFAULT_INTERVAL, UNTRAINED_RATIOS = 256, (2, 4, 8, 16)  # for checkpoints without SSTs
 
 
 def choose_summarizer(name: str, config: ModelConfig) -> tuple[Summarizer, str]:

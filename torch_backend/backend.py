@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from speech_xl.backend import Step
 from speech_xl.config import ModelConfig
 from speech_xl.schedule import IntervalPlan
+from speech_xl.storage import memory_storage
 from torch_backend.memory import KeyValues
 from torch_backend.model import SpeechXL
 
@@ -37,17 +38,20 @@ class Backend:
 
     name = "torch"
 
-    def __init__(self, model: SpeechXL, config: ModelConfig):
+    def __init__(self, model: SpeechXL, config: ModelConfig, memory_bits: int = 16):
         self.model = model.eval().requires_grad_(False)
         self.config = config
         weight = model.decoder.embed_tokens.weight
         self.dtype, self._device = weight.dtype, weight.device
         self.itemsize = weight.element_size()
+        self.storage = memory_storage(memory_bits, config.decoder.head_dim)
         on_gpu = self._device.type == "cuda"
         self.device = f"cuda ({torch.cuda.get_device_name()})" if on_gpu else "cpu"
 
     @classmethod
-    def load(cls, folder: Path, config: ModelConfig, dtype: torch.dtype | None = None) -> Backend:
+    def load(
+        cls, folder: Path, config: ModelConfig, memory_bits: int = 16, dtype: torch.dtype | None = None
+    ) -> Backend:
         """Load every safetensors file of a checked checkpoint folder."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with torch.device("meta"):
@@ -55,13 +59,15 @@ class Backend:
         tensors = {}
         for path in sorted(Path(folder).glob("*.safetensors")):
             tensors |= load_file(path, device=device)
-        model.load_state_dict(tensors, assign=True)
-        return cls(model.to(dtype or FAST_DTYPE[device]), config)
+        model.load_state_dict(model.sanitize(tensors), assign=True)
+        return cls(model.to(dtype or FAST_DTYPE[device]), config, memory_bits)
 
-    def _empty(self) -> list[KeyValues]:
+    def _empty(self, memory_bits: int = 16) -> list[KeyValues]:
         d = self.config.decoder
+        storage = memory_storage(memory_bits, d.head_dim)
         return [
-            KeyValues(d.num_key_value_heads, d.head_dim, self.dtype, self._device) for _ in range(d.num_hidden_layers)
+            KeyValues(d.num_key_value_heads, d.head_dim, self.dtype, self._device, storage)
+            for _ in range(d.num_hidden_layers)
         ]
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
@@ -69,7 +75,7 @@ class Backend:
 
     @torch.inference_mode()
     def start(self, prefix: list[int]) -> State:
-        memory = self._empty()
+        memory = self._empty(self.storage.bits)
         if prefix:
             self._read(prefix, 0, self._empty(), memory)
         return State(memory, torch.zeros(1, 0, self.config.decoder.hidden_size, dtype=self.dtype, device=self._device))
@@ -84,6 +90,9 @@ class Backend:
     def close_interval(self, state: State, plan: IntervalPlan) -> None:
         decoder = self.model.decoder
         speech, state.queued = state.queued[:, : plan.tokens], state.queued[:, plan.tokens :].clone()
+        if plan.evicted:
+            back = decoder.rotation(torch.tensor([-plan.evicted], device=self._device))
+            decoder.evict(state.memory, plan.evict_from, plan.evicted, back)
         decoder.interval(
             speech,
             state.memory,
@@ -117,7 +126,7 @@ class Backend:
             ids = [step.token]
 
     def memory_bytes(self, state: State) -> int:
-        return sum(t.numel() * t.element_size() for layer in state.memory for t in (layer.keys, layer.values))
+        return sum(layer.nbytes for layer in state.memory)
 
     def export_memory(self, state: State) -> dict[str, np.ndarray]:
         return {

@@ -156,6 +156,13 @@ class Decoder(nn.Module):
         head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return F.linear(self.norm(x), head)
 
+    def evict(self, memory: Sequence[KeyValues], first: int, count: int, back: Rotation) -> None:
+        """Forget slots [first, first + count); those behind move up, rotated `back` by as many positions."""
+        for cache in memory:
+            keys, values = rotate(cache.keys[:, :, first + count :], back), cache.values[:, :, first + count :]
+            cache.cut(first)
+            cache.append(keys, values)
+
     def interval(
         self,
         speech: torch.Tensor,
