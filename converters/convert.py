@@ -76,9 +76,13 @@ def convert(plan: Plan, options: Options, out: Path, verify: Callable[[Path], No
         save_config(plan.config, work)
         if plan.tokenizer is not None:
             plan.tokenizer.save(str(work / "tokenizer.json"))
-        check_checkpoint(work)
-        if verify is not None:
-            verify(work)
+        try:
+            check_checkpoint(work)
+            if verify is not None:
+                verify(work)
+        except CheckpointError:  # what is wrong once would be found wrong for ever
+            shutil.rmtree(work)
+            raise
         (work / JOURNAL).unlink()
         put_in_place(work, out)
     except OSError as error:

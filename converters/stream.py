@@ -72,11 +72,11 @@ class Recipe:
 
     def pieces(self) -> Iterator[tuple[torch.Tensor, ...]]:
         """Blocks of rows of every output, in order."""
-        for piece in self._numbers():
+        for piece in self.numbers():
             piece = piece.to(self.dtype)
             yield (piece,) if self.packing is None else pack(piece, self.packing)
 
-    def _numbers(self) -> Iterator[torch.Tensor]:
+    def numbers(self) -> Iterator[torch.Tensor]:
         if self.source is None:
             yield fresh(self.name, self.shape)
         elif self.row is not None:
