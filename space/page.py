@@ -33,7 +33,13 @@ def look() -> dict[str, Any]:
     mono = ["ui-monospace", "Consolas", "monospace"]
     theme = gr.themes.Soft(
         primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", radius_size="md", font=sans, font_mono=mono
-    ).set(body_background_fill="*neutral_50", block_shadow="none", block_border_width="1px")
+    ).set(
+        body_background_fill="*neutral_50", block_shadow="none", block_border_width="1px",
+        block_label_background_fill="transparent", block_title_background_fill="transparent",
+        block_title_background_fill_dark="transparent", block_title_text_color="*body_text_color_subdued",
+        block_title_text_color_dark="*body_text_color_subdued", block_title_text_weight="500", block_title_text_size="13px",
+        block_title_padding="0", button_large_text_weight="600", button_small_text_weight="500",
+    )  # fmt: skip
     script = "<script>" + (FOLDER / "page.js").read_text(encoding="utf-8") + "</script>"
     return {
         "theme": theme,
@@ -59,13 +65,14 @@ def build_page(model: SpeechModel, max_hours: float) -> gr.Blocks:
             "<h1>Speech-XL</h1><p>Ask questions about a recording of any length. "
             "It is heard once; what is kept is a small memory.</p>",
             elem_classes="sxl-head",
+            padding=False,
         )
-        with gr.Tab("Listen and ask"):
+        with gr.Tab("Ask"):
             _talk(handlers, session)
-        with gr.Tab("Compare ratios"):
+        with gr.Tab("Compare"):
             _compare(handlers, session)
-        with gr.Tab("This model, this machine"):
-            gr.HTML(about(model, max_hours))
+        with gr.Tab("About"):
+            gr.HTML(about(model, max_hours), padding=False)
         add_endpoints(handlers, session)
     return page
 
@@ -92,7 +99,7 @@ def _talk(handlers: Handlers, session: gr.State) -> None:
                 usual = str(model.config.sst.default_ratio) if model.config.sst else "raw"
                 compression = gr.Dropdown(
                     compression_choices(model), value=usual, allow_custom_value=True, min_width=150,
-                    label="Compression, or a memory budget such as 64MiB",
+                    label="Compression, or a budget such as 64MiB",
                 )  # fmt: skip
                 with gr.Row(elem_classes="sxl-buttons"):
                     start = gr.Button("Listen", variant="primary", min_width=100, scale=2)
@@ -103,10 +110,10 @@ def _talk(handlers: Handlers, session: gr.State) -> None:
                     f"Choose a recording and press Listen, or press Example: {example['title'].lower()}.",
                     elem_id="sxl-status",
                 )
-                timeline = gr.HTML(pictures.timeline(()))
-                player = gr.HTML(pictures.player(None))
-                evidence = gr.HTML(pictures.evidence_buttons(()))
-                figures = gr.HTML(pictures.figures(None))
+                timeline = gr.HTML(pictures.timeline(()), padding=False)
+                player = gr.HTML(pictures.player(None), padding=False)
+                evidence = gr.HTML(pictures.evidence_buttons(()), padding=False)
+                figures = gr.HTML(pictures.figures(None), padding=False)
         with gr.Column(scale=6, min_width=320, elem_classes="sxl-chat"):
             chat = gr.Chatbot(
                 label="Conversation", height=440, buttons=["copy", "copy_all"], render_markdown=False, show_label=False,
@@ -114,7 +121,7 @@ def _talk(handlers: Handlers, session: gr.State) -> None:
             )  # fmt: skip
             with gr.Row(elem_classes="sxl-ask"):
                 question = gr.Textbox(
-                    label="Question", placeholder=QUESTION_EXAMPLE, show_label=False, scale=5, lines=1, max_lines=3,
+                    label="Question", placeholder=QUESTION_EXAMPLE, show_label=False, container=False, scale=5, lines=1, max_lines=3,
                     min_width=200, elem_id="sxl-question", html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
                 )  # fmt: skip
                 send = gr.Button("Ask", variant="primary", scale=1, min_width=72)
@@ -123,9 +130,9 @@ def _talk(handlers: Handlers, session: gr.State) -> None:
             )
             with gr.Row(elem_classes="sxl-small"):
                 small = {"size": "sm", "min_width": 80}
-                download = gr.DownloadButton("Keep memory (.sxl)", interactive=False, size="sm", min_width=130)
-                markdown = gr.Button("Export Markdown", **small)
-                as_json = gr.Button("Export JSON", **small)
+                download = gr.DownloadButton("Keep memory", interactive=False, size="sm", min_width=130)
+                markdown = gr.Button("Markdown", **small)
+                as_json = gr.Button("JSON", **small)
                 retry = gr.Button("Retry", **small)
                 clear = gr.Button("Clear", **small)
             exported = gr.File(label="Export", interactive=False, visible="hidden", height=60)
@@ -154,10 +161,15 @@ def _compare(handlers: Handlers, session: gr.State) -> None:
     gr.Markdown("The recording of the first tab is heard once at every ratio and asked the same question.")
     with gr.Row(elem_classes="sxl-ask"):
         question = gr.Textbox(
-            label="Question to compare", show_label=False, placeholder=QUESTION_EXAMPLE, scale=5, min_width=200
+            label="Question to compare",
+            show_label=False,
+            container=False,
+            placeholder=QUESTION_EXAMPLE,
+            scale=5,
+            min_width=200,
         )
         run = gr.Button("Compare", variant="primary", scale=1, min_width=100)
-    result = gr.HTML(comparison.empty(), elem_id="sxl-compared")
+    result = gr.HTML(comparison.empty(), elem_id="sxl-compared", padding=False)
     gr.on(
         [run.click, question.submit], comparison.run, [question, session], result,
         concurrency_id="listen", concurrency_limit=2, **PRIVATE,

@@ -14,6 +14,7 @@ from speech_xl.memory import AudioMemory
 from speech_xl.schedule import format_bytes
 
 SILENCE = -50.0  # dB: an interval below this is drawn as silence
+LOUDNESS_RANGE = 15.0  # dB from the tallest bar to the lowest
 MOST_BARS = 240  # in the timeline: neighbours are joined beyond that
 
 
@@ -54,11 +55,12 @@ def timeline(events: Sequence[Heard], evidence: Sequence[Evidence] = (), done: b
         return f'<div class="{state} sxl-empty">{words}</div>'
     total = max(events[-1].total_seconds or 0.0, events[-1].seconds)
     step = -(-len(events) // MOST_BARS)
+    loudest = max(e.level for e in events)
     bars = []
     for at in range(0, len(events), step):
         group = events[at : at + step]
         level = max(e.level for e in group)
-        height = min(1.0, max(0.06, (level + 70) / 60)) * 40
+        height = min(1.0, max(0.06, 1 + (level - loudest) / LOUDNESS_RANGE)) * 40
         x, width = (
             group[0].interval_start / total * 1000,
             (group[-1].interval_end - group[0].interval_start) / total * 1000,

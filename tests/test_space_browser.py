@@ -5,6 +5,7 @@ Screenshots are left in screenshots/ for people to look at.
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ def address(tiny_checkpoint: Path) -> Iterator[str]:
     from space.page import build_page, look
 
     trained = (EMBEDDED_FOLDER / "config.json").exists()
-    model = SpeechModel.load(None if trained else str(tiny_checkpoint), "torch")
+    chosen = os.environ.get("SPEECH_XL_MODEL") or (None if trained else str(tiny_checkpoint))
+    model = SpeechModel.load(chosen, "torch")
     page = build_page(model, max_hours=1.0)
     _, url, _ = page.queue(default_concurrency_limit=4).launch(prevent_thread_lock=True, quiet=True, **look())
     yield url
@@ -152,3 +154,54 @@ def test_it_fits_a_phone_and_the_dark(
     shoot(page, name)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     context.close()
+
+
+def test_questions_while_a_long_recording_is_being_heard(page: playwright.Page, tmp_path: Path) -> None:
+    long = write_sound(tmp_path / "long.wav", 1800)
+    page.locator("input[type=file]").first.set_input_files(long)
+    page.get_by_text("long.wav").first.wait_for()
+    page.get_by_role("button", name="Listen", exact=True).click()
+    page.locator("#sxl-status", has_text="you can ask already").wait_for()
+    answer = put(page, "What drink is order 46?", 0)
+    assert answer.startswith("Of the first ")
+    page.locator("#sxl-status", has_text="heard, all of it").wait_for()
+    assert not put(page, "What drink is order 46?", 1).startswith("Of the first ")
+
+
+def test_compare_hears_the_recording_at_every_ratio(page: playwright.Page) -> None:
+    page.get_by_role("tab", name="Compare").click()
+    run = page.get_by_role("button", name="Compare", exact=True)
+    run.click()
+    page.get_by_text("nothing to compare yet").first.wait_for()
+    page.get_by_role("tab", name="Ask").click()
+    hear_example(page)
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_label("Question to compare").fill("What drink is order 28?")
+    run.click()
+    rows = page.locator("#sxl-compared tbody tr")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#sxl-compared tbody tr')].every(r => r.lastElementChild.textContent.endsWith('ms'))"
+    )
+    assert rows.count() == page.locator("#sxl-compared polyline").count() > 1
+    shoot(page, "compare")
+
+
+def test_a_kept_memory_goes_on_answering_without_the_audio(page: playwright.Page, tmp_path: Path) -> None:
+    hear_example(page)
+    said = put(page, "What drink is order 28?", 0)
+    with page.expect_download() as kept:
+        page.get_by_role("button", name="Keep memory").click()
+    kept.value.save_as(tmp_path / "kept.sxl")
+    page.reload()
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "kept.sxl")
+    page.get_by_text("kept.sxl").first.wait_for()
+    page.get_by_role("button", name="Listen", exact=True).click()
+    page.locator("#sxl-status", has_text="a memory of 5:19").wait_for()
+    assert put(page, "What drink is order 28?", 0) == said
+
+
+def test_what_the_model_understands_and_what_fits_is_said(page: playwright.Page) -> None:
+    page.get_by_role("tab", name="About").click()
+    page.get_by_text("What this machine can hold").wait_for()
+    assert page.locator(".sxl-table").nth(-1).locator("tbody tr").count() > 1
+    shoot(page, "about")
