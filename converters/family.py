@@ -42,6 +42,8 @@ class Family:
 
     def ours(self, name: str) -> str | None:
         """Our name of their tensor; None if it is not used."""
+        if self.why_unused(name) != NO_REASON:
+            return None
         for pattern, replacement, _ in self.names:
             if match := re.fullmatch(pattern, name):
                 return match.expand(replacement)

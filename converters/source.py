@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,7 +160,8 @@ def read_header(path: Path) -> dict[str, Stored]:
 def read_bin(path: Path) -> dict[str, Stored]:
     """A PyTorch state dictionary, unpickled without code; CheckpointError if it holds anything else."""
     try:
-        state = load_pickle(path)
+        with warnings.catch_warnings(action="ignore"):  # torch's own, about pickles of another protocol
+            state = load_pickle(path)
     except Exception as error:  # UnpicklingError for code; zip, EOF and runtime errors for damage
         if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
             raise CheckpointError(
