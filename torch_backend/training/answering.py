@@ -51,6 +51,7 @@ class AnsweringStage:
     clips: str = "encoded"  # "pseudo" or what the trained encoder makes of real clips: "encoded"
     binding: float = 0.5  # weight of the binding head's loss
     evidence: float = 0.3  # weight of the evidence loss
+    recall: float = 0.3  # weight of the recall loss
     human: float = 0.6  # share of encoded clips that people speak
     initialise_sst: bool = False
     log_every: int = 25
@@ -78,6 +79,18 @@ class Binding(nn.Module):
         unnumbered = numbers == UNNUMBERED
         targets = torch.stack([numbers // 10, numbers % 10], dim=1).masked_fill(unnumbered[:, None], 10)
         return F.cross_entropy(self.digits(rows).unflatten(1, (2, 11)).flatten(0, 1), targets.flatten())
+
+
+def recall_loss(decoder: Decoder, layer: int, layer_outputs: list[torch.Tensor], batch: Batch) -> torch.Tensor:
+    """Cross-entropy of the words said under each SST, read from its row with the language-model head.
+
+    What an SST does not carry at this layer no later layer can find in its keys and values; asked for directly,
+    SSTs learn to carry words in tens of steps.
+    """
+    if not len(batch.under_ssts):
+        return layer_outputs[0].new_zeros(())
+    sample, row, word = torch.from_numpy(batch.under_ssts).T
+    return F.cross_entropy(decoder.logits(layer_outputs[layer][sample, row]), word)
 
 
 def evidence_loss(
@@ -214,7 +227,7 @@ def train_answering(
     built = optimizers(dict(trained.named_parameters()), stage.lr, stage.weight_decay)
     done = run.resume(trained, built)
     total = sum(p.steps for p in stage.phases)
-    step, tally, losses, bindings, evidence = 0, defaultdict(list), [], [], []
+    step, tally, losses, bindings, evidence, recall = 0, defaultdict(list), [], [], [], []
     tokens, started = 0, time.monotonic()
     for phase in stage.phases:
         for _ in range(phase.steps):
@@ -228,7 +241,8 @@ def train_answering(
             loss = F.cross_entropy(logits, targets)
             bound = binding.loss(layer_outputs, batch)
             found = evidence_loss(decoder, evidence_layers, layer_outputs, batch)
-            (loss + stage.binding * bound + stage.evidence * found).backward()
+            recalled = recall_loss(decoder, binding.layer, layer_outputs, batch)
+            (loss + stage.binding * bound + stage.evidence * found + stage.recall * recalled).backward()
             torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
             for optimizer in built:
                 optimizer.step()
@@ -236,6 +250,7 @@ def train_answering(
             losses.append(loss.item())
             bindings.append(bound.item())
             evidence.append(found.item())
+            recall.append(recalled.item())
             tokens += batch.mask.shape[0] * batch.mask.shape[-1]
             for kind, hits in score(batch, logits, targets, owner).items():
                 tally[kind] += hits
@@ -243,12 +258,13 @@ def train_answering(
                 slots = [h for kind, hits in tally.items() if kind not in ("transcribe", "absent") for h in hits]
                 row = {"stage": stage.name, "phase": phase.name, "step": step, "loss": sum(losses) / len(losses)}
                 row |= {"binding": sum(bindings) / len(bindings), "evidence": sum(evidence) / len(evidence)}
+                row |= {"recall": sum(recall) / len(recall)}
                 row |= {"slots": sum(slots) / max(1, len(slots))}
                 row |= {kind: sum(hits) / len(hits) for kind, hits in sorted(tally.items())}
                 if validation is not None and step % (4 * stage.log_every) == 0:
                     row |= validate(stage, phase, decoder, validation, tokenizer, interval)
                 run.log(row | {"rows_per_second": tokens / (time.monotonic() - started)})
-                tally, losses, bindings, evidence = defaultdict(list), [], [], []
+                tally, losses, bindings, evidence, recall = defaultdict(list), [], [], [], []
                 tokens, started = 0, time.monotonic()
             run.save_if_due(step, trained, built)
     run.finish(decoder)

@@ -40,12 +40,13 @@ class ClipPool(Protocol):
     def number(self, rng: random.Random, number: int) -> np.ndarray: ...
     def order(self, rng: random.Random) -> TokenClip: ...
     def silence(self, rng: random.Random, tokens: int) -> np.ndarray: ...
-    def blank(self, vectors: np.ndarray) -> np.ndarray: ...  # (N,) bool: which tokens say nothing
+    def said(self, vectors: np.ndarray) -> np.ndarray: ...  # (N,) int64: the word each token says, or -1
 
 
-def nearest_is_blank(vectors: np.ndarray, embeddings: np.ndarray, blank: int) -> np.ndarray:
-    """(N, D) speech tokens -> (N,) bool: whether the blank's embedding is the nearest of all."""
-    return (vectors @ embeddings.T).argmax(1) == blank
+def nearest_word(vectors: np.ndarray, embeddings: np.ndarray, blank: int) -> np.ndarray:
+    """(N, D) speech tokens -> (N,) int64: the token whose embedding is nearest, -1 for the blank."""
+    nearest = (vectors @ embeddings.T).argmax(1)
+    return np.where(nearest == blank, -1, nearest)
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Question:
 class DeskSample:
     speech: np.ndarray  # (N, D) float32
     numbers: np.ndarray  # (N,) int64: the number of the order a token is part of, UNNUMBERED, or ELSEWHERE
+    said: np.ndarray  # (N,) int64: the word that a token says, -1 for none
     questions: list[Question]
 
 
@@ -131,9 +133,9 @@ def build_sample(
     speech, about = np.concatenate(parts).astype(np.float32), np.concatenate(numbers)
     if thin:
         dropped = np.random.default_rng(rng.getrandbits(32)).random(len(speech)) < thin
-        kept = ~(dropped & pool.blank(speech))
+        kept = ~dropped | (pool.said(speech) >= 0)
         speech, about = speech[kept], about[kept]
-    return DeskSample(speech, about, chosen)
+    return DeskSample(speech, about, pool.said(speech), chosen)
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ class Batch:
     targets: np.ndarray  # (B, T) int64: the next token where it counts in the loss, else -1
     question_of_row: np.ndarray  # (B, T) int64: which question a text row belongs to
     numbers: np.ndarray  # (B, R) int64: the order that a speech, SST or answer row is about, as in DeskSample
+    under_ssts: np.ndarray  # (W, 3) int64: (sample, row, word) for each word said under each SST
     query_positions: np.ndarray  # (B, R) int64
     key_positions: np.ndarray  # (B, R) int64
     mask: np.ndarray  # (B, 1, R, R) bool
@@ -172,7 +175,7 @@ def collate(
     `longest_skip`: up to so many memory slots are pretended between intervals (see schedule.whole_pass).
     """
     prefix = tokenizer.encode(BEGIN).ids
-    passes, texts, heard_until = [], [], []
+    passes, texts, heard_until, spans = [], [], [], []
     for number, sample in enumerate(samples):
         policy = StepRandomRatio(tuple(ratios), seed, first_sample + number)
         plans = list(Scheduler(interval, policy, len(prefix)).plan_all(len(sample.speech)))
@@ -186,6 +189,7 @@ def collate(
             skipped = np.sort(generator.integers(0, total + 1, len(plans) + 1))
         passes.append(whole_pass(len(prefix), plans, [len(q) + len(a) - 1 for q, a in blocks], skipped))
         texts.append(blocks)
+        spans.append(np.concatenate([np.zeros((0, 2), np.int64), *[p.spans for p in plans if p.ssts]]))
         heard_until.append(np.concatenate([np.zeros(0, np.int64), *[p.first_token + p.sst_after for p in plans]]))
 
     b, p = len(samples), len(prefix)
@@ -197,12 +201,16 @@ def collate(
     numbers = np.full((b, rows), ELSEWHERE, np.int64)
     ids, targets, owner = (np.full((b, t), fill, np.int64) for fill in (0, -1, -1))
     query, key = (np.zeros((b, rows), np.int64) for _ in range(2))
+    under_ssts: list[tuple[int, int, int]] = []
     mask = np.zeros((b, 1, rows, rows), bool)
     mask[:, 0, np.arange(rows), np.arange(rows)] = True  # padding rows see themselves: no empty softmax
     for i, (sample, w, blocks) in enumerate(zip(samples, passes, texts, strict=True)):
         speech[i, : w.speech] = sample.speech
         numbers[i, p : p + w.speech] = sample.numbers
         numbers[i, p + n : p + n + w.ssts] = sample.numbers[heard_until[i]]
+        for slot, (start, stop) in enumerate(spans[i]):
+            words = np.unique(sample.said[start:stop])
+            under_ssts += [(i, p + n + slot, word) for word in words[words >= 0]]
         length = len(w.mask) - p - w.speech - w.ssts
         place = np.concatenate([
             np.arange(p), p + np.arange(w.speech), p + n + np.arange(w.ssts), p + n + k + np.arange(length)
@@ -219,4 +227,5 @@ def collate(
             numbers[i, answering] = sample.questions[number].number
             at += len(sequence) - 1
     kinds = [[q.kind for q in s.questions] for s in samples]
-    return Batch(speech, np.array(prefix), ids, targets, owner, numbers, query, key, mask, k, kinds)
+    said = np.array(under_ssts, np.int64).reshape(-1, 3)
+    return Batch(speech, np.array(prefix), ids, targets, owner, numbers, said, query, key, mask, k, kinds)

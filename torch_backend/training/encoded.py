@@ -35,7 +35,7 @@ from torch_backend.training.alignment import (
 )
 from torch_backend.training.augment import augment
 from torch_backend.training.corpus import Clip
-from torch_backend.training.desk import TokenClip, nearest_is_blank
+from torch_backend.training.desk import TokenClip, nearest_word
 
 TAPE = 16  # utterances on one tape
 
@@ -62,10 +62,10 @@ class EncodedPool:
     pauses: list[np.ndarray]
     human: float = 0.6
     embeddings: np.ndarray | None = None  # (vocab_size, D) and
-    blank_id: int = 0  # the blank's row: only `blank` needs them
+    blank_id: int = 0  # the blank's row: only `said` needs them
 
-    def blank(self, vectors: np.ndarray) -> np.ndarray:
-        return nearest_is_blank(vectors, self.embeddings, self.blank_id)
+    def said(self, vectors: np.ndarray) -> np.ndarray:
+        return nearest_word(vectors, self.embeddings, self.blank_id)
 
     def number(self, rng: random.Random, number: int) -> np.ndarray:
         voices = (self.human_numbers, self.synthetic_numbers)

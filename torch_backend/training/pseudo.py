@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from torch_backend.training import grammar
-from torch_backend.training.desk import TokenClip, nearest_is_blank
+from torch_backend.training.desk import TokenClip, nearest_word
 from torch_backend.training.text import spoken_ids
 
 
@@ -51,8 +51,8 @@ class PseudoPool:
         noise = generator.standard_normal((tokens, self.embeddings.shape[1]), np.float32)
         return self.embeddings[self.blank_id] + noise * (0.2 / self.embeddings.shape[1] ** 0.5)
 
-    def blank(self, vectors: np.ndarray) -> np.ndarray:
-        return nearest_is_blank(vectors, self.embeddings, self.blank_id)
+    def said(self, vectors: np.ndarray) -> np.ndarray:
+        return nearest_word(vectors, self.embeddings, self.blank_id)
 
     def number(self, rng: random.Random, number: int) -> np.ndarray:
         ids = [self.digit_tokens[d] for d in divmod(number, 10)]
