@@ -1,0 +1,132 @@
+"""The endpoints for programs: the documented example, separate sessions, and wrong input answered by sentences."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+from space.api import Endpoints
+from space.handlers import Handlers, file_url, shown_name
+from space.page import build_page, look
+from space.session import Session
+from speech_xl.conversation import SpeechModel
+from speech_xl.errors import SpeechXLError
+from tests.tiny import write_sound
+
+ROOT = Path(__file__).parent.parent
+QUESTION = "what drink is order 47?"
+
+
+@pytest.fixture(scope="module")
+def address(tiny_speech_model: SpeechModel) -> Iterator[str]:
+    page = build_page(tiny_speech_model, max_hours=0.1)
+    _, url, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, **look())
+    yield url
+    page.close()
+
+
+@pytest.fixture
+def client(address: str) -> Client:
+    return Client(address, verbose=False)
+
+
+def test_the_documented_example_runs(address: str, recording: Path, tmp_path: Path) -> None:
+    example = re.search(r"```python\n(.*?)```", (ROOT / "docs/space.md").read_text(), re.DOTALL)[1]
+    assert len(example.splitlines()) <= 10
+    example = example.replace("http://127.0.0.1:7860", address).replace("talk.wav", str(recording))
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_listen_ask_and_go_on_from_the_memory(client: Client, address: str, recording: Path) -> None:
+    heard = json.loads(client.predict(handle_file(recording), "8", api_name="/listen"))
+    assert heard["seconds"] == pytest.approx(7.33, abs=0.1) and heard["ratio"] == "8"
+    said = json.loads(client.predict(QUESTION, api_name="/ask"))
+    assert all(e["start"] < e["end"] <= heard["seconds"] for e in said["evidence"])
+    kept = client.predict(api_name="/memory")
+    other = Client(address, verbose=False)
+    assert json.loads(other.predict(handle_file(kept), "", api_name="/listen"))["bytes"] == heard["bytes"]
+    assert json.loads(other.predict(QUESTION, api_name="/ask"))["answer"] == said["answer"]
+    alone = json.loads(other.predict(handle_file(recording), QUESTION, "8", api_name="/ask_recording"))
+    assert alone["answer"] == said["answer"]
+
+
+def test_two_clients_do_not_see_each_other(client: Client, address: str, recording: Path, tmp_path: Path) -> None:
+    other = Client(address, verbose=False)
+    client.predict(handle_file(recording), "", api_name="/listen")
+    with pytest.raises(AppError, match="listen to a recording first"):
+        other.predict(QUESTION, api_name="/ask")
+    with pytest.raises(AppError, match="listen to a recording first"):
+        other.predict(api_name="/memory")
+    other.predict(handle_file(write_sound(tmp_path / "short.wav", 2.0)), "", api_name="/listen")
+    assert json.loads(client.predict(QUESTION, api_name="/ask"))["heard_seconds"] == pytest.approx(7.33, abs=0.1)
+    assert json.loads(other.predict(QUESTION, api_name="/ask"))["heard_seconds"] == pytest.approx(2.0, abs=0.1)
+
+
+def test_only_the_documented_endpoints_are_public(client: Client) -> None:
+    named = client.view_api(return_format="dict")["named_endpoints"]
+    assert sorted(named) == ["/ask", "/ask_recording", "/listen", "/memory"]
+
+
+@pytest.mark.parametrize("name", ["notes.wav", "notes.mp3", "notes.sxl", "<img src=x onerror=alert(1)>.wav"])
+def test_a_file_that_is_not_what_it_says_is_a_sentence(client: Client, tmp_path: Path, name: str) -> None:
+    wrong = tmp_path / name
+    wrong.write_text("no sound at all")
+    with pytest.raises(AppError) as refused:
+        client.predict(handle_file(wrong), "", api_name="/listen")
+    assert "Traceback" not in str(refused.value) and str(refused.value).endswith(".")
+
+
+@pytest.mark.parametrize("ratio", ["7", "fast", "-1", "12 parsecs"])
+def test_a_wrong_ratio_is_a_sentence(client: Client, recording: Path, ratio: str) -> None:
+    with pytest.raises(AppError):
+        client.predict(handle_file(recording), ratio, api_name="/listen")
+
+
+def test_a_name_that_climbs_stays_in_the_upload_folder(address: str) -> None:
+    files = {"files": ("../../../tmp/climbed.wav", b"no sound", "audio/wav")}
+    answer = httpx.post(f"{address}gradio_api/upload", files=files)
+    assert answer.status_code >= 400 or all(".." not in path for path in answer.json())
+    assert not Path("/tmp/climbed.wav").exists()
+
+
+def test_names_are_escaped_before_they_are_shown() -> None:
+    assert "<" not in shown_name("/a/<b onmouseover=x>.wav")
+    assert file_url('/a/b "c#d?.wav') == "gradio_api/file=/a/b%20%22c%23d%3F.wav"
+
+
+def test_a_recording_over_the_limit_is_refused(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(AppError, match="this page takes 0.1 h"):
+        client.predict(handle_file(write_sound(tmp_path / "long.wav", 400)), "", api_name="/listen")
+
+
+def test_a_session_that_ends_in_mid_listening_leaves_nothing(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
+    session, handlers = Session(), Handlers(tiny_speech_model, 1.0)
+    hearing = handlers.hear(str(write_sound(tmp_path / "talk.wav", 60)), "8", session)
+    next(hearing), next(hearing)
+    listening = session.listening
+    session.forget()
+    assert listening.cancelled and list(hearing) == [] and session.memory is None
+
+
+def test_a_session_ends_with_its_files(tiny_speech_model: SpeechModel, recording: Path) -> None:
+    session = Session()
+    Endpoints(Handlers(tiny_speech_model, 1.0)).listen(str(recording), "", session)
+    kept = Path(session.save_memory(tiny_speech_model))
+    assert kept.exists()
+    session.forget()
+    assert not kept.exists()
+
+
+def test_no_recording_is_a_sentence(tiny_speech_model: SpeechModel) -> None:
+    with pytest.raises(SpeechXLError, match="Choose a recording first"):
+        list(Handlers(tiny_speech_model, 1.0).hear(None, "", Session()))

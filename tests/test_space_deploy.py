@@ -1,0 +1,43 @@
+"""What is put on a Space: everything that the page imports and shows, and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from space import deploy
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_list_holds_what_a_space_needs_and_nothing_else() -> None:
+    files = deploy.space_files()
+    assert {"README.md", "app.py", "requirements.txt", "space/page.py", "space/examples/order_desk.ogg"} <= set(files)
+    assert not [f for f in files if f.startswith(("tests/", "runs/", "cache/", ".venv/", "benchmarks/", "evaluation/"))]
+    assert not [f for f in files if f.endswith((".pyc", ".sxl")) or "training" in f]
+    assert all((ROOT / f).is_file() for f in files)
+
+
+def test_the_page_imports_nothing_outside_the_list(tmp_path: Path) -> None:
+    for name in deploy.space_files():
+        if name.endswith((".py", ".css", ".js")):
+            target = tmp_path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / name).read_bytes())
+    code = "import app, torch_backend.backend, sys; print(app.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().startswith(str(tmp_path))
+
+
+def test_a_dry_run_uploads_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(deploy, "EMBEDDED_FOLDER", tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # importing it would fail
+    assert deploy.main(["somebody/space", "--dry-run"]) == 0
+    assert "app.py" in capsys.readouterr().out
