@@ -11,7 +11,6 @@ import gradio as gr
 
 from space.handlers import Handlers
 from space.session import Session
-from speech_xl.conversation import ask
 from speech_xl.errors import RecordingError, SpeechXLError
 
 
@@ -62,13 +61,9 @@ class Endpoints:
             memory, partly = (session or Session()).askable()
             if memory is None:
                 raise RecordingError("There is nothing to ask about yet; listen to a recording first.")
-            asking = ask(self._handlers.model, memory, question)
-            for _ in asking:
-                pass
+            *_, answer = self._handlers.answer(session, memory, question)
         except SpeechXLError as error:
             raise refuse(error) from error
-        answer = asking.answer
-        session.answers.append(answer)
         evidence = [{"start": e.start, "end": e.end, "weight": e.weight} for e in answer.evidence]
         said = {"answer": answer.answer, "evidence": evidence, "seconds": answer.seconds}
         return json.dumps(said | {"heard_seconds": memory.seconds, "still_listening": partly})

@@ -16,11 +16,12 @@ import gradio as gr
 
 from space import pictures
 from space.session import Session
+from space.zero import borrow
 from speech_xl.audio import probe
 from speech_xl.cli import parse_bytes, parse_ratio
-from speech_xl.conversation import DEFAULT, Listening, SpeechModel, ask
+from speech_xl.conversation import DEFAULT, Answer, Listening, SpeechModel, ask
 from speech_xl.errors import RecordingError, ScheduleError, SpeechXLError
-from speech_xl.memory import load_memory
+from speech_xl.memory import AudioMemory, load_memory
 
 REDRAW_SECONDS = 0.25
 LONGEST_NAME = 60  # characters of a file's name that are shown
@@ -52,6 +53,7 @@ class Handlers:
     def __init__(self, model: SpeechModel, max_hours: float):
         self.model = model
         self.max_hours = max_hours
+        self._borrowed = borrow(model)
 
     def hear(self, path: str | None, compression: str | None, session: Session) -> Iterator[str]:
         """Hear a recording or take in a memory into `session`, which changes as it goes -> status sentences."""
@@ -65,10 +67,25 @@ class Handlers:
             return
         ratio, budget = parse_compression(compression)
         self._check_length(path)
-        session.listening = listening = Listening(self.model, path, ratio, budget)
         session.source = path
-        status = f"Listening to {name} ... you can ask already."
         yield f"Listening to {name} ..."
+        if self._borrowed:
+            kept = session.memory_path(path)
+            for heard in self._borrowed.hear(path, ratio, budget, str(kept)):
+                session.events.append(heard)
+                yield f"Listening to {name} ..."
+            session.memory = load_memory(kept, self.model)
+        else:
+            yield from self._hear_here(path, ratio, budget, session)
+        if session.memory is None:
+            return
+        notes = " ".join(session.memory.warnings)
+        heard_time = pictures.clock(session.memory.seconds)
+        yield f"{name}: {heard_time} heard, all of it. Ask as often as you like. {escape(notes)}".strip()
+
+    def _hear_here(self, path: str, ratio: Any, budget: int | None, session: Session) -> Iterator[str]:
+        status = f"Listening to {shown_name(path)} ... you can ask already."
+        session.listening = listening = Listening(self.model, path, ratio, budget)
         for heard in listening:
             if session.listening is not listening:
                 return  # another recording has taken this one's place
@@ -78,9 +95,22 @@ class Handlers:
             yield "Cancelled. Nothing is left running."
             return
         session.memory = listening.memory
-        notes = " ".join(session.memory.warnings)
-        heard_time = pictures.clock(session.memory.seconds)
-        yield f"{name}: {heard_time} heard, all of it. Ask as often as you like. {escape(notes)}".strip()
+
+    def answer(self, session: Session, memory: AudioMemory, question: str) -> Iterator[str | Answer]:
+        """Pieces of the answer's text, then the whole Answer, which the session keeps."""
+        if self._borrowed:
+            said = self._borrowed.answer(session.save_memory(self.model), question)
+        else:
+            said = self._answer_here(memory, question)
+        for piece in said:
+            if isinstance(piece, Answer):
+                session.answers.append(piece)
+            yield piece
+
+    def _answer_here(self, memory: AudioMemory, question: str) -> Iterator[str | Answer]:
+        asking = ask(self.model, memory, question)
+        yield from asking
+        yield asking.answer
 
     def _check_length(self, path: str) -> None:
         seconds = probe(Path(path)).seconds
@@ -137,20 +167,18 @@ class Handlers:
             memory, partly = session.askable()
             if memory is None:
                 raise RecordingError("There is nothing to ask about yet; listen to a recording first.")
-            asking = ask(self.model, memory, question)
             text = f"Of the first {pictures.clock(memory.seconds)}: " if partly else ""
-            chat = [*chat, {"role": "assistant", "content": text}]
-            yield "", chat, gr.skip(), gr.skip()
-            for piece in asking:
-                text += piece
-                chat[-1] = {"role": "assistant", "content": text}
-                yield "", chat, gr.skip(), gr.skip()
+            said = {"role": "assistant", "content": text}
+            for piece in self.answer(session, memory, question):
+                if isinstance(piece, str):
+                    said = {"role": "assistant", "content": said["content"] + piece}
+                    yield "", [*chat, said], gr.skip(), gr.skip()
+            chat = [*chat, said]
         except SpeechXLError as error:
             chat = [*chat, {"role": "assistant", "content": str(error)}]
             yield question, chat, pictures.evidence_buttons(()), gr.skip()
             return
-        session.answers.append(asking.answer)
-        evidence = asking.answer.evidence
+        evidence = session.answers[-1].evidence
         drawn = pictures.timeline(session.events, evidence, session.memory is not None)
         yield "", chat, pictures.evidence_buttons(evidence), drawn
 

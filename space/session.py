@@ -50,8 +50,11 @@ class Session:
             return self.listening.snapshot(), True
         return None, False
 
+    def memory_path(self, recording: str) -> Path:
+        return self._downloads / (Path(recording).stem[:80] + ".sxl")
+
     def save_memory(self, model: SpeechModel) -> str:
-        path = self._downloads / (Path(self.memory.recording.path).stem[:80] + ".sxl")
+        path = self.memory_path(self.memory.recording.path)
         save_memory(self.memory, path, model)
         return str(path)
 

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import soundfile as sf
 from safetensors.numpy import load_file, save_file
 
 from speech_xl.cli import main, parse_bytes, read_questions
+from speech_xl.config import SSTConfig
 from speech_xl.errors import QuestionError, ScheduleError
 from tests.tiny import save_checkpoint, sound, tiny_config, write_sound
 
@@ -130,13 +130,21 @@ def test_any_channels_and_rates_are_heard(run, tmp_path: Path, channels: int, ra
     assert code == 0 and json.loads(out)["recording"]["seconds_heard"] == pytest.approx(1, abs=0.01)
 
 
-def test_an_hour_of_silence_is_heard(tiny_checkpoint: Path, run, tmp_path: Path) -> None:
-    path = tmp_path / "silence.flac"
-    with sf.SoundFile(path, "w", 8_000, 1, "PCM_16") as file:
-        for _ in range(60):
-            file.write(np.zeros(60 * 8_000, np.int16))
-    code, out, _ = run("ask", path, "a?", "--json", "--ratio", "16")
+def write_silence(path: Path, minutes: int) -> Path:
+    with sf.SoundFile(path, "w", 16_000, 1, "PCM_16") as file:
+        for _ in range(minutes):
+            file.write(np.zeros(60 * 16_000, np.int16))
+    return path
+
+
+def test_an_hour_of_silence_is_heard(run, tmp_path: Path) -> None:
+    large_steps = tiny_config(
+        encoder__max_source_positions=500, encoder__context_positions=0, sst=SSTConfig(256, (2, 4, 8, 16), 4)
+    )
+    model, path = save_checkpoint(tmp_path / "model", large_steps), write_silence(tmp_path / "silence.flac", 60)
+    code, out, _ = run("ask", path, "a?", "--json", "--ratio", "16", model=model)
     assert code == 0 and json.loads(out)["recording"]["seconds_heard"] == 3600
+    assert json.loads(out)["memory"]["speech_tokens"] == 45_000
 
 
 @needs_ffmpeg
@@ -220,27 +228,58 @@ def test_outputs_that_cannot_be_written(run, recording: Path, tmp_path: Path) ->
 
 
 def test_ctrl_c_leaves_no_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    path = tmp_path / "long.flac"
-    with sf.SoundFile(path, "w", 16_000, 1, "PCM_16") as file:
-        for _ in range(120):
-            file.write(sound(60.0))
-    command = [
-        sys.executable,
-        "-m",
-        "speech_xl",
-        "listen",
-        path,
-        "-o",
-        tmp_path / "long.sxl",
-        "--model",
-        tiny_checkpoint,
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    path, output = write_silence(tmp_path / "long.flac", 180), tmp_path / "long.sxl"
+    command = [sys.executable, "-m", "speech_xl", "listen", path, "-o", output, "--model", tiny_checkpoint]
+    process = subprocess.Popen([*command, "--backend", "torch"], stderr=subprocess.PIPE, text=True)
     seen = ""
     while "real time" not in seen:
-        seen += process.stderr.read(40)
-    time.sleep(0.2)
+        piece = process.stderr.read(20)
+        assert piece, seen  # it ended by itself
+        seen += piece
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in rest and "Stopped" in rest
     assert [p.name for p in tmp_path.iterdir()] == ["long.flac"]
+
+
+def test_a_closed_pipe_ends_quietly(tiny_checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "speech_xl", "info", tiny_checkpoint]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["a?", "--ratio", "\N{SUPERSCRIPT TWO}"], "no ratio"),
+        (["a?", "--ratio", "9" * 5000], "no ratio"),
+        (["a?", "--memory-budget", "9" * 400 + "GiB"], "no amount of memory"),
+        (["what \udcff?"], "not valid Unicode"),
+    ],
+)
+def test_words_that_no_number_or_text_can_be_made_of(run, recording: Path, words: list[str], sentence: str) -> None:
+    refusal = refused(run("ask", recording, *words))
+    assert sentence in refusal and len(refusal) < 200
+
+
+@needs_ffmpeg
+def test_a_budget_needs_a_known_length(run, recording: Path, tmp_path: Path) -> None:
+    path = tmp_path / "stream.aac"
+    subprocess.run(["ffmpeg", "-v", "error", "-i", recording, path], check=True)
+    assert "how long it is" in refused(run("ask", path, "a?", "--memory-budget", "64MiB"))
+    assert run("ask", path, "a?")[0] == 0
+
+
+def test_a_memory_is_named_after_its_recording(run, tmp_path: Path) -> None:
+    path = write_sound(tmp_path / "talk.wav", 1.0)
+    assert run("listen", path)[0] == 0 and (tmp_path / "talk.sxl").exists()
+
+
+def test_an_unknown_tensor_is_named(run, recording: Path, tmp_path: Path) -> None:
+    model = save_checkpoint(tmp_path / "model", tiny_config())
+    weights = load_file(model / "model.safetensors")
+    save_file(weights | {"decoder.colour": np.zeros(3, np.float32)}, model / "model.safetensors")
+    for result in (run("ask", recording, "a?", model=model), run("info", model)):
+        assert "decoder.colour" in refused(result)

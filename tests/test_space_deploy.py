@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from space import deploy
+from space import deploy, zero
+from space.api import Endpoints
+from space.handlers import Handlers
+from speech_xl.conversation import SpeechModel
+from tests.tiny import write_sound
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,3 +48,34 @@ def test_a_dry_run_uploads_nothing(
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # importing it would fail
     assert deploy.main(["somebody/space", "--dry-run"]) == 0
     assert "app.py" in capsys.readouterr().out
+
+
+def test_a_gpu_is_borrowed_for_as_long_as_the_recording_suggests(
+    monkeypatch: pytest.MonkeyPatch, tiny_speech_model: SpeechModel, recording: Path, tmp_path: Path
+) -> None:
+    asked: list[int] = []
+
+    def gpu(duration: object) -> object:
+        def decorate(function: object) -> object:
+            def work(*arguments: object) -> Iterator[object]:
+                asked.append(duration(*arguments) if callable(duration) else duration)
+                yield from function(*arguments)
+
+            return work
+
+        return decorate
+
+    here = Endpoints(Handlers(tiny_speech_model, 1.0))
+    assert not zero.on_zero()
+    monkeypatch.setitem(sys.modules, "spaces", types.SimpleNamespace(GPU=gpu))
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    there = Endpoints(Handlers(tiny_speech_model, 1.0))
+    answers = []
+    for endpoints in (here, there):
+        _, session = endpoints.listen(str(recording), "4", None)
+        answers.append(json.loads(endpoints.ask("what drink is order 47?", session))["answer"])
+        session.forget()
+    assert answers[0] == answers[1]
+    assert asked == [zero.listening_seconds(str(recording)), zero.ANSWER_SECONDS]
+    longer = write_sound(tmp_path / "longer.wav", 600, rate=8000)
+    assert asked[0] < zero.listening_seconds(str(longer)) <= zero.LONGEST_SECONDS
