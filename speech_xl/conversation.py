@@ -25,7 +25,15 @@ from speech_xl.evidence import Evidence, find_evidence
 from speech_xl.listening import HeardWindows, WindowReader
 from speech_xl.memory import AudioMemory, RecordingSource, join_spans
 from speech_xl.prompt import Prompt
-from speech_xl.schedule import FixedRatio, IntervalPlan, Ratio, Scheduler, check_ratio, ratio_for_budget
+from speech_xl.schedule import (
+    FixedRatio,
+    IntervalPlan,
+    Ratio,
+    Scheduler,
+    check_ratio,
+    memory_slots,
+    ratio_for_budget,
+)
 from speech_xl.summarizers import DEFAULT_INTERVAL, UNTRAINED_RATIOS, choose_summarizer
 
 LONGEST_ANSWER = 96  # tokens
@@ -73,10 +81,21 @@ class SpeechModel:
             tokens = self.config.tokens_for(round(seconds * SAMPLING_RATE))
             prefix = len(self.prompt.prefix_ids)
             return ratio_for_budget(budget, tokens, self.interval, self.ratios, self.bytes_per_slot, prefix)
-        if ratio == DEFAULT:  # without trained SSTs nothing is left out unless it was asked for
-            return self.config.sst.default_ratio if self.config.sst and self.config.sst.trained else None
+        if ratio == DEFAULT:
+            is_trained = self.config.sst is not None and self.config.sst.trained
+            return self.config.sst.default_ratio if is_trained else self.ratio_for_context(seconds)
         check_ratio(ratio, self.interval, self.ratios)
         return ratio
+
+    def ratio_for_context(self, seconds: float | None) -> Ratio:
+        """Without trained SSTs nothing is left out that the decoder has positions for: the smallest ratio, raw first."""
+        if seconds is None:
+            return max(self.ratios)
+        tokens = self.config.tokens_for(round(seconds * SAMPLING_RATE))
+        spoken = len(self.prompt.prefix_ids) + self.interval + LONGEST_ANSWER
+        room = self.config.decoder.max_position_embeddings - spoken
+        fitting = (r for r in (None, *sorted(self.ratios)) if memory_slots(tokens, self.interval, r) <= room)
+        return next(fitting, max(self.ratios))
 
 
 @dataclass(frozen=True)
