@@ -207,6 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     try:
         parsed.run(parsed)
+        sys.stdout.flush()  # here, where a closed pipe is still caught
     except SpeechXLError as error:
         print(error, file=sys.stderr)
         return 2
