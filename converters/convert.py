@@ -83,7 +83,6 @@ def convert(plan: Plan, options: Options, out: Path, verify: Callable[[Path], No
         except CheckpointError:  # what is wrong once would be found wrong for ever
             shutil.rmtree(work)
             raise
-        (work / JOURNAL).unlink()
         put_in_place(work, out)
     except OSError as error:
         raise OutputError(describe_os_error(error, out)) from error
@@ -115,12 +114,13 @@ def open_work_folder(work: Path, now: dict[str, object]) -> None:
         is_same = False
     if is_same:
         return
-    if work.exists():
-        if any(work.iterdir()) and not path.exists():
-            raise OutputError(f"{work} is in the way and not of a conversion; move it.")
-        shutil.rmtree(work)
-    work.mkdir()
+    work.mkdir(exist_ok=True)
     unfinished = path.with_suffix(".new")
+    others = [p for p in work.iterdir() if p not in (path, unfinished)]
+    if others and not path.exists():
+        raise OutputError(f"{work} is in the way and not of a conversion; move it.")
+    for other in others:  # the journal last: a kill must not leave a folder that nobody knows
+        other.unlink()
     unfinished.write_text(json.dumps(now), encoding="utf-8")
     os.replace(unfinished, path)
 
@@ -146,13 +146,16 @@ def write_index(work: Path, names: list[str], shards: list[list[stream.Recipe]])
 
 
 def put_in_place(work: Path, out: Path) -> None:
-    """Give the finished folder its name; what it replaces goes only once it is there."""
-    if not out.exists():
-        work.rename(out)
-        return
-    old = out.with_name(f"{out.name}.replaced")
-    if old.exists():
-        raise CheckpointError(f"{old} is in the way; move it.")
-    out.rename(old)
+    """Give the finished folder its name; what it replaces goes only once it is there.
+
+    Killed between any two lines, the next run finds the journal and comes here again.
+    """
+    old = out.with_name(f"{out.name}.partial-replaced")
+    if out.exists():
+        if old.exists():
+            shutil.rmtree(old)
+        out.rename(old)
     work.rename(out)
-    shutil.rmtree(old)
+    (out / JOURNAL).unlink()
+    if old.exists():
+        shutil.rmtree(old)

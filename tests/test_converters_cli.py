@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import pickle
 import shutil
@@ -21,6 +22,7 @@ from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
 from converters import convert as conversion
+from converters import source as source_reader
 from converters import stream
 from converters.__main__ import main
 from speech_xl.checkpoints import check_checkpoint
@@ -136,6 +138,24 @@ def test_what_is_not_used_is_named_with_a_reason(copied: Path, tmp_path: Path, c
     assert "adapter_of_a_stranger.weight (no part of this architecture)" in out
 
 
+def test_no_read_is_larger_than_a_piece(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion's memory is a piece, not a tensor and not a file."""
+    assert run(copied, tmp_path / "whole", "-q", "--q-group-size", "32") == 0
+    honest, sizes = source_reader.Stored._read, []
+
+    def read(self: source_reader.Stored, start: int, shape: tuple[int, ...]) -> torch.Tensor:
+        sizes.append(math.prod(shape) * self.dtype.itemsize)
+        return honest(self, start, shape)
+
+    monkeypatch.setattr(source_reader, "PIECE", 4000)
+    monkeypatch.setattr(source_reader.Stored, "_read", read)
+    assert run(copied, tmp_path / "pieces", "-q", "--q-group-size", "32", "--verify") == 0
+    assert max(sizes) <= 4000 < max(t.numel() * 4 for t in load_file(copied / "model.safetensors").values())
+    names = ("whole", "pieces")
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in names)
+    assert one == other
+
+
 # Kills and disks
 
 
@@ -164,6 +184,25 @@ def test_a_broken_conversion_continues(source: Path, tmp_path: Path, monkeypatch
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(whole)
     assert check_checkpoint(out)
+
+
+@pytest.mark.parametrize("rename", [1, 2])
+def test_killed_while_the_output_gets_its_name(rename: int, source: Path, tmp_path: Path, monkeypatch) -> None:
+    out, honest, renames = tmp_path / "out", Path.rename, []
+    assert run(source, out) == 0
+
+    def die(path: Path, target: Path) -> Path:
+        renames.append(path)
+        if len(renames) == rename:
+            raise KeyboardInterrupt
+        return honest(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", die)
+        assert run(source, out, "--dtype", "float16", "--overwrite") == 130
+    assert run(source, out, "--dtype", "float16", "--overwrite") == 0
+    assert check_checkpoint(out).dtype == "float16"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"] and not (out / "journal.json").exists()
 
 
 def test_another_conversion_does_not_continue_the_first(
