@@ -39,12 +39,14 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def report(plan: Plan, out: Path) -> None:
-    """What was made, and every tensor of the source that was left out."""
+def report(plan: Plan, folder: Path, out: Path) -> None:
+    """What was made of which commit, and every tensor of the source that was left out."""
     parts = [plan.config.layout, plan.config.dtype]
     if plan.config.quantization:
         parts.append(f"{plan.config.quantization['bits']} bits")
     print(f"{plan.family}: {len(plan.recipes)} tensors, {format_bytes(plan.size)} ({', '.join(parts)}) in {out}")
+    if folder.parent.name == "snapshots":
+        print(f"from commit {folder.name}; name it with --revision to get the same again")
     for name, reason in plan.unused:
         print(f"not used: {name} ({reason})")
     if plan.tokenizer is None:
@@ -86,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         verify = Verifier(plan, folder, decoder)
     convert(plan, options, out, verify)
-    report(plan, out)
+    report(plan, folder, out)
     for line in verify.lines if verify else []:
         print(f"verified: {line}")
     if arguments.upload_repo:

@@ -81,7 +81,9 @@ def convert(plan: Plan, options: Options, out: Path, verify: Callable[[Path], No
             if verify is not None:
                 verify(work)
         except CheckpointError:  # what is wrong once would be found wrong for ever
-            shutil.rmtree(work)
+            clear(work)
+            (work / JOURNAL).unlink()
+            work.rmdir()
             raise
         put_in_place(work, out)
     except OSError as error:
@@ -116,13 +118,18 @@ def open_work_folder(work: Path, now: dict[str, object]) -> None:
         return
     work.mkdir(exist_ok=True)
     unfinished = path.with_suffix(".new")
-    others = [p for p in work.iterdir() if p not in (path, unfinished)]
-    if others and not path.exists():
+    if not path.exists() and any(p != unfinished for p in work.iterdir()):
         raise OutputError(f"{work} is in the way and not of a conversion; move it.")
-    for other in others:  # the journal last: a kill must not leave a folder that nobody knows
-        other.unlink()
+    clear(work)
     unfinished.write_text(json.dumps(now), encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def clear(work: Path) -> None:
+    """Empty a work folder but for its journal: a kill must not leave a folder that nobody knows."""
+    for path in work.iterdir():
+        if path.name != JOURNAL:
+            path.unlink()
 
 
 def is_finished(path: Path, size: int) -> bool:

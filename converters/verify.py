@@ -51,7 +51,7 @@ class Verifier:
         if self._plan.family == "Speech-XL":
             return
         stored = sum(path.stat().st_size for path in self._plan.files)
-        if 4 * stored > machine_memory() // 2:  # two models in float32, each twice as large as in 16 bits
+        if 4 * stored > usable_memory() // 2:  # two models in float32, each twice as large as in 16 bits
             self.lines.append("logits were not compared: the model does not fit this machine's memory twice")
             return
         backend = "mlx" if config.layout == "mlx" and is_installed("mlx") else "torch"
@@ -91,6 +91,22 @@ def check_tensor(recipe: Recipe, stored: dict[str, Stored]) -> None:
         if not is_right:
             raise CheckpointError(f"The output's tensor {recipe.name} is not what its source holds; convert again.")
         first += rows
+
+
+def usable_memory() -> int:
+    """Bytes that this process may have: the machine's, or less where a limit was set."""
+    limits = [machine_memory()]
+    try:
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # another system, or "max"
+        pass
+    try:
+        import resource
+
+        limits += [n for n in resource.getrlimit(resource.RLIMIT_AS) if n != resource.RLIM_INFINITY]
+    except ImportError:
+        pass
+    return min(limits)
 
 
 def chirps(seconds: float) -> np.ndarray:
