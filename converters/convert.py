@@ -146,7 +146,9 @@ def check_disk(work: Path, todo: int) -> None:
 
 def write_index(work: Path, names: list[str], shards: list[list[stream.Recipe]]) -> None:
     """The index that Hugging Face's tools expect beside several shards."""
-    outputs = [(name, output) for name, shard in zip(names, shards, strict=True) for r in shard for output in r.outputs()]
+    outputs = [
+        (name, output) for name, shard in zip(names, shards, strict=True) for r in shard for output in r.outputs()
+    ]
     total = sum(r.size for shard in shards for r in shard)
     index = {"metadata": {"total_size": total}, "weight_map": {output: name for name, output in outputs}}
     (work / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

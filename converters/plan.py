@@ -88,7 +88,9 @@ def make_plan(folder: Path, decoder: Path | None, options: Options) -> Plan:
     fresh = (lambda name: name.startswith("speech.adapter.")) if family is whisper_qwen2.FAMILY else (lambda _: False)
     for name in wanted:
         if name not in table and not fresh(name):
-            raise CheckpointError(f"{folder} lacks the tensor {bare(family.theirs(name))} (our {name}); download it again.")
+            raise CheckpointError(
+                f"{folder} lacks the tensor {bare(family.theirs(name))} (our {name}); download it again."
+            )
     for name in list(table):
         if name not in wanted:
             unused.append((table.pop(name)[0], "the configuration has no use for it"))

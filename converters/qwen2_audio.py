@@ -36,7 +36,11 @@ FAMILY = Family(
     translate=translate,
     names=(
         (rf"(?:model\.)?audio_tower\.{ENCODER}", r"speech.encoder.\1", r"audio_tower.\1"),
-        (r"(?:model\.)?multi_modal_projector\.linear\.(weight|bias)", r"speech.adapter.linear_1.\1", r"multi_modal_projector.linear.\1"),
+        (
+            r"(?:model\.)?multi_modal_projector\.linear\.(weight|bias)",
+            r"speech.adapter.linear_1.\1",
+            r"multi_modal_projector.linear.\1",
+        ),
         (r"(?:language_model\.)?lm_head\.weight", "decoder.lm_head.weight", "language_model.lm_head.weight"),
         (rf"(?:model\.)?language_model\.(?:model\.)?{DECODER}", r"decoder.\1", r"language_model.model.\1"),
     ),

@@ -203,10 +203,14 @@ def fetch(name: str, revision: str | None = None) -> Path:
     )
 
     try:
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=SAFE_FILES, ignore_patterns=MISTRALS_COPY))
+        path = Path(
+            snapshot_download(name, revision=revision, allow_patterns=SAFE_FILES, ignore_patterns=MISTRALS_COPY)
+        )
         if not list(path.glob("*.safetensors")):
             patterns = [*SAFE_FILES, "pytorch_model*.bin"]
-            path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=MISTRALS_COPY))
+            path = Path(
+                snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=MISTRALS_COPY)
+            )
         return path
     except HFValidationError as error:
         raise CheckpointError(f"{name!r} is neither a folder nor a valid Hub id ({error}).") from None
@@ -221,6 +225,8 @@ def fetch(name: str, revision: str | None = None) -> Path:
             f"{name} is not on this machine and the Hub cannot be reached; connect, or download it first."
         ) from None
     except HfHubHTTPError:
-        raise CheckpointError(f"The Hub has no {name}, or it is private; check the name or run `hf auth login`.") from None
+        raise CheckpointError(
+            f"The Hub has no {name}, or it is private; check the name or run `hf auth login`."
+        ) from None
     except (httpx.HTTPError, OSError) as error:
         raise CheckpointError(f"The download of {name} broke off ({error}); run it again, it continues.") from None

@@ -6,6 +6,7 @@ family. A difference stops the conversion before its folder gets its name.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -96,16 +97,12 @@ def check_tensor(recipe: Recipe, stored: dict[str, Stored]) -> None:
 def usable_memory() -> int:
     """Bytes that this process may have: the machine's, or less where a limit was set."""
     limits = [machine_memory()]
-    try:
+    with contextlib.suppress(OSError, ValueError):  # another system, or "max"
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # another system, or "max"
-        pass
-    try:
+    with contextlib.suppress(ImportError):  # another system
         import resource
 
         limits += [n for n in resource.getrlimit(resource.RLIMIT_AS) if n != resource.RLIM_INFINITY]
-    except ImportError:
-        pass
     return min(limits)
 
 
@@ -150,9 +147,7 @@ def our_logits(out: Path, config: ModelConfig, name: str, sound: np.ndarray, tex
         return read()
 
 
-def their_logits(
-    family: str, folder: Path, decoder: Path | None, config: ModelConfig, sound: np.ndarray
-) -> np.ndarray:
+def their_logits(family: str, folder: Path, decoder: Path | None, config: ModelConfig, sound: np.ndarray) -> np.ndarray:
     """(V,) of transformers' own model in float32 on the same windows and ids."""
     import transformers
 
@@ -166,12 +161,19 @@ def their_logits(
             return model(input_ids=torch.tensor([before + after])).logits[0, -1].numpy()
         mel, samples = hear(config, sound)
         audio = read_config(folder)
-        mark = audio.get("audio_token_index", audio.get("audio_token_id", 24 if family == voxtral.FAMILY.name else 151_646))
+        mark = audio.get(
+            "audio_token_index", audio.get("audio_token_id", 24 if family == voxtral.FAMILY.name else 151_646)
+        )
         ids = torch.tensor([[*before, *[mark] * config.tokens_of_window(samples), *after]])
         given = {"input_ids": ids, "input_features": torch.from_numpy(mel), "attention_mask": torch.ones_like(ids)}
         if family == qwen2_audio.FAMILY.name:
             frames = torch.arange(mel.shape[-1])[None] < -(-samples // HOP_LENGTH)
             cls = transformers.Qwen2AudioForConditionalGeneration
-            return cls.from_pretrained(folder, dtype=kind).eval()(**given, feature_attention_mask=frames.long()).logits[0, -1].numpy()
+            return (
+                cls.from_pretrained(folder, dtype=kind)
+                .eval()(**given, feature_attention_mask=frames.long())
+                .logits[0, -1]
+                .numpy()
+            )
         cls = transformers.VoxtralForConditionalGeneration
         return cls.from_pretrained(folder, dtype=kind).eval()(**given).logits[0, -1].numpy()

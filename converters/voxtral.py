@@ -54,7 +54,11 @@ FAMILY = Family(
     translate=translate,
     names=(
         (rf"(?:model\.)?audio_tower\.{ENCODER}", r"speech.encoder.\1", r"audio_tower.\1"),
-        (r"(?:model\.)?multi_modal_projector\.(linear_[12])\.weight", r"speech.adapter.\1.weight", r"multi_modal_projector.\1.weight"),
+        (
+            r"(?:model\.)?multi_modal_projector\.(linear_[12])\.weight",
+            r"speech.adapter.\1.weight",
+            r"multi_modal_projector.\1.weight",
+        ),
         (r"(?:language_model\.)?lm_head\.weight", "decoder.lm_head.weight", "language_model.lm_head.weight"),
         (rf"(?:model\.)?language_model\.(?:model\.)?{DECODER}", r"decoder.\1", r"language_model.model.\1"),
     ),

@@ -59,7 +59,9 @@ def save(model: torch.nn.Module, kind: str, folder: Path, **how: object) -> Path
     return folder
 
 
-def qwen2_audio(folder: Path, seed: int = 0, text: dict | None = None, audio: dict | None = None, **how: object) -> Path:
+def qwen2_audio(
+    folder: Path, seed: int = 0, text: dict | None = None, audio: dict | None = None, **how: object
+) -> Path:
     words = tokenizer_of("qwen2_audio")
     config = Qwen2AudioConfig(
         audio_config={"model_type": "qwen2_audio_encoder"} | ENCODER | (audio or {}),
@@ -110,6 +112,9 @@ def their_logits(folder: Path, mel: np.ndarray, frames: list[int], before: list[
         mask = torch.arange(mel.shape[-1])[None] < torch.tensor(frames)[:, None]
         ids = torch.tensor([[*before, *[model.config.audio_token_id] * tokens, *after]])
         made = model(
-            input_ids=ids, input_features=features, feature_attention_mask=mask.long(), attention_mask=torch.ones_like(ids)
+            input_ids=ids,
+            input_features=features,
+            feature_attention_mask=mask.long(),
+            attention_mask=torch.ones_like(ids),
         )
         return made.logits[0, -1].numpy()

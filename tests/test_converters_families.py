@@ -127,7 +127,9 @@ def test_whisper_and_qwen2_are_both_themselves(tied: bool, backend: str, tmp_pat
     if backend == "torch":
         mel, _ = windows(config, sound(2.5))
         with torch.inference_mode():
-            theirs = WhisperForConditionalGeneration.from_pretrained(whisper).eval().model.encoder(torch.from_numpy(mel))[0]
+            theirs = (
+                WhisperForConditionalGeneration.from_pretrained(whisper).eval().model.encoder(torch.from_numpy(mel))[0]
+            )
             np.testing.assert_allclose(loaded.model.speech.encoder(torch.from_numpy(mel)), theirs, atol=1e-4, rtol=1e-4)
 
 
@@ -177,7 +179,9 @@ def test_tekken_becomes_a_tokenizer(tmp_path: Path) -> None:
 
     words = [bytes([b]) for b in range(256)] + [b"th", b"the", b" the", b"an"]
     entries = [{"rank": i, "token_bytes": base64.b64encode(w).decode(), "token_str": None} for i, w in enumerate(words)]
-    specials = [{"rank": i, "token_str": s, "is_control": True} for i, s in enumerate(["<unk>", "<s>", "</s>", "[INST]"])]
+    specials = [
+        {"rank": i, "token_str": s, "is_control": True} for i, s in enumerate(["<unk>", "<s>", "</s>", "[INST]"])
+    ]
     settings = {
         "pattern": r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         "num_vocab_tokens": len(words), "default_vocab_size": len(words) + 10, "default_num_special_tokens": 10,
