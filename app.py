@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import os
 import sys
+import warnings
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry; read when gradio is imported
 
@@ -37,6 +38,8 @@ def main() -> int:
         print("--auth needs a name and a password, like visitor:secret.", file=sys.stderr)
         return 2
     page = build_page(model, arguments.max_hours)
+    # Agents have no session: docs/space.md says which endpoint is theirs.
+    warnings.filterwarnings("ignore", message="This MCP server includes a tool that has a gr.State input")
     page.queue(default_concurrency_limit=4, max_size=64).launch(
         server_name=arguments.host,
         server_port=arguments.port,

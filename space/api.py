@@ -22,7 +22,9 @@ class Endpoints:
     def __init__(self, handlers: Handlers):
         self._handlers = handlers
 
-    def listen(self, file: str, ratio: str, session: Session | None) -> tuple[str, Session]:
+    def listen(
+        self, file: str, ratio: str, session: Session | None, request: gr.Request | None = None
+    ) -> tuple[str, Session]:
         """Hear a recording (audio or video), or take in a memory file (.sxl), for later questions.
 
         Args:
@@ -32,7 +34,7 @@ class Endpoints:
         Returns:
             JSON: seconds heard, speech tokens, memory slots, bytes, ratio, warnings
         """
-        session = session or Session()
+        session = self._handlers.enter(session, request)
         try:
             for _ in self._handlers.hear(file, ratio, session):
                 pass

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 import gradio as gr
 
@@ -54,6 +55,7 @@ class Handlers:
         self.model = model
         self.max_hours = max_hours
         self._borrowed = borrow(model)
+        self._visitors: WeakValueDictionary[str, Session] = WeakValueDictionary()  # by gradio's session name
 
     def hear(self, path: str | None, compression: str | None, session: Session) -> Iterator[str]:
         """Hear a recording or take in a memory into `session`, which changes as it goes -> status sentences."""
@@ -120,9 +122,24 @@ class Handlers:
                 "cut it, or run the app yourself."
             )
 
-    def listen(self, path: str | None, compression: str, session: Session | None) -> Iterator[tuple[Any, ...]]:
-        """-> session, status, figures, timeline, player, evidence, download; redrawn a few times a second."""
+    def enter(self, session: Session | None, request: gr.Request | None) -> Session:
+        """The visitor's session, a new one at first, remembered until the visitor leaves."""
         session = session or Session()
+        if request is not None:
+            self._visitors[request.session_hash] = session
+        return session
+
+    def leave(self, request: gr.Request) -> None:
+        """The page was closed: stop listening and drop everything."""
+        session = self._visitors.pop(request.session_hash, None)
+        if session is not None:
+            session.forget()
+
+    def listen(
+        self, path: str | None, compression: str, session: Session | None, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """-> session, status, figures, timeline, player, evidence, download; redrawn a few times a second."""
+        session = self.enter(session, request)
         drawn, status = 0.0, ""
         try:
             for status in self.hear(path, compression, session):

@@ -61,6 +61,7 @@ def build_page(model: SpeechModel, max_hours: float) -> gr.Blocks:
     handlers = Handlers(model, max_hours)
     with gr.Blocks(title="Speech-XL", delete_cache=(SWEEP_SECONDS, SESSION_SECONDS), analytics_enabled=False) as page:
         session = gr.State(None, time_to_live=SESSION_SECONDS, delete_callback=lambda s: s and s.forget())
+        add_endpoints(handlers, session)  # first, so that the public names are theirs
         gr.HTML(
             "<h1>Speech-XL</h1><p>Ask questions about a recording of any length. "
             "It is heard once; what is kept is a small memory.</p>",
@@ -73,7 +74,7 @@ def build_page(model: SpeechModel, max_hours: float) -> gr.Blocks:
             _compare(handlers, session)
         with gr.Tab("About"):
             gr.HTML(about(model, max_hours), padding=False)
-        add_endpoints(handlers, session)
+        page.unload(handlers.leave)
     return page
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -206,3 +207,22 @@ def test_what_the_model_understands_and_what_fits_is_said(page: playwright.Page)
     page.get_by_text("What this machine can hold").wait_for()
     assert page.locator(".sxl-table").nth(-1).locator("tbody tr").count() > 1
     shoot(page, "about")
+
+
+def test_a_page_closed_in_mid_listening_stops_listening(
+    browser: playwright.Browser, address: str, tmp_path: Path
+) -> None:
+    long = write_sound(tmp_path / "long.wav", 1800)
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(address)
+    page.locator("input[type=file]").first.set_input_files(long)
+    page.get_by_text("long.wav").first.wait_for()
+    page.get_by_role("button", name="Listen", exact=True).click()
+    page.locator(".sxl-timeline rect").first.wait_for()
+    context.close()
+    deadline = time.monotonic() + PATIENCE / 1000
+    while [t for t in threading.enumerate() if t.name == "speech-xl-reader"]:
+        assert time.monotonic() < deadline, "the recording is still being heard"
+        time.sleep(0.2)
