@@ -139,11 +139,16 @@ class Listening:
         self.total_seconds = self._reader.info.seconds
         try:
             self.ratio = model.choose_ratio(ratio, memory_budget, self.total_seconds)
+            if self.summarizer.name == "raw" and self.ratio is not None:
+                if memory_budget is not None:
+                    raise ScheduleError(
+                        "The summarizer raw keeps every speech token, more than this budget allows; "
+                        "choose another summarizer."
+                    )
+                self.ratio = None
         except ScheduleError:
             self._reader.close()
             raise
-        if self.summarizer.name == "raw":
-            self.ratio = None
         self._prefix = tuple(model.prompt.prefix_ids)
         self._scheduler = Scheduler(model.interval, FixedRatio(self.ratio), len(self._prefix), self.summarizer.plan)
         with model.lock:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from speech_xl.audio import probe
-from speech_xl.checkpoints import check_checkpoint, stored_shapes
+from speech_xl.checkpoints import check_checkpoint, expected_tensors
 from speech_xl.config import SAMPLING_RATE, ModelConfig
 from speech_xl.memory import read_header
 from speech_xl.schedule import format_bytes, memory_slots
@@ -56,7 +56,7 @@ def describe_memory(path: Path) -> list[tuple[str, str]]:
 def describe_checkpoint(folder: Path) -> list[tuple[str, str]]:
     config = check_checkpoint(folder)
     e, d = config.encoder, config.decoder
-    counts = count_parameters(folder)
+    counts = count_parameters(config)
     lines = [
         ("checkpoint", f"{config.name} in {folder}"),
         ("understands", config.description or "not said"),
@@ -76,10 +76,10 @@ def describe_checkpoint(folder: Path) -> list[tuple[str, str]]:
     return lines
 
 
-def count_parameters(folder: Path) -> dict[str, int]:
-    """Parameters by part, from the headers of the weight files."""
+def count_parameters(config: ModelConfig) -> dict[str, int]:
+    """Parameters by part, as if none were packed into fewer bits."""
     counts = dict.fromkeys(PARTS, 0)
-    for name, shape in stored_shapes(folder).items():
+    for name, shape in expected_tensors(config).items():
         part = next(part for part, mark in PARTS.items() if mark in name)
         counts[part] += math.prod(shape)
     return counts

@@ -174,6 +174,12 @@ def test_a_budget_takes_the_smallest_ratio_that_fits(run, recording: Path) -> No
     assert document["memory"]["ratio"] == "4" and document["memory"]["bytes"] <= 8192
 
 
+def test_raw_never_breaks_a_budget_silently(run, recording: Path) -> None:
+    assert "keeps every" in refused(run("ask", recording, "a?", "--summarizer", "raw", "--memory-budget", "8KiB"))
+    document = json.loads(run("ask", recording, "a?", "--summarizer", "raw", "--memory-budget", "1MiB", "--json")[1])
+    assert document["memory"]["ratio"] == "raw" and document["memory"]["slots"] == 93
+
+
 @pytest.mark.parametrize("question", ["", "   ", "a" * 100_000])
 def test_questions_that_cannot_be_asked(run, recording: Path, question: str) -> None:
     assert "question" in refused(run("ask", recording, question)).lower()
