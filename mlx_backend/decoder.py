@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 from mlx import nn
 
+from mlx_backend.cpu import attend
 from mlx_backend.memory import KeyValues
 from speech_xl.config import DecoderConfig, SSTConfig
 
@@ -52,9 +53,7 @@ class Attention(nn.Module):
     def project(self, x: mx.array, sst: bool = False) -> tuple[mx.array, mx.array, mx.array]:
         """(B, R, D) -> unrotated q (B, H, R, head_dim), k and v (B, kv_heads, R, head_dim)."""
         layers = (self.sst_q_proj, self.sst_k_proj, self.sst_v_proj) if sst else (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (
-            layer(x).reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3) for layer in layers
-        )
+        q, k, v = (layer(x).reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3) for layer in layers)
         return q, k, v
 
     def output(self, x: mx.array, sst: bool = False) -> mx.array:
@@ -64,7 +63,7 @@ class Attention(nn.Module):
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
         """Scaled dot-product attention; mask (..., R, keys) is True where a row sees a key."""
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)
+        return attend(q, k, v, mask)
 
     def attend_and_weigh(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> tuple[mx.array, mx.array]:
         """The same, returning the attention weights too, averaged over heads: (B, R, keys) float32."""

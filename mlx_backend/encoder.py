@@ -12,6 +12,7 @@ from __future__ import annotations
 import mlx.core as mx
 from mlx import nn
 
+from mlx_backend.cpu import attend, gelu
 from speech_xl.config import AdapterConfig, EncoderConfig, ModelConfig
 
 
@@ -31,8 +32,7 @@ class EncoderAttention(nn.Module):
             project(x).reshape(*x.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        scale = q.shape[-1] ** -0.5
-        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)  # (B, H, S, D / H)
+        out = attend(q, k, v, mask)  # (B, H, S, D / H)
         return self.out_proj(out.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
@@ -47,7 +47,7 @@ class EncoderLayer(nn.Module):
 
     def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
         x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
-        return x + self.fc2(nn.gelu(self.fc1(self.final_layer_norm(x))))
+        return x + self.fc2(gelu(self.fc1(self.final_layer_norm(x))))
 
 
 class Encoder(nn.Module):
@@ -67,8 +67,8 @@ class Encoder(nn.Module):
 
         `valid_positions` counts the positions of each window that attention may see (`mask_padding`).
         """
-        x = nn.gelu(self.conv1(mel.transpose(0, 2, 1)))  # MLX convolves over (B, T, channels)
-        x = nn.gelu(self.conv2(x)) + self.embed_positions.weight
+        x = gelu(self.conv1(mel.transpose(0, 2, 1)))  # MLX convolves over (B, T, channels)
+        x = gelu(self.conv2(x)) + self.embed_positions.weight
         mask = None
         if self.config.mask_padding and valid_positions is not None:
             mask = mx.arange(x.shape[1]) < valid_positions[:, None]
@@ -95,7 +95,7 @@ class Adapter(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """(B, S, d_model) -> (B, S / stack, hidden_size of the decoder)."""
         x = self.linear_1(x.reshape(x.shape[0], x.shape[1] // self.stack, -1))
-        return x if self.linear_2 is None else self.linear_2(nn.gelu(x))
+        return x if self.linear_2 is None else self.linear_2(gelu(x))
 
 
 class SpeechTower(nn.Module):
