@@ -13,7 +13,7 @@ USABLE = 0.5  # of the memory that weights leave: the rest is for the system and
 
 def hours_held(model: SpeechModel) -> list[tuple[int | None, int, float]]:
     """(ratio, bytes an hour takes, hours of audio that fit this machine's memory) of every ratio."""
-    weights = sum(count_parameters(model.folder).values()) * FLOAT32
+    weights = sum(count_parameters(model.config).values()) * FLOAT32
     free = max(0.0, USABLE * (machine_memory() - weights))
     sizes = [(r, size * model.backend.itemsize // FLOAT32) for r, size in memory_per_hour(model.config)]
     return [(ratio, size, free / size) for ratio, size in sizes]
@@ -22,7 +22,7 @@ def hours_held(model: SpeechModel) -> list[tuple[int | None, int, float]]:
 def about(model: SpeechModel, max_hours: float) -> str:
     """Model, backend and device, then what fits."""
     config = model.config
-    parameters = sum(count_parameters(model.folder).values())
+    parameters = sum(count_parameters(model.config).values())
     facts = [
         ("understands", config.description or "Its model card does not say."),
         ("model", f"{config.name}, {parameters / 1e6:.1f} million parameters ({model.folder.name})"),
