@@ -87,6 +87,11 @@ def is_installed(name: str) -> bool:
     return importlib.util.find_spec({"torch": "torch", "mlx": "mlx.core"}[name].split(".")[0]) is not None
 
 
+def install_hint(name: str) -> str:
+    """How to install the framework of a backend, as words for the middle of a sentence."""
+    return _INSTALL[name]
+
+
 def choose_backend(name: str = "auto") -> tuple[str, str]:
     """-> (backend's name, one sentence why). "auto" is MLX on Apple Silicon where it is installed, else torch."""
     if name in BACKENDS:

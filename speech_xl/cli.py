@@ -19,7 +19,8 @@ from tqdm import tqdm
 from speech_xl.backend import BACKENDS
 from speech_xl.conversation import DEFAULT, Answer, Listening, SpeechModel, ask
 from speech_xl.describe import describe
-from speech_xl.errors import OutputError, QuestionError, ScheduleError, SpeechXLError
+from speech_xl.doctor import examine
+from speech_xl.errors import BackendError, OutputError, QuestionError, ScheduleError, SpeechXLError
 from speech_xl.memory import AudioMemory, load_memory, save_memory
 from speech_xl.schedule import Ratio, format_bytes
 from speech_xl.storage import MEMORY_BITS
@@ -168,6 +169,18 @@ def run_info(arguments: argparse.Namespace) -> None:
     print("\n".join(f"{name}: {value}" for name, value in describe(arguments.path)))
 
 
+def run_doctor(arguments: argparse.Namespace) -> None:
+    found = []
+    for finding in examine(arguments.model, arguments.backend):
+        print(f"{finding.subject}: {finding.text}", flush=True)
+        if finding.advice:
+            print(f"  -> {finding.advice}", flush=True)
+            found.append(finding.subject)
+    if found:
+        raise BackendError(f"Look at {', '.join(found)}: what to do stands above.")
+    print("All is well.")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m speech_xl", description="Ask recordings of any length.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -200,6 +213,11 @@ def build_parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="describe a recording, a memory or a checkpoint")
     info.add_argument("path", type=Path)
     info.set_defaults(run=run_info)
+
+    doctor = commands.add_parser("doctor", help="check this machine: backends, numbers, speed on the shipped example")
+    doctor.add_argument("--model", help="checkpoint folder or Hub id (default: the embedded model)")
+    doctor.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
+    doctor.set_defaults(run=run_doctor)
     return parser
 
 
