@@ -104,6 +104,13 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def packed_tensors(name: str, shape: tuple[int, ...], group_size: int, bits: int) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the three tensors that MLX's quantization makes of a weight (out, in)."""
+    layer, (rows, numbers) = name.removesuffix(".weight"), shape
+    groups = (rows, numbers // group_size)
+    return {name: (rows, numbers * bits // 32), f"{layer}.scales": groups, f"{layer}.biases": groups}
+
+
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor in the folder's safetensors files, from their headers."""
     paths = sorted(Path(folder).glob("*.safetensors"))
@@ -126,18 +133,18 @@ def check_checkpoint(folder: Path) -> ModelConfig:
         raise CheckpointError(f"There is no checkpoint folder {folder}; train it or name another model.")
     config = load_config(folder)
     found, expected = stored_shapes(folder), expected_tensors(config)
-    known = set(expected)
     if config.quantization is not None:
-        known |= {f"{name.removesuffix('.weight')}.{part}" for name in expected for part in ("scales", "biases")}
-    if unknown := sorted(set(found) - known):
+        for name, shape in list(expected.items()):
+            if f"{name.removesuffix('.weight')}.scales" in found:
+                expected |= packed_tensors(name, shape, **config.quantization)
+    if unknown := sorted(set(found) - set(expected)):
         raise CheckpointError(
             f"{folder} has a tensor {unknown[0]} that config.json has no place for; copy or convert the checkpoint again."
         )
     for name, shape in expected.items():
         if name not in found:
             raise CheckpointError(f"{folder} lacks the tensor {name}; copy or convert the checkpoint again.")
-        is_packed = config.quantization is not None and f"{name.removesuffix('.weight')}.scales" in found
-        if not is_packed and found[name] != shape:
+        if found[name] != shape:
             raise CheckpointError(
                 f"{folder}: the tensor {name} has shape {list(found[name])} where config.json needs {list(shape)}; "
                 "copy or convert the checkpoint again."

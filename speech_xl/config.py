@@ -206,6 +206,11 @@ def check(config: ModelConfig) -> None:
     )
     require("{question}" in config.prompt.after_audio, "prompt.after_audio must contain {question}")
     require(config.layout in ("torch", "mlx"), f"layout must be torch or mlx, not {config.layout!r}")
+    q = config.quantization
+    require(
+        q is None or (set(q) == {"group_size", "bits"} and q["bits"] in (4, 8) and q["group_size"] in (32, 64, 128)),
+        "quantization must have a group_size of 32, 64 or 128 and bits of 4 or 8",
+    )
     if s is not None:
         require(bool(s.ratios) and all(type(r) is int and r >= 1 for r in s.ratios), "sst.ratios must be whole numbers")
         require(s.default_ratio in s.ratios, "sst.default_ratio must be one of sst.ratios")

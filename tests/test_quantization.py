@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from speech_xl.config import ModelConfig, save_config
 from speech_xl.conversation import Listening, SpeechModel, ask
-from speech_xl.errors import BackendError
+from speech_xl.errors import BackendError, CheckpointError
 from speech_xl.memory import AudioMemory, load_memory, save_memory
 from speech_xl.storage import memory_storage
 from tests.tiny import TOKENIZER, save_checkpoint, tiny_config, tiny_model, write_sound
@@ -159,3 +159,21 @@ def test_both_layouts_load_on_both_backends(tmp_path: Path) -> None:
             exported.append(model.backend.export_memory(heard(model, path).state)["keys"])
     for other in exported[1:]:
         np.testing.assert_allclose(other, exported[0], atol=1e-4, rtol=1e-3)
+
+
+def test_a_misshapen_packed_tensor_is_named(tmp_path: Path) -> None:
+    config = tiny_config(
+        decoder__hidden_size=64, decoder__intermediate_size=64, decoder__num_attention_heads=4,
+        decoder__num_key_value_heads=4, decoder__head_dim=16, layout="mlx", quantization={"group_size": 32, "bits": 4},
+    )  # fmt: skip
+    folder = quantized_checkpoint(tmp_path / "model", config)
+    tensors = load_file(folder / "model.safetensors")
+    name = "decoder.layers.0.self_attn.k_proj.scales"
+    save_file(tensors | {name: tensors[name][:, :1].contiguous()}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"k_proj\.scales has shape \[64, 1\]"):
+        SpeechModel.load(str(folder), "mlx")
+
+
+def test_an_impossible_quantization_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="4 or 8"):
+        tiny_config(quantization={"group_size": 32, "bits": 5})
