@@ -12,10 +12,12 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from speech_xl.config import ModelConfig
 from speech_xl.schedule import ListedRatios, Scheduler, whole_pass
+from speech_xl.storage import memory_storage
 from tests.tiny import configs, tiny_config, tiny_model
 from torch_backend.decoder import Decoder
 from torch_backend.memory import KeyValues
 
+NOT_PACKED = memory_storage(16, 8)
 few = settings(max_examples=8, deadline=None)
 
 
@@ -33,7 +35,7 @@ def qwen2(config: ModelConfig) -> Qwen2ForCausalLM:
 def empty(config: ModelConfig) -> list[KeyValues]:
     d = config.decoder
     return [
-        KeyValues(d.num_key_value_heads, d.head_dim, torch.float32, torch.device("cpu"))
+        KeyValues(d.num_key_value_heads, d.head_dim, torch.float32, torch.device("cpu"), NOT_PACKED)
         for _ in range(d.num_hidden_layers)
     ]
 
