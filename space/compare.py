@@ -1,4 +1,4 @@
-"""The same question at every ratio: hear the recording once per ratio, ask, and show what it cost.
+"""The same question at every ratio and with every other summarizer: hear the recording, ask, show what it cost.
 
 It knows the core through handlers; the table and the plot are drawn here, as HTML and SVG.
 """
@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import cycle
 
 import gradio as gr
 
@@ -18,16 +19,20 @@ from space.session import Session
 from speech_xl.conversation import Listening, ask
 from speech_xl.errors import RecordingError, SpeechXLError
 from speech_xl.schedule import Ratio, format_bytes
+from speech_xl.summarizers import SUMMARIZERS, choose_summarizer
 
 REDRAW_SECONDS = 0.5
-COLOURS = ("#64748b", "#4f46e5", "#0891b2", "#16a34a", "#d97706", "#db2777")
+COLOURS = (
+    "#64748b", "#4f46e5", "#0891b2", "#16a34a", "#d97706", "#db2777", "#7c3aed", "#0d9488", "#65a30d", "#b91c1c",
+)  # fmt: skip
 WIDTH, HEIGHT, LEFT, BOTTOM = 800, 260, 84, 26  # of the plot, in SVG units
 
 
 @dataclass
 class Attempt:
-    """One ratio: what it answered and what it took."""
+    """One way to listen: what it answered and what it took."""
 
+    summarizer: str
     ratio: Ratio
     curve: list[tuple[float, int]] = field(default_factory=list)  # (seconds heard, bytes of memory)
     answer: str | None = None
@@ -38,7 +43,9 @@ class Attempt:
 
     @property
     def name(self) -> str:
-        return "raw" if self.ratio is None else f"{self.ratio} to 1"
+        if self.ratio is None:
+            return "raw"
+        return f"{'SSTs' if self.summarizer == 'sst' else self.summarizer}, {self.ratio} to 1"
 
 
 class Comparison:
@@ -46,10 +53,15 @@ class Comparison:
         self.handlers = handlers
 
     def empty(self) -> str:
-        return draw([Attempt(r) for r in self._ratios()], 0.0)
+        return draw(self._attempts(), 0.0)
 
-    def _ratios(self) -> tuple[Ratio, ...]:
-        return (None, *self.handlers.model.ratios)
+    def _attempts(self) -> list[Attempt]:
+        """The model's own summarizer at every ratio, then those that need no training at the usual ratio."""
+        model = self.handlers.model
+        own, _ = choose_summarizer("auto", model.config)
+        usual = model.config.sst.default_ratio if model.config.sst else max(model.ratios)
+        others = [n for n, s in SUMMARIZERS.items() if not s.needs_training and n not in ("raw", own.name)]
+        return [Attempt(own.name, r) for r in (None, *model.ratios)] + [Attempt(n, usual) for n in others]
 
     def run(self, question: str, session: Session | None) -> Iterator[str]:
         """Pages of the growing result; stops when the visitor's recording is dropped."""
@@ -63,10 +75,10 @@ class Comparison:
             raise RecordingError("There is nothing to compare yet; listen to a recording on the first tab.")
         model, source, memory = self.handlers.model, session.source, session.memory
         model.prompt.question_ids(question)  # says at once what is wrong with a question
-        attempts = [Attempt(r) for r in self._ratios()]
+        attempts = self._attempts()
         for attempt in attempts:
             started = drawn = time.monotonic()
-            listening = Listening(model, source, attempt.ratio)
+            listening = Listening(model, source, attempt.ratio, summarizer=attempt.summarizer)
             for heard in listening:
                 attempt.curve.append((heard.seconds, heard.memory_bytes))
                 if session.memory is not memory:
@@ -84,7 +96,7 @@ class Comparison:
 
 def draw(attempts: Sequence[Attempt], seconds: float) -> str:
     rows = []
-    for attempt, colour in zip(attempts, COLOURS, strict=False):
+    for attempt, colour in zip(attempts, cycle(COLOURS), strict=False):
         cells = ["", "", "", "", ""]
         if attempt.answer is not None:
             cells = [
@@ -95,7 +107,7 @@ def draw(attempts: Sequence[Attempt], seconds: float) -> str:
             cells[0] = f"listening, {clock(attempt.curve[-1][0])} ..."
         name = f'<th scope="row"><span class="sxl-dot" style="background:{colour}"></span>{attempt.name}</th>'
         rows.append(f"<tr>{name}" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
-    head = "".join(f"<th>{n}</th>" for n in ("compression", "answer", "memory", "slots", "heard in", "answered in"))
+    head = "".join(f"<th>{n}</th>" for n in ("memory made by", "answer", "memory", "slots", "heard in", "answered in"))
     return (
         f'<div class="sxl-scroll"><table class="sxl-table"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
         f'</div><h3 class="sxl-title">Memory against time heard</h3>{plot(attempts, seconds)}'
@@ -103,10 +115,10 @@ def draw(attempts: Sequence[Attempt], seconds: float) -> str:
 
 
 def plot(attempts: Sequence[Attempt], seconds: float) -> str:
-    """Bytes of memory over seconds heard, one line a ratio."""
+    """Bytes of memory over seconds heard, one line a row of the table."""
     largest = max((size for a in attempts for _, size in a.curve), default=0)
     if not largest or not seconds:
-        return '<div class="sxl-plot sxl-empty">One line a ratio is drawn here.</div>'
+        return '<div class="sxl-plot sxl-empty">One line a row is drawn here.</div>'
     across, up = WIDTH - LEFT - 12, HEIGHT - BOTTOM - 14
 
     def place(x: float, y: float) -> str:
@@ -124,10 +136,10 @@ def plot(attempts: Sequence[Attempt], seconds: float) -> str:
     )
     lines = "".join(
         f'<polyline points="{" ".join(place(*p) for p in a.curve)}" stroke="{colour}"><title>{a.name}</title></polyline>'
-        for a, colour in zip(attempts, COLOURS, strict=False)
+        for a, colour in zip(attempts, cycle(COLOURS), strict=False)
         if a.curve
     )
     return (
-        f'<div class="sxl-plot" role="img" aria-label="Bytes of memory against time heard, one line a ratio">'
+        f'<div class="sxl-plot" role="img" aria-label="Bytes of memory against time heard, one line a row">'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}">{grid}{times}{lines}</svg></div>'
     )

@@ -155,18 +155,21 @@ class Handlers:
     def _drawn(self, session: Session, status: str) -> tuple[Any, ...]:
         finished = session.memory is not None
         last = session.events[-1] if session.events else None
-        player = gr.skip()  # drawn once, so that it is not reset under the listener's hands
+        # Drawn once a recording: the player is not reset under the listener's hands, nor an answer's evidence.
+        player = evidence = gr.skip()
         if session.player_shown != (session.source or ""):
             session.player_shown = session.source or ""
             source = file_url(session.source) if session.source else None
             player = pictures.player(source, Path(session.source or "").name)
+            evidence = pictures.evidence_buttons(())
+        glow = session.answers[-1].evidence if session.answers else ()
         return (
             session,
             status,
             pictures.figures(last, session.memory),
-            pictures.timeline(session.events, done=finished),
+            pictures.timeline(session.events, glow, finished),
             player,
-            pictures.evidence_buttons(()),
+            evidence,
             gr.DownloadButton(value=session.save_memory(self.model) if finished else None, interactive=finished),
         )
 

@@ -159,7 +159,10 @@ def _talk(handlers: Handlers, session: gr.State) -> None:
 
 def _compare(handlers: Handlers, session: gr.State) -> None:
     comparison = Comparison(handlers)
-    gr.Markdown("The recording of the first tab is heard once at every ratio and asked the same question.")
+    gr.Markdown(
+        "The recording of the first tab is heard again at every ratio and with every summarizer that needs no training, "
+        "and asked the same question."
+    )
     with gr.Row(elem_classes="sxl-ask"):
         question = gr.Textbox(
             label="Question to compare",

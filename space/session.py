@@ -33,7 +33,7 @@ class Session:
             self.listening.cancel()
         if self.folder is not None:
             self.folder.cleanup()
-        self.listening = self.memory = self.source = self.folder = None
+        self.listening = self.memory = self.source = self.player_shown = self.folder = None
         self.events, self.answers = [], []
 
     @property

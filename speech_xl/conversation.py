@@ -8,7 +8,6 @@ page listen to. It knows no framework and no user interface.
 from __future__ import annotations
 
 import copy
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,13 +34,15 @@ from speech_xl.schedule import (
     ratio_for_budget,
 )
 from speech_xl.summarizers import DEFAULT_INTERVAL, UNTRAINED_RATIOS, choose_summarizer
+from speech_xl.turns import FairLock
 
 LONGEST_ANSWER = 96  # tokens
 DEFAULT = "default"  # the ratio that the checkpoint's training recommends
 
 
 class SpeechModel:
-    """A loaded model: configuration, prompt and backend. `lock` admits one caller to the backend at a time."""
+    """A loaded model: configuration, prompt and backend. `lock` admits one caller to the backend at a time,
+    in order of arrival."""
 
     def __init__(self, folder: Path, config: ModelConfig, prompt: Prompt, backend: Backend):
         self.folder = folder
@@ -49,7 +50,7 @@ class SpeechModel:
         self.prompt = prompt
         self.backend = backend
         self.fingerprint = fingerprint(folder)
-        self.lock = threading.RLock()
+        self.lock = FairLock()
 
     @classmethod
     def load(cls, model: str | None = None, backend: str = "auto", memory_bits: int = 16) -> SpeechModel:

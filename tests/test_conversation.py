@@ -40,7 +40,9 @@ def test_levels_tell_speech_from_silence(tiny_speech_model: SpeechModel, tmp_pat
     assert first.level > -20 and second.level == -100
 
 
-def test_a_snapshot_is_what_was_heard_so_far_and_listening_goes_on(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
+def test_a_snapshot_is_what_was_heard_so_far_and_listening_goes_on(
+    tiny_speech_model: SpeechModel, tmp_path: Path
+) -> None:
     whole = write_sound(tmp_path / "whole.wav", 60)
     undisturbed = Listening(tiny_speech_model, whole)
     list(undisturbed)

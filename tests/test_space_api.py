@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
 import httpx
 import pytest
 from gradio_client import Client, handle_file
@@ -107,6 +108,23 @@ def test_names_are_escaped_before_they_are_shown() -> None:
 def test_a_recording_over_the_limit_is_refused(client: Client, tmp_path: Path) -> None:
     with pytest.raises(AppError, match="this page takes"):
         client.predict(handle_file(write_sound(tmp_path / "long.wav", 400)), "", api_name="/listen")
+
+
+def test_an_answer_given_while_listening_keeps_its_evidence(
+    tiny_speech_model: SpeechModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("space.handlers.REDRAW_SECONDS", 0.0)
+    handlers = Handlers(tiny_speech_model, 1.0)
+    redraws = handlers.listen(str(write_sound(tmp_path / "long.wav", 60)), "", Session(), None)
+    session, *first = next(redraws)
+    assert "sxl-empty" in first[4]  # a new recording starts without evidence
+    while not session.events:
+        next(redraws)
+    *_, (_, chat, buttons, timeline) = handlers.ask(QUESTION, [], session)
+    assert chat[-1]["content"].startswith("Of the first ") and "<button" in buttons and "evidence" in timeline
+    _, _, _, timeline, player, evidence, _ = next(redraws)
+    assert player == evidence == gr.skip() and 'class="evidence"' in timeline
+    redraws.close()
 
 
 def test_a_session_that_ends_in_mid_listening_leaves_nothing(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:

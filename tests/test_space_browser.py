@@ -165,6 +165,9 @@ def test_questions_while_a_long_recording_is_being_heard(page: playwright.Page, 
     page.locator("#sxl-status", has_text="you can ask already").wait_for()
     answer = put(page, "What drink is order 46?", 0)
     assert answer.startswith("Of the first ")
+    seen = page.locator(".sxl-timeline").get_attribute("aria-label")
+    page.wait_for_function(f"document.querySelector('.sxl-timeline').ariaLabel != '{seen}'")
+    assert page.locator(".sxl-evidence button").count() >= 1, "listening on has wiped the evidence"
     shoot(page, "while_listening")
     page.get_by_role("button", name="Cancel").click()
     page.locator("#sxl-status", has_text="Cancelled").wait_for()
@@ -185,6 +188,7 @@ def test_compare_hears_the_recording_at_every_ratio(page: playwright.Page) -> No
         "[...document.querySelectorAll('#sxl-compared tbody tr')].every(r => r.lastElementChild.textContent.endsWith('ms'))"
     )
     assert rows.count() == page.locator("#sxl-compared polyline").count() > 1
+    assert page.locator("#sxl-compared th[scope=row]", has_text="pool").count() == 1
     shoot(page, "compare")
 
 

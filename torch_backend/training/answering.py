@@ -10,7 +10,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,9 @@ class Phase:
     ratios: tuple[Ratio, ...] = (None,)
     longest_skip: int = 0  # memory slots pretended between intervals
     thin: float = 0.0  # up to this share of a recording's blank tokens is left out: more orders for the same work
+    total_orders: int = 0  # if set, recordings of every length in `numbered` come in turn, each step with about so
+    # many numbered orders, and `batch` counts recordings of the shortest length only
+    uniform: float = 0.0  # share of recordings that keep one ratio throughout, as a user's recordings do
 
 
 @dataclass(frozen=True)
@@ -174,20 +177,26 @@ def make_batch(
 ) -> Batch:
     """The batch of a step: a pure function of (seed, step)."""
     rng = random.Random(f"{stage.seed}/{stage.name}/{step}")
+    numbered, batch, questions = phase.numbered, phase.batch, phase.questions
+    if phase.total_orders:
+        low, high = numbered
+        count = round(low * (high / low) ** rng.random())  # long ones are rarer: log-uniform
+        numbered, batch = (count, count), max(1, phase.total_orders // count)
+        questions = phase.batch * phase.questions // batch
     samples = [
         build_sample(
             rng,
             pool,
-            rng.randint(*phase.numbered),
+            rng.randint(*numbered),
             rng.randint(*phase.plain),
-            phase.questions,
+            questions,
             phase.transcripts,
             rng.uniform(0, phase.thin),
         )
-        for _ in range(phase.batch)
+        for _ in range(batch)
     ]  # fmt: skip
     first = step * phase.batch
-    return collate(samples, tokenizer, interval, phase.ratios, stage.seed, first, phase.longest_skip)
+    return collate(samples, tokenizer, interval, phase.ratios, stage.seed, first, phase.longest_skip, phase.uniform)
 
 
 def validate(
@@ -195,10 +204,8 @@ def validate(
 ) -> dict[str, float]:
     """Share of answers right about unseen people's orders: named slots and "not mentioned", by ratio."""
     figures = {}
-    for ratio in dict.fromkeys((phase.ratios[0], phase.ratios[-1])):
-        fixed = replace(
-            phase, ratios=(ratio,), numbered=(8, 8), plain=(0, 0), questions=24, batch=4, transcripts=0.0, thin=0.0
-        )
+    for ratio in phase.ratios:
+        fixed = Phase("validation", 1, batch=6, numbered=(10, 10), questions=30, transcripts=0.0, ratios=(ratio,))
         batch = make_batch(stage, fixed, 0, pool, tokenizer, interval)
         with torch.inference_mode():
             by_kind = score(batch, *forward(decoder, batch))
@@ -261,7 +268,7 @@ def train_answering(
                 row |= {"recall": sum(recall) / len(recall)}
                 row |= {"slots": sum(slots) / max(1, len(slots))}
                 row |= {kind: sum(hits) / len(hits) for kind, hits in sorted(tally.items())}
-                if validation is not None and step % (4 * stage.log_every) == 0:
+                if validation is not None and step % (8 * stage.log_every) == 0:
                     row |= validate(stage, phase, decoder, validation, tokenizer, interval)
                 run.log(row | {"rows_per_second": tokens / (time.monotonic() - started)})
                 tally, losses, bindings, evidence, recall = defaultdict(list), [], [], [], []

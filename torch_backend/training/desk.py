@@ -169,15 +169,19 @@ def collate(
     seed: int,
     first_sample: int,
     longest_skip: int = 0,
+    uniform: float = 0.0,
 ) -> Batch:
     """Pad samples into one masked pass; ratios are drawn per interval from `ratios` (step-random).
 
+    `uniform`: this share of the samples keeps one of the ratios throughout.
     `longest_skip`: up to so many memory slots are pretended between intervals (see schedule.whole_pass).
     """
     prefix = tokenizer.encode(BEGIN).ids
     passes, texts, heard_until, spans = [], [], [], []
     for number, sample in enumerate(samples):
-        policy = StepRandomRatio(tuple(ratios), seed, first_sample + number)
+        rng = random.Random(f"{seed}/{first_sample + number}")
+        allowed = (rng.choice(ratios),) if rng.random() < uniform else tuple(ratios)
+        policy = StepRandomRatio(allowed, seed, first_sample + number)
         plans = list(Scheduler(interval, policy, len(prefix)).plan_all(len(sample.speech)))
         blocks = [
             (tokenizer.encode(q.text + ANSWER).ids, tokenizer.encode(q.answer + END).ids) for q in sample.questions
