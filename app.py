@@ -37,7 +37,10 @@ def main() -> int:
     if arguments.auth and not (name and colon and password):
         print("--auth needs a name and a password, like visitor:secret.", file=sys.stderr)
         return 2
-    page = build_page(model, arguments.max_hours)
+    # A choice of models reads folders of this machine, so only a page for this machine alone offers it.
+    is_private = not arguments.share and arguments.host in (None, "localhost", "127.0.0.1")
+    is_private = is_private and not {"SPACE_ID", "GRADIO_SERVER_NAME", "GRADIO_SHARE"} & set(os.environ)
+    page = build_page(model, arguments.max_hours, can_choose=is_private)
     # Agents have no session: docs/space.md says which endpoint is theirs.
     warnings.filterwarnings("ignore", message="This MCP server includes a tool that has a gr.State input")
     page.queue(default_concurrency_limit=4, max_size=64).launch(

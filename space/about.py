@@ -1,10 +1,10 @@
-"""What the loaded model is and what this machine can hold, as a table for the page. Numbers come from the core."""
+"""What a loaded model is and what this machine can hold, for the page. Numbers come from the core."""
 
 from __future__ import annotations
 
 from html import escape
 
-from speech_xl.conversation import SpeechModel
+from speech_xl.conversation import DEFAULT, SpeechModel
 from speech_xl.describe import FLOAT32, count_parameters, describe_ssts, fits_here, machine_memory, memory_per_hour
 from speech_xl.schedule import format_bytes
 
@@ -17,6 +17,21 @@ def hours_held(model: SpeechModel) -> list[tuple[int | None, int, float]]:
     free = max(0.0, USABLE * (machine_memory() - weights))
     sizes = [(r, size * model.backend.itemsize // FLOAT32) for r, size in memory_per_hour(model.config)]
     return [(ratio, size, free / size) for ratio, size in sizes]
+
+
+def usual_compression(model: SpeechModel) -> str:
+    return str(model.config.sst.default_ratio) if model.config.sst else DEFAULT
+
+
+def compression_choices(model: SpeechModel) -> list[tuple[str, str]]:
+    """(label, value): every ratio with the hours of audio that this machine can hold at it."""
+    usual = usual_compression(model)
+    choices = []
+    for ratio, _, hours in hours_held(model):
+        value = "raw" if ratio is None else str(ratio)
+        name = "raw: keep everything" if ratio is None else f"{ratio} to 1"
+        choices.append((f"{name}{' (usual)' if value == usual else ''}, {hours:,.0f} h fit here", value))
+    return choices if model.config.sst else [("as little as the model's context allows", DEFAULT), *choices]
 
 
 def about(model: SpeechModel, max_hours: float) -> str:
@@ -41,6 +56,4 @@ def about(model: SpeechModel, max_hours: float) -> str:
         '<h3 class="sxl-title">What this machine can hold</h3>'
         '<table class="sxl-table"><thead><tr><th>compression</th><th>one hour takes</th><th>fits in memory</th></tr></thead>'
         f"<tbody>{rows}</tbody></table>"
-        '<p class="sxl-note">Another model: <code>python app.py --model FOLDER_OR_HUB_ID</code>; '
-        "another backend: <code>--backend torch</code> or <code>mlx</code>.</p>"
     )

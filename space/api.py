@@ -60,7 +60,7 @@ class Endpoints:
             JSON: the answer, evidence (start, end in seconds, weight) and seconds it took
         """
         try:
-            memory, partly = (session or Session()).askable()
+            memory, partly = session.askable() if session else (None, False)
             if memory is None:
                 raise RecordingError("There is nothing to ask about yet; listen to a recording first.")
             *_, answer = self._handlers.answer(session, memory, question)
@@ -78,7 +78,7 @@ class Endpoints:
         """
         if session is None or session.memory is None:
             raise refuse(RecordingError("There is no memory yet; listen to a recording first."))
-        return session.save_memory(self._handlers.model)
+        return session.save_memory()
 
     def ask_recording(self, file: str, question: str, ratio: str) -> str:
         """Answer one question about a recording or a .sxl memory; nothing is remembered between calls.
@@ -91,7 +91,7 @@ class Endpoints:
         Returns:
             JSON: the answer, evidence (start, end in seconds, weight) and seconds it took
         """
-        session = Session()
+        session = Session(self._handlers.model)
         try:
             self.listen(file, ratio, session)
             return self.ask(question, session)

@@ -16,7 +16,7 @@ import gradio as gr
 from space.handlers import Handlers
 from space.pictures import clock
 from space.session import Session
-from speech_xl.conversation import Listening, ask
+from speech_xl.conversation import Listening, SpeechModel, ask
 from speech_xl.errors import RecordingError, SpeechXLError
 from speech_xl.schedule import Ratio, format_bytes
 from speech_xl.summarizers import SUMMARIZERS, choose_summarizer
@@ -53,11 +53,10 @@ class Comparison:
         self.handlers = handlers
 
     def empty(self) -> str:
-        return draw(self._attempts(), 0.0)
+        return draw(self._attempts(self.handlers.model), 0.0)
 
-    def _attempts(self) -> list[Attempt]:
+    def _attempts(self, model: SpeechModel) -> list[Attempt]:
         """The model's own summarizer at every ratio, then those that need no training at the usual ratio."""
-        model = self.handlers.model
         own, _ = choose_summarizer("auto", model.config)
         usual = model.config.sst.default_ratio if model.config.sst else max(model.ratios)
         others = [n for n, s in SUMMARIZERS.items() if not s.needs_training and n not in ("raw", own.name)]
@@ -73,9 +72,9 @@ class Comparison:
     def _run(self, question: str, session: Session | None) -> Iterator[str]:
         if session is None or session.source is None or session.memory is None:
             raise RecordingError("There is nothing to compare yet; listen to a recording on the first tab.")
-        model, source, memory = self.handlers.model, session.source, session.memory
+        model, source, memory = session.model, session.source, session.memory
         model.prompt.question_ids(question)  # says at once what is wrong with a question
-        attempts = self._attempts()
+        attempts = self._attempts(model)
         for attempt in attempts:
             started = drawn = time.monotonic()
             listening = Listening(model, source, attempt.ratio, summarizer=attempt.summarizer)

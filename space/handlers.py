@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 import gradio as gr
 
 from space import pictures
+from space.choice import ModelChoice
 from space.session import Session
 from space.zero import borrow
 from speech_xl.audio import probe
@@ -51,8 +52,9 @@ def parse_compression(text: str | None) -> tuple[int | str | None, int | None]:
 class Handlers:
     """Event handlers of one page; each takes and returns the visitor's own Session."""
 
-    def __init__(self, model: SpeechModel, max_hours: float):
-        self.model = model
+    def __init__(self, model: SpeechModel, max_hours: float, can_choose: bool = False):
+        self.model = model  # the one the page starts with
+        self.choice = ModelChoice(model, can_choose and borrow(model) is None)
         self.max_hours = max_hours
         self._borrowed = borrow(model)
         self._visitors: WeakValueDictionary[str, Session] = WeakValueDictionary()  # by gradio's session name
@@ -64,7 +66,7 @@ class Handlers:
             raise RecordingError("Choose a recording first: drop a file, record one, or take the example.")
         name = shown_name(path)
         if Path(path).suffix.lower() == ".sxl":
-            session.memory = load_memory(Path(path), self.model)
+            session.memory = load_memory(Path(path), session.model)
             yield f"{name}: a memory of {pictures.clock(session.memory.seconds)}. Ask; the audio is not needed."
             return
         ratio, budget = parse_compression(compression)
@@ -76,7 +78,7 @@ class Handlers:
             for heard in self._borrowed.hear(path, ratio, budget, str(kept)):
                 session.events.append(heard)
                 yield f"Listening to {name} ..."
-            session.memory = load_memory(kept, self.model)
+            session.memory = load_memory(kept, session.model)
         else:
             yield from self._hear_here(path, ratio, budget, session)
         if session.memory is None:
@@ -87,7 +89,7 @@ class Handlers:
 
     def _hear_here(self, path: str, ratio: Any, budget: int | None, session: Session) -> Iterator[str]:
         status = f"Listening to {shown_name(path)} ... you can ask already."
-        session.listening = listening = Listening(self.model, path, ratio, budget)
+        session.listening = listening = Listening(session.model, path, ratio, budget)
         for heard in listening:
             if session.listening is not listening:
                 return  # another recording has taken this one's place
@@ -101,16 +103,16 @@ class Handlers:
     def answer(self, session: Session, memory: AudioMemory, question: str) -> Iterator[str | Answer]:
         """Pieces of the answer's text, then the whole Answer, which the session keeps."""
         if self._borrowed:
-            said = self._borrowed.answer(session.save_memory(self.model), question)
+            said = self._borrowed.answer(session.save_memory(), question)
         else:
-            said = self._answer_here(memory, question)
+            said = self._answer_here(session.model, memory, question)
         for piece in said:
             if isinstance(piece, Answer):
                 session.answers.append(piece)
             yield piece
 
-    def _answer_here(self, memory: AudioMemory, question: str) -> Iterator[str | Answer]:
-        asking = ask(self.model, memory, question)
+    def _answer_here(self, model: SpeechModel, memory: AudioMemory, question: str) -> Iterator[str | Answer]:
+        asking = ask(model, memory, question)
         yield from asking
         yield asking.answer
 
@@ -124,7 +126,7 @@ class Handlers:
 
     def enter(self, session: Session | None, request: gr.Request | None) -> Session:
         """The visitor's session, a new one at first, remembered until the visitor leaves."""
-        session = session or Session()
+        session = session or Session(self.model)
         if request is not None:
             self._visitors[request.session_hash] = session
         return session
@@ -170,7 +172,7 @@ class Handlers:
             pictures.timeline(session.events, glow, finished),
             player,
             evidence,
-            gr.DownloadButton(value=session.save_memory(self.model) if finished else None, interactive=finished),
+            gr.DownloadButton(value=session.save_memory() if finished else None, interactive=finished),
         )
 
     def cancel(self, session: Session | None) -> str:
@@ -181,7 +183,7 @@ class Handlers:
 
     def ask(self, question: str, chat: list[dict[str, Any]], session: Session | None) -> Iterator[tuple[Any, ...]]:
         """Answer one question in pieces -> textbox, chat, evidence buttons, timeline."""
-        session = session or Session()
+        session = session or Session(self.model)
         chat = [*chat, {"role": "user", "content": question}]
         try:
             memory, partly = session.askable()
@@ -216,11 +218,27 @@ class Handlers:
             raise gr.Error("There is no conversation to export yet; ask something first.", print_exception=False)
         return session.export(kind)
 
-    def check_compression(self, text: str | None) -> None:
+    def choose(
+        self, name: str, backend: str, session: Session | None, request: gr.Request
+    ) -> tuple[SpeechModel, tuple[Any, ...]]:
+        """Another model for this visitor -> it, and what `listen` draws: a recording must be heard again."""
+        session = self.enter(session, request)
+        try:
+            model = self.choice.load(name, backend)
+        except SpeechXLError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        session.forget()
+        session.model = model
+        return model, self._drawn(
+            session, f"{escape(model.config.name)} is loaded. Choose a recording and press Listen."
+        )
+
+    def check_compression(self, text: str | None, session: Session | None) -> None:
         """Say at once, in the page, what is wrong with a ratio or a budget."""
+        model = session.model if session else self.model
         try:
             ratio, budget = parse_compression(text)
             if budget is None:
-                self.model.choose_ratio(ratio, None, None)
+                model.choose_ratio(ratio, None, None)
         except ScheduleError as error:
             raise gr.Error(str(error), print_exception=False) from error

@@ -12,10 +12,12 @@ from typing import Any
 import gradio as gr
 
 from space import pictures
-from space.about import about
+from space.about import about, compression_choices, usual_compression
 from space.api import add_endpoints
 from space.compare import Comparison
 from space.handlers import Handlers
+from space.session import Session
+from speech_xl.backend import BACKENDS
 from speech_xl.conversation import SpeechModel
 
 FOLDER = Path(__file__).parent
@@ -50,15 +52,9 @@ def look() -> dict[str, Any]:
     }
 
 
-def compression_choices(model: SpeechModel) -> list[tuple[str, str]]:
-    usual = model.config.sst.default_ratio if model.config.sst else None
-    named = [(f"{r} to 1" + (" (usual)" if r == usual else ""), str(r)) for r in model.ratios]
-    return [*named, ("raw: keep everything", "raw")]
-
-
-def build_page(model: SpeechModel, max_hours: float) -> gr.Blocks:
-    """The whole page for one loaded model."""
-    handlers = Handlers(model, max_hours)
+def build_page(model: SpeechModel, max_hours: float, can_choose: bool = False) -> gr.Blocks:
+    """The whole page. `can_choose`: visitors may load other models, see choice.py."""
+    handlers = Handlers(model, max_hours, can_choose)
     with gr.Blocks(title="Speech-XL", delete_cache=(SWEEP_SECONDS, SESSION_SECONDS), analytics_enabled=False) as page:
         session = gr.State(None, time_to_live=SESSION_SECONDS, delete_callback=lambda s: s and s.forget())
         add_endpoints(handlers, session)  # first, so that the public names are theirs
@@ -69,16 +65,17 @@ def build_page(model: SpeechModel, max_hours: float) -> gr.Blocks:
             padding=False,
         )
         with gr.Tab("Ask"):
-            _talk(handlers, session)
+            compression, heard = _talk(handlers, session)
         with gr.Tab("Compare"):
             _compare(handlers, session)
-        with gr.Tab("About"):
-            gr.HTML(about(model, max_hours), padding=False)
+        with gr.Tab("Model"):
+            _choose(handlers, compression, heard)
         page.unload(handlers.leave)
     return page
 
 
-def _talk(handlers: Handlers, session: gr.State) -> None:
+def _talk(handlers: Handlers, session: gr.State) -> tuple[gr.Dropdown, list[Any]]:
+    """-> the choice of compression, and what `Handlers.listen` draws."""
     example = json.loads((EXAMPLES / "order_desk.json").read_text(encoding="utf-8"))
     model = handlers.model
     with gr.Row(equal_height=False, elem_classes="sxl-columns"):
@@ -97,9 +94,8 @@ def _talk(handlers: Handlers, session: gr.State) -> None:
                         type="filepath",
                         elem_id="sxl-microphone",
                     )
-                usual = str(model.config.sst.default_ratio) if model.config.sst else "raw"
                 compression = gr.Dropdown(
-                    compression_choices(model), value=usual, allow_custom_value=True, min_width=150,
+                    compression_choices(model), value=usual_compression(model), allow_custom_value=True, min_width=150,
                     label="Compression, or a budget such as 64MiB",
                 )  # fmt: skip
                 with gr.Row(elem_classes="sxl-buttons"):
@@ -146,7 +142,7 @@ def _talk(handlers: Handlers, session: gr.State) -> None:
     take_example.click(lambda: str(EXAMPLE), None, upload, **PRIVATE).success(
         handlers.listen, [upload, compression, session], heard, **one_at_a_time
     )
-    compression.change(handlers.check_compression, compression, None, **PRIVATE)
+    compression.change(handlers.check_compression, [compression, session], None, **PRIVATE)
     stop.click(handlers.cancel, session, status, concurrency_limit=None, **PRIVATE)
     answering = {"concurrency_id": "ask", "concurrency_limit": 8, **PRIVATE}
     answered = [question, chat, evidence, timeline]
@@ -155,6 +151,7 @@ def _talk(handlers: Handlers, session: gr.State) -> None:
     for button, kind in ((markdown, "md"), (as_json, "json")):
         button.click(lambda s, k=kind: gr.File(handlers.export(k, s), visible=True), session, exported, **PRIVATE)
     clear.click(lambda: [], None, chat, **PRIVATE)
+    return compression, heard
 
 
 def _compare(handlers: Handlers, session: gr.State) -> None:
@@ -177,4 +174,29 @@ def _compare(handlers: Handlers, session: gr.State) -> None:
     gr.on(
         [run.click, question.submit], comparison.run, [question, session], result,
         concurrency_id="listen", concurrency_limit=2, **PRIVATE,
+    )  # fmt: skip
+
+
+def _choose(handlers: Handlers, compression: gr.Dropdown, heard: list[Any]) -> None:
+    """What the model is and what fits this machine; where it is allowed, another model."""
+    session, facts = heard[0], about(handlers.model, handlers.max_hours)
+    if not handlers.choice.is_open:
+        gr.HTML(facts, padding=False)
+        return
+    with gr.Row(elem_classes="sxl-choose"):
+        name = gr.Textbox(
+            label="Checkpoint folder or Hub id", placeholder="empty: the embedded model", scale=4, min_width=220
+        )
+        backend = gr.Dropdown(["auto", *BACKENDS], value="auto", label="Backend", scale=1, min_width=110)
+        load = gr.Button("Load", variant="primary", scale=1, min_width=90)
+    shown = gr.HTML(facts, padding=False)
+
+    def choose(name: str, backend: str, session: Session | None, request: gr.Request) -> tuple[Any, ...]:
+        model, drawn = handlers.choose(name, backend, session, request)
+        fitting = gr.Dropdown(compression_choices(model), value=usual_compression(model))
+        return about(model, handlers.max_hours), fitting, *drawn
+
+    gr.on(
+        [load.click, name.submit], choose, [name, backend, session], [shown, compression, *heard],
+        concurrency_id="choose", concurrency_limit=1, **PRIVATE,
     )  # fmt: skip

@@ -19,6 +19,7 @@ from speech_xl.memory import AudioMemory, save_memory
 class Session:
     """Lives in the page's per-session state and is dropped with it."""
 
+    model: SpeechModel  # the page's own, or another that the visitor has chosen
     listening: Listening | None = None
     memory: AudioMemory | None = None
     source: str | None = None  # path of the recording, for the player
@@ -53,9 +54,9 @@ class Session:
     def memory_path(self, recording: str) -> Path:
         return self._downloads / (Path(recording).stem[:80] + ".sxl")
 
-    def save_memory(self, model: SpeechModel) -> str:
+    def save_memory(self) -> str:
         path = self.memory_path(self.memory.recording.path)
-        save_memory(self.memory, path, model)
+        save_memory(self.memory, path, self.model)
         return str(path)
 
     def export(self, kind: str) -> str:

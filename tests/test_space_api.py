@@ -115,7 +115,7 @@ def test_an_answer_given_while_listening_keeps_its_evidence(
 ) -> None:
     monkeypatch.setattr("space.handlers.REDRAW_SECONDS", 0.0)
     handlers = Handlers(tiny_speech_model, 1.0)
-    redraws = handlers.listen(str(write_sound(tmp_path / "long.wav", 60)), "", Session(), None)
+    redraws = handlers.listen(str(write_sound(tmp_path / "long.wav", 60)), "", Session(tiny_speech_model), None)
     session, *first = next(redraws)
     assert "sxl-empty" in first[4]  # a new recording starts without evidence
     while not session.events:
@@ -128,7 +128,7 @@ def test_an_answer_given_while_listening_keeps_its_evidence(
 
 
 def test_a_session_that_ends_in_mid_listening_leaves_nothing(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
-    session, handlers = Session(), Handlers(tiny_speech_model, 1.0)
+    session, handlers = Session(tiny_speech_model), Handlers(tiny_speech_model, 1.0)
     hearing = handlers.hear(str(write_sound(tmp_path / "talk.wav", 60)), "8", session)
     next(hearing), next(hearing)
     listening = session.listening
@@ -137,9 +137,9 @@ def test_a_session_that_ends_in_mid_listening_leaves_nothing(tiny_speech_model: 
 
 
 def test_a_session_ends_with_its_files(tiny_speech_model: SpeechModel, recording: Path) -> None:
-    session = Session()
+    session = Session(tiny_speech_model)
     Endpoints(Handlers(tiny_speech_model, 1.0)).listen(str(recording), "", session)
-    kept = Path(session.save_memory(tiny_speech_model))
+    kept = Path(session.save_memory())
     assert kept.exists()
     session.forget()
     assert not kept.exists()
@@ -147,4 +147,25 @@ def test_a_session_ends_with_its_files(tiny_speech_model: SpeechModel, recording
 
 def test_no_recording_is_a_sentence(tiny_speech_model: SpeechModel) -> None:
     with pytest.raises(SpeechXLError, match="Choose a recording first"):
-        list(Handlers(tiny_speech_model, 1.0).hear(None, "", Session()))
+        list(Handlers(tiny_speech_model, 1.0).hear(None, "", Session(tiny_speech_model)))
+
+
+def test_a_chosen_model_is_the_visitors_own(
+    tiny_speech_model: SpeechModel, tiny_checkpoint: Path, recording: Path
+) -> None:
+    handlers = Handlers(tiny_speech_model, 1.0, can_choose=True)
+    mine, others = Session(tiny_speech_model), Session(tiny_speech_model)
+    Endpoints(handlers).listen(str(recording), "8", mine)
+    model, _ = handlers.choose(str(tiny_checkpoint), "torch", mine, None)
+    assert mine.model is model is not tiny_speech_model and mine.memory is None
+    assert handlers.choice.load(str(tiny_checkpoint), "torch") is model
+    assert others.model is tiny_speech_model
+    Endpoints(handlers).listen(str(recording), "8", mine)
+    with pytest.raises(gr.Error, match="no checkpoint folder"):
+        handlers.choose("/nowhere", "torch", mine, None)
+    assert mine.model is model and mine.memory is not None
+
+
+def test_a_public_page_loads_no_other_model(tiny_speech_model: SpeechModel, tiny_checkpoint: Path) -> None:
+    with pytest.raises(PermissionError):
+        Handlers(tiny_speech_model, 1.0).choice.load(str(tiny_checkpoint), "torch")

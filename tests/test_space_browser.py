@@ -38,7 +38,7 @@ def address(tiny_checkpoint: Path) -> Iterator[str]:
     trained = (EMBEDDED_FOLDER / "config.json").exists()
     chosen = os.environ.get("SPEECH_XL_MODEL") or (None if trained else str(tiny_checkpoint))
     model = SpeechModel.load(chosen, "torch")
-    page = build_page(model, max_hours=1.0)
+    page = build_page(model, max_hours=1.0, can_choose=True)
     _, url, _ = page.queue(default_concurrency_limit=4).launch(prevent_thread_lock=True, quiet=True, **look())
     yield url
     page.close()
@@ -207,10 +207,22 @@ def test_a_kept_memory_goes_on_answering_without_the_audio(page: playwright.Page
 
 
 def test_what_the_model_understands_and_what_fits_is_said(page: playwright.Page) -> None:
-    page.get_by_role("tab", name="About").click()
+    page.get_by_role("tab", name="Model").click()
     page.get_by_text("What this machine can hold").wait_for()
     assert page.locator(".sxl-table").nth(-1).locator("tbody tr").count() > 1
-    shoot(page, "about")
+    shoot(page, "model")
+
+
+def test_another_model_can_be_chosen(page: playwright.Page, tiny_checkpoint: Path) -> None:
+    page.get_by_role("tab", name="Model").click()
+    page.get_by_label("Checkpoint folder or Hub id").fill("/nowhere")
+    page.get_by_role("button", name="Load").click()
+    page.get_by_text("There is no checkpoint folder /nowhere").first.wait_for()
+    page.get_by_label("Checkpoint folder or Hub id").fill(str(tiny_checkpoint))
+    page.get_by_role("button", name="Load").click()
+    page.get_by_text(f"({tiny_checkpoint.name})").first.wait_for()
+    page.get_by_role("tab", name="Ask").click()
+    page.locator("#sxl-status", has_text="is loaded").wait_for()
 
 
 def test_a_page_closed_in_mid_listening_stops_listening(
