@@ -32,13 +32,13 @@ def parse_ratio(text: str) -> Ratio:
 
 
 def answer_recording(
-    model: SpeechModel, recording: DeskRecording, ratio: Ratio, folder: Path
+    model: SpeechModel, recording: DeskRecording, ratio: Ratio, summarizer: str, folder: Path
 ) -> tuple[list[Answered], float]:
     """Hear a recording once at one ratio, ask everything -> answers, times faster than real time."""
     path = folder / "recording.wav"
     sf.write(path, recording.samples, SAMPLING_RATE, subtype="PCM_16")
     started = time.monotonic()
-    listening = Listening(model, path, ratio=ratio)
+    listening = Listening(model, path, ratio=ratio, summarizer=summarizer)
     for _ in listening:
         pass
     speed = len(recording.samples) / SAMPLING_RATE / (time.monotonic() - started)
@@ -59,6 +59,8 @@ def main() -> int:
     parser.add_argument("--all-clips", action="store_true", help="the data are other people's: use all of them")
     parser.add_argument("--model", help="checkpoint folder or Hub id (default: the embedded model)")
     parser.add_argument("--backend", default="auto", choices=("auto", "torch", "mlx"))
+    parser.add_argument("--memory-bits", type=int, default=16, choices=(16, 8, 4), help="as for ask")
+    parser.add_argument("--summarizer", default="auto", help="as for ask")
     parser.add_argument("--recordings", type=int, default=5)
     parser.add_argument("--numbered", type=int, default=10, help="orders with an announced number in each recording")
     parser.add_argument("--plain", type=int, default=0, help="orders without one (haystack)")
@@ -73,7 +75,7 @@ def main() -> int:
         if not arguments.all_clips:
             _, orders, _, digits = split_human(orders, digits, load_recipe(RECIPE).validation_voice)
         noise = sf.read(arguments.human_data / "kitchen.flac", dtype="float32")[0] if arguments.noise else None
-        model = SpeechModel.load(arguments.model, arguments.backend)
+        model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
         rows = {}
         with tempfile.TemporaryDirectory() as folder:
             for ratio in arguments.ratios:
@@ -83,7 +85,7 @@ def main() -> int:
                         orders, digits, arguments.numbered, arguments.plain, arguments.seed + i, noise,
                         least_seconds=arguments.minutes * 60,
                     )  # fmt: skip
-                    answers, speed = answer_recording(model, recording, ratio, Path(folder))
+                    answers, speed = answer_recording(model, recording, ratio, arguments.summarizer, Path(folder))
                     answered += answers
                     speeds.append(speed)
                 rows[str(ratio or "raw")] = report(answered) | {"listening_speed": sorted(speeds)[len(speeds) // 2]}

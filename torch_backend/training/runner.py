@@ -49,6 +49,7 @@ class Runner:
         self.runs = runs
         self.cache = cache
         self.human_data = human_data
+        self._heard_by = ""  # the last alignment stage: what it makes of clips is kept in its folder
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -63,7 +64,9 @@ class Runner:
     def run(self, stage: AlignmentStage | AnsweringStage) -> None:
         """Train one stage unless it is done; its weights end up in `self.model` either way."""
         run = Run(self.runs / stage.name, self.recipe.save_every_seconds)
-        part = self.model.speech if isinstance(stage, AlignmentStage) else self.model.decoder
+        part = self.model.decoder
+        if isinstance(stage, AlignmentStage):
+            part, self._heard_by = self.model.speech, stage.name
         if not run.done_path.exists():
             self._train(stage, run)
         part.load_state_dict(torch.load(run.done_path, weights_only=True))
@@ -88,7 +91,7 @@ class Runner:
             return PseudoPool(self.tokenizer, embeddings.numpy(), self.tokenizer.token_to_id(BLANK)), None
         pools: list[ClipPool] = []
         for name, plan in (("training", self.recipe.encoding), ("validation", VALIDATION_PLAN)):
-            path = self.runs / f"{name}-clips.safetensors"
+            path = self.runs / self._heard_by / f"{name}-clips.safetensors"
             if not path.exists():
                 data = self.data if name == "training" else self.validation
                 if not data.human_orders and not data.synthetic_orders:
