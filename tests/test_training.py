@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from speech_xl.config import SAMPLING_RATE, load_config
+from speech_xl.schedule import memory_slots
 from torch_backend.training import grammar
 from torch_backend.training.alignment import Ruler, SpeechData, lay_tape, self_label, windows_of
 from torch_backend.training.alignment import Utterance as TapeUtterance
-from torch_backend.training.answering import forward, make_batch
+from torch_backend.training.answering import Phase, forward, make_batch
 from torch_backend.training.corpus import Clip
 from torch_backend.training.desk import build_sample, collate
 from torch_backend.training.encoded import EncodingPlan, build_pool, load_pool, save_pool
@@ -139,6 +140,29 @@ def test_a_step_is_a_function_of_seed_and_step_alone(runner: Runner) -> None:
     make_batch(stage, stage.phases[0], 4, pool, runner.tokenizer, 64)
     again = make_batch(stage, stage.phases[0], 3, pool, runner.tokenizer, 64)
     assert np.array_equal(first.speech, again.speech) and np.array_equal(first.text_ids, again.text_ids)
+
+
+def test_every_length_comes_in_steps_of_one_size(runner: Runner) -> None:
+    pool, _ = runner._pools(runner.recipe.stage("reader"))
+    phase = Phase("any", 1, batch=6, numbered=(2, 12), questions=4, total_orders=12)
+    lengths = set()
+    for step in range(30):
+        batch = make_batch(runner.recipe.stage("reader"), phase, step, pool, runner.tokenizer, 64)
+        orders = max(len(np.unique(row[row >= 0])) for row in batch.numbers)  # absent ones are asked for, too
+        lengths.add(len(batch.kinds))
+        assert len(batch.kinds) <= 6 and orders <= 12 + 4
+        assert 12 < sum(map(len, batch.kinds)) <= 24
+    assert {1, 6} < lengths
+
+
+def test_a_uniform_recording_keeps_one_ratio(runner: Runner) -> None:
+    pool, _ = runner._pools(runner.recipe.stage("reader"))
+    sample = build_sample(random.Random(1), pool, 6, 0, 1, 0.0)
+    allowed = {None: 0} | {r: memory_slots(len(sample.speech), 64, r) for r in (4, 16)}
+    made = {collate([sample], runner.tokenizer, 64, list(allowed), 1, i, uniform=1.0).ssts for i in range(30)}
+    assert made == set(allowed.values())
+    mixed = {collate([sample], runner.tokenizer, 64, list(allowed), 1, i).ssts for i in range(30)}
+    assert mixed - made
 
 
 def test_padding_in_a_batch_changes_no_sample(runner: Runner) -> None:
