@@ -13,7 +13,7 @@ import numpy as np
 from mlx import nn
 
 # erf(x) = x P(x^2) / Q(x^2) on [-ERF_END, ERF_END], highest power first: the approximation of Eigen and XLA,
-# within 3e-7 of the exact function, which is float32's own precision.
+# within 6e-7 of the exact function in float32 (measured for |x| > 0.5).
 ERF_END = 3.925
 ERF_P = (
     -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
