@@ -33,8 +33,8 @@ def tiny_recipe(folder: Path) -> Path:
     """Every kind of stage on a model small enough for a test."""
     data = json.loads(NANO.read_text())
     data |= {"save_every_seconds": 0, "vocab_size": 512}
-    data["encoding"] = {"human_order_copies": 1, "synthetic_orders": 6, "human_numbers": 0, "synthetic_numbers": 100,
-                        "strength": 0.3}  # fmt: skip
+    data["encodings"] = {"encoded": {"human_order_copies": 1, "synthetic_orders": 6, "human_numbers": 0,
+                                     "synthetic_numbers": 100, "strength": 0.3}}  # fmt: skip
     data["model"]["encoder"] |= {
         "d_model": 16,
         "encoder_layers": 1,
@@ -74,7 +74,8 @@ def noise_clips(count: int) -> SpeechData:
 @pytest.fixture
 def runner(tmp_path: Path) -> Runner:
     made = Runner(load_recipe(tiny_recipe(tmp_path)), tmp_path / "runs", tmp_path / "cache", None)
-    made._speech = (noise_clips(10), SpeechData([], [], [], []))
+    heard = noise_clips(10), SpeechData([], [], [], [])
+    made.speech = lambda trim: heard
     return made
 
 
@@ -106,7 +107,7 @@ def test_a_killed_stage_resumes_to_the_same_weights(runner: Runner, tmp_path: Pa
     whole = {k: v.clone() for k, v in runner.model.state_dict().items()}
 
     again = Runner(runner.recipe, tmp_path / "killed", tmp_path / "cache", None)
-    again._speech = runner._speech
+    again.speech = runner.speech
     phase = stage.phases[0]
     half = replace(stage, phases=(phase, replace(phase, name="never reached")))
     calls = 0
@@ -127,7 +128,7 @@ def test_a_killed_stage_resumes_to_the_same_weights(runner: Runner, tmp_path: Pa
     finally:
         state.Run.log = original
     fresh = Runner(runner.recipe, tmp_path / "killed", tmp_path / "cache", None)
-    fresh._speech = runner._speech
+    fresh.speech = runner.speech
     fresh.run(stage)
     for key, value in fresh.model.state_dict().items():
         assert torch.equal(value, whole[key]), key
@@ -180,7 +181,7 @@ def test_padding_in_a_batch_changes_no_sample(runner: Runner) -> None:
 def test_encoded_clips_survive_the_disk(runner: Runner, tmp_path: Path) -> None:
     ruler = Ruler(runner.tokenizer, runner.model.decoder.embed_tokens.weight)
     plan = EncodingPlan(1, 4, human_numbers=0, synthetic_numbers=100, strength=0.2)
-    pool = build_pool(runner.model.speech, ruler, runner.tokenizer, runner.data, plan, seed=1)
+    pool = build_pool(runner.model.speech, ruler, runner.tokenizer, runner.speech(trim=True)[0], plan, seed=1)
     save_pool(pool, tmp_path / "clips.safetensors")
     loaded = load_pool(tmp_path / "clips.safetensors", human=0.5)
     assert [c.words for c in loaded.synthetic_orders] == [c.words for c in pool.synthetic_orders]

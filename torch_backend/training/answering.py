@@ -51,7 +51,7 @@ class AnsweringStage:
     warmup: int = 50
     decay: float = 0.3
     weight_decay: float = 0.01
-    clips: str = "encoded"  # "pseudo" or what the trained encoder makes of real clips: "encoded"
+    clips: str = "encoded"  # "pseudo", or the encoding of real clips by the trained encoder
     binding: float = 0.5  # weight of the binding head's loss
     evidence: float = 0.3  # weight of the evidence loss
     recall: float = 0.3  # weight of the recall loss

@@ -49,6 +49,7 @@ class EncodingPlan:
     human_numbers: int  # per voice
     synthetic_numbers: int
     strength: float
+    trim: bool = True  # False: human clips with all the silence around them, as recordings have it
 
 
 @dataclass

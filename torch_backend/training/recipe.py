@@ -34,7 +34,7 @@ class Recipe:
     vocab_size: int
     synthetic: dict[str, int]  # {"orders", "digits", "seed"} of the text-to-speech corpus
     validation_voice: str  # the digit speaker that is never trained on
-    encoding: EncodingPlan
+    encodings: dict[str, EncodingPlan]  # what an answering stage's `clips` may name, beside "pseudo"
     model: ModelConfig
     stages: tuple[AlignmentStage | AnsweringStage, ...]
 
@@ -70,7 +70,9 @@ def load_recipe(path: Path) -> Recipe:
         }[kind]  # fmt: skip
         phases = tuple(_build(phase_type, p, f"phase {p.get('name')!r}") for p in values.pop("phases"))
         stages.append(_build(stage_type, values | {"phases": phases}, f"stage {values.get('name')!r}"))
-    data["encoding"] = _build(EncodingPlan, data.get("encoding", {}), "encoding")
+    data["encodings"] = {
+        name: _build(EncodingPlan, plan, f"encoding {name!r}") for name, plan in data.get("encodings", {}).items()
+    }
     model = data.pop("model")
     model["decoder"]["vocab_size"] = data["vocab_size"]
     model["prompt"] = {

@@ -26,7 +26,7 @@ from torch_backend.training.desk import ClipPool
 from torch_backend.training.encoded import EncodingPlan, build_pool, load_pool, save_pool
 from torch_backend.training.initialise import copy_into_sst, initialise
 from torch_backend.training.pseudo import PseudoPool
-from torch_backend.training.recipe import Recipe
+from torch_backend.training.recipe import Recipe, RecipeError
 from torch_backend.training.state import Run
 from torch_backend.training.text import BLANK, END, build_tokenizer
 
@@ -81,52 +81,48 @@ class Runner:
             train_answering(stage, self.model.decoder, pool, self.tokenizer, interval, run, layers, validation)
         else:
             embeddings = self.model.decoder.embed_tokens.weight
-            validation = (self.validation.human_orders, self.validation.human_digits[::5])
-            train_alignment(stage, self.model.speech, embeddings, self.tokenizer, self.data, validation, run)
+            data, others = self.speech(trim=True)
+            validation = (others.human_orders, others.human_digits[::5])
+            train_alignment(stage, self.model.speech, embeddings, self.tokenizer, data, validation, run)
 
     def _pools(self, stage: AnsweringStage) -> tuple[ClipPool, ClipPool | None]:
         """Clips to train on, and those of unseen people where there are any."""
         embeddings = self.model.decoder.embed_tokens.weight.detach()
         if stage.clips == "pseudo":
             return PseudoPool(self.tokenizer, embeddings.numpy(), self.tokenizer.token_to_id(BLANK)), None
+        if stage.clips not in self.recipe.encodings:
+            raise RecipeError(
+                f"The recipe's stage {stage.name!r} wants clips {stage.clips!r}, which no encoding makes."
+            )
+        encoding = self.recipe.encodings[stage.clips]
         pools: list[ClipPool] = []
-        for name, plan in (("training", self.recipe.encoding), ("validation", VALIDATION_PLAN)):
-            path = self.runs / self._heard_by / f"{name}-clips.safetensors"
+        for which, plan in enumerate((encoding, replace(VALIDATION_PLAN, trim=encoding.trim))):
+            name = ("training", "validation")[which]
+            path = self.runs / self._heard_by / f"{stage.clips}-{name}.safetensors"
             if not path.exists():
-                data = self.data if name == "training" else self.validation
+                data = self.speech(encoding.trim)[which]
                 if not data.human_orders and not data.synthetic_orders:
                     return pools[0], None
                 ruler = Ruler(self.tokenizer, embeddings)
-                save_pool(
-                    build_pool(self.model.speech.eval(), ruler, self.tokenizer, data, plan, self.recipe.seed), path
-                )
+                tower = self.model.speech.eval()
+                save_pool(build_pool(tower, ruler, self.tokenizer, data, plan, self.recipe.seed), path)
             pool = load_pool(path, stage.human if name == "training" else 1.0)
             pool.embeddings, pool.blank_id = embeddings.numpy(), self.tokenizer.token_to_id(BLANK)
             pools.append(pool)
         return pools[0], pools[1]
 
-    @cached_property
-    def _speech(self) -> tuple[SpeechData, SpeechData]:
+    def speech(self, trim: bool) -> tuple[SpeechData, SpeechData]:
+        """-> what may be trained on, and people who are never trained on; human clips `trim`med or as recorded."""
         synthesize(self.cache, **self.recipe.synthetic)
         orders, digits = load_tts(self.cache)
         if self.human_data is None:
             return SpeechData(orders, digits, [], []), SpeechData([], [], [], [])
         kept_orders, held_orders, kept_digits, held_digits = split_human(
-            *load_human(self.human_data), self.recipe.validation_voice
+            *load_human(self.human_data, trim), self.recipe.validation_voice
         )
         noise_path = self.human_data / "kitchen.flac"
         noise = sf.read(noise_path, dtype="float32")[0] if noise_path.exists() else None
         return SpeechData(orders, digits, kept_orders, kept_digits, noise), SpeechData([], [], held_orders, held_digits)
-
-    @property
-    def data(self) -> SpeechData:
-        """What may be trained on."""
-        return self._speech[0]
-
-    @property
-    def validation(self) -> SpeechData:
-        """People who are never trained on."""
-        return self._speech[1]
 
     def export(self, folder: Path) -> None:
         """Write a checkpoint (float16 safetensors, tokenizer, config) of the stages that have run."""
