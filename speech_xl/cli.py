@@ -222,7 +222,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parsed = build_parser().parse_args(arguments)
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if parsed.command == "ask":  # argparse does not take up positional arguments again behind an option
+        parsed.question += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         parsed.run(parsed)
         sys.stdout.flush()  # here, where a closed pipe is still caught

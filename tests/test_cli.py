@@ -70,6 +70,14 @@ def test_a_memory_answers_as_its_recording(run, recording: Path, tmp_path: Path)
     assert list(tmp_path.iterdir()) == [memory]
 
 
+def test_questions_may_stand_behind_options(run, recording: Path) -> None:
+    code, out, _ = run("ask", recording, "one?", "--ratio", "8", "two?", "--json", "three?")
+    assert code == 0 and [a["question"] for a in json.loads(out)["answers"]] == ["one?", "two?", "three?"]
+    with pytest.raises(SystemExit) as stopped:
+        run("ask", recording, "--ratoi", "8", "two?")
+    assert stopped.value.code == 2
+
+
 def test_questions_come_from_lines_or_json_lines(run, recording: Path, tmp_path: Path) -> None:
     file = tmp_path / "questions.txt"
     file.write_text('a b?\n\n{"question": "c d?", "answer": "x"}\n')
