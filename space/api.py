@@ -9,7 +9,7 @@ import json
 
 import gradio as gr
 
-from space.handlers import Handlers
+from space.handlers import Handlers, Superseded, nothing_to_ask
 from space.session import Session
 from speech_xl.errors import RecordingError, SpeechXLError
 
@@ -39,9 +39,10 @@ class Endpoints:
             for _ in self._handlers.hear(file, ratio, session):
                 pass
             if session.memory is None:
-                raise RecordingError("Listening was cancelled by another call in this session; listen again.")
+                raise RecordingError("Listening was cancelled; listen again.")
+        except Superseded:
+            raise refuse(RecordingError("Another call in this session has taken this one's place.")) from None
         except SpeechXLError as error:
-            session.forget()
             raise refuse(error) from error
         m = session.memory
         heard = {
@@ -50,7 +51,7 @@ class Endpoints:
         }  # fmt: skip
         return json.dumps(heard), session
 
-    def ask(self, question: str, session: Session | None) -> str:
+    def ask(self, question: str, session: Session | None, request: gr.Request | None = None) -> str:
         """Ask about the recording that this session has heard.
 
         Args:
@@ -59,10 +60,11 @@ class Endpoints:
         Returns:
             JSON: the answer, evidence (start, end in seconds, weight) and seconds it took
         """
+        session = session or self._handlers.known(request)
         try:
             memory, partly = session.askable() if session else (None, False)
             if memory is None:
-                raise RecordingError("There is nothing to ask about yet; listen to a recording first.")
+                raise RecordingError(nothing_to_ask(session))
             *_, answer = self._handlers.answer(session, memory, question)
         except SpeechXLError as error:
             raise refuse(error) from error
@@ -70,12 +72,13 @@ class Endpoints:
         said = {"answer": answer.answer, "evidence": evidence, "seconds": answer.seconds}
         return json.dumps(said | {"heard_seconds": memory.seconds, "still_listening": partly})
 
-    def memory(self, session: Session | None) -> str:
+    def memory(self, session: Session | None, request: gr.Request | None = None) -> str:
         """The memory of the recording that this session has heard, as a .sxl file.
 
         Returns:
             the file; give it to listen later and go on asking without the audio
         """
+        session = session or self._handlers.known(request)
         if session is None or session.memory is None:
             raise refuse(RecordingError("There is no memory yet; listen to a recording first."))
         return session.save_memory()

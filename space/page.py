@@ -6,6 +6,7 @@ It knows gradio; what happens is handlers.py, what is drawn is pictures.py, how 
 from __future__ import annotations
 
 import json
+import mimetypes
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,27 @@ EXAMPLES = FOLDER / "examples"
 EXAMPLE = EXAMPLES / "order_desk.ogg"
 SESSION_SECONDS = 3600  # an abandoned session is forgotten after this
 SWEEP_SECONDS = 600  # files older than a session are looked for this often
+# Gradio checks types by name with what the machine knows of them, which may be less than what can be heard.
+for suffix in (
+    "flac",
+    "m4a",
+    "m4b",
+    "ogg",
+    "oga",
+    "opus",
+    "mka",
+    "wma",
+    "amr",
+    "caf",
+    "aac",
+    "aiff",
+    "aif",
+    "mp3",
+    "wav",
+):
+    mimetypes.add_type(f"audio/{suffix}", f".{suffix}")
+for suffix in ("mp4", "mkv", "webm", "mov", "avi", "ts", "3gp", "ogv"):
+    mimetypes.add_type(f"video/{suffix}", f".{suffix}")
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 QUESTION_EXAMPLE = "What drink is order 47?"
 
@@ -66,8 +88,9 @@ def build_page(model: SpeechModel, max_hours: float, can_choose: bool = False) -
         )
         with gr.Tab("Ask"):
             compression, heard = _talk(handlers, session)
-        with gr.Tab("Compare"):
-            _compare(handlers, session)
+        if handlers.can_compare:
+            with gr.Tab("Compare"):
+                _compare(handlers, session)
         with gr.Tab("Model"):
             _choose(handlers, compression, heard)
         page.unload(handlers.leave)
@@ -135,22 +158,31 @@ def _talk(handlers: Handlers, session: gr.State) -> tuple[gr.Dropdown, list[Any]
             exported = gr.File(label="Export", interactive=False, visible="hidden", height=60)
 
     heard = [session, status, figures, timeline, player, evidence, download]
-    one_at_a_time = {"concurrency_id": "listen", "concurrency_limit": 2, **PRIVATE}
-    start.click(lambda path, recorded: path or recorded, [upload, microphone], upload, **PRIVATE).success(
-        handlers.listen, [upload, compression, session], heard, **one_at_a_time
+    # A press of Listen ends what is being heard at once, so it must not wait behind it.
+    one_at_a_time = {"concurrency_id": "listen", "concurrency_limit": 2, "trigger_mode": "multiple", **PRIVATE}
+    at_once = {"queue": False, "trigger_mode": "multiple", **PRIVATE}
+    prepared = [upload, session, status]
+    listening = handlers.listen, [upload, compression, session], heard
+    start.click(handlers.prepare, [upload, microphone, session], prepared, **at_once).success(
+        *listening, **one_at_a_time
     )
-    take_example.click(lambda: str(EXAMPLE), None, upload, **PRIVATE).success(
-        handlers.listen, [upload, compression, session], heard, **one_at_a_time
-    )
+
+    def prepare_example(session: Session | None, request: gr.Request) -> tuple[str | None, Session, str]:
+        return handlers.prepare(str(EXAMPLE), None, session, request)
+
+    take_example.click(prepare_example, session, prepared, **at_once).success(*listening, **one_at_a_time)
+    # The newest of file and microphone is what Listen hears.
+    upload.upload(lambda: None, None, microphone, **PRIVATE)
+    microphone.stop_recording(lambda: None, None, upload, **PRIVATE)
     compression.change(handlers.check_compression, [compression, session], None, **PRIVATE)
-    stop.click(handlers.cancel, session, status, concurrency_limit=None, **PRIVATE)
+    stop.click(handlers.cancel, session, status, **at_once)
     answering = {"concurrency_id": "ask", "concurrency_limit": 8, **PRIVATE}
     answered = [question, chat, evidence, timeline]
     gr.on([send.click, question.submit], handlers.ask, [question, chat, session], answered, **answering)
     retry.click(handlers.retry, [chat, session], answered, **answering)
     for button, kind in ((markdown, "md"), (as_json, "json")):
         button.click(lambda s, k=kind: gr.File(handlers.export(k, s), visible=True), session, exported, **PRIVATE)
-    clear.click(lambda: [], None, chat, **PRIVATE)
+    clear.click(handlers.clear, session, [chat, evidence, timeline], **PRIVATE)
     return compression, heard
 
 

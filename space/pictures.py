@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+from urllib.parse import quote
 
 from speech_xl.conversation import Heard
 from speech_xl.evidence import Evidence
@@ -15,7 +17,18 @@ from speech_xl.schedule import format_bytes
 
 SILENCE = -50.0  # dB: an interval below this is drawn as silence
 LOUDNESS_RANGE = 15.0  # dB from the tallest bar to the lowest
+LONGEST_NAME = 60  # characters of a file's name that are shown
 MOST_BARS = 240  # in the timeline: neighbours are joined beyond that
+
+
+def file_url(path: str) -> str:
+    """Relative, so that it also works behind a proxy's folder."""
+    return "gradio_api/file=" + quote(path)
+
+
+def shown_name(path: str) -> str:
+    name = Path(path).name
+    return escape(name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "...")
 
 
 def clock(seconds: float) -> str:

@@ -27,15 +27,37 @@ class Session:
     events: list[Heard] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     folder: tempfile.TemporaryDirectory | None = None
+    run: object = field(default_factory=object)  # stands for one recording, from the press of Listen on
+    waiting: object | None = None  # the run that has been asked for and has not begun
+    cancelled: object | None = None  # the run that the visitor has cancelled
 
     def forget(self) -> None:
-        """Stop listening and drop everything."""
+        """Stop listening and drop everything: a new run."""
+        self.run = object()
         if self.listening is not None:
             self.listening.cancel()
         if self.folder is not None:
             self.folder.cleanup()
         self.listening = self.memory = self.source = self.player_shown = self.folder = None
         self.events, self.answers = [], []
+
+    def begin(self) -> object:
+        """The run that was asked for before, or a new one."""
+        if self.waiting is not self.run:
+            self.forget()
+        self.waiting = None
+        return self.run
+
+    def cancel(self) -> bool:
+        """Stop the recording that is waiting or being heard -> whether there was one."""
+        if self.waiting is not self.run and self.source is None:
+            return False
+        if self.memory is not None or self.cancelled is self.run:
+            return False
+        self.cancelled = self.run
+        if self.listening is not None:
+            self.listening.cancel()
+        return True
 
     @property
     def _downloads(self) -> Path:

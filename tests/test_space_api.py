@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from space.api import Endpoints
-from space.handlers import Handlers, file_url, shown_name
+from space.handlers import CANCELLED, Handlers, Superseded
 from space.page import build_page, look
+from space.pictures import file_url, shown_name
 from space.session import Session
 from speech_xl.conversation import SpeechModel
 from speech_xl.errors import SpeechXLError
@@ -133,7 +135,64 @@ def test_a_session_that_ends_in_mid_listening_leaves_nothing(tiny_speech_model: 
     next(hearing), next(hearing)
     listening = session.listening
     session.forget()
-    assert listening.cancelled and list(hearing) == [] and session.memory is None
+    with pytest.raises(Superseded):
+        next(hearing)
+    assert listening.cancelled and session.memory is None
+
+
+def test_a_second_recording_takes_the_first_ones_place(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
+    handlers, session = Handlers(tiny_speech_model, 1.0), Session(tiny_speech_model)
+    first = handlers.listen(str(write_sound(tmp_path / "first.wav", 60)), "8", session, None)
+    while not session.events:
+        next(first)
+    second, session, _ = handlers.prepare(str(write_sound(tmp_path / "second.wav", 5)), None, session, None)
+    draws = list(handlers.listen(second, "8", session, None))
+    assert "second.wav: 0:05 heard" in draws[-1][1]
+    assert list(first) == []  # it says nothing more, and takes nothing away
+    assert session.memory.seconds == pytest.approx(5, abs=0.1) and session.source == second
+    assert sum(e.interval_slots for e in session.events) < 10
+
+
+def test_cancel_holds_before_while_and_after(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
+    handlers, path = Handlers(tiny_speech_model, 1.0), str(write_sound(tmp_path / "talk.wav", 60))
+    session = Session(tiny_speech_model)
+    assert handlers.cancel(session) == "Nothing is being heard."
+    handlers.prepare(path, None, session, None)
+    assert handlers.cancel(session) == CANCELLED  # before its turn came
+    assert [draw[1] for draw in handlers.listen(path, "8", session, None)][-1] == CANCELLED
+    assert session.memory is None and not session.events
+    hearing = handlers.hear(path, "8", session)
+    next(hearing), next(hearing)
+    assert handlers.cancel(session) == CANCELLED
+    assert list(hearing)[-1] == CANCELLED and session.memory is None
+    assert handlers.cancel(session) == "Nothing is being heard."
+
+
+def test_retry_and_clear_follow_the_chat(tiny_speech_model: SpeechModel, recording: Path) -> None:
+    handlers, session = Handlers(tiny_speech_model, 1.0), Session(tiny_speech_model)
+    list(handlers.hear(str(recording), "8", session))
+    *_, (_, chat, _, _) = handlers.ask("What drink is order 4?", [], session)
+    *_, (box, chat, _, _) = handlers.ask(" ", chat, session)
+    assert box == " " and len(chat) == 4 and len(session.answers) == 1
+    *_, (_, chat, _, _) = handlers.retry(chat, session)  # the question that was refused, not the one before
+    assert len(chat) == 4 and chat[0]["content"] == "What drink is order 4?"
+    *_, (_, chat, _, _) = handlers.retry(chat[:2], session)
+    assert len(chat) == 2 and [a.question for a in session.answers] == ["What drink is order 4?"]
+    chat, _, timeline = handlers.clear(session)
+    assert chat == [] and session.answers == [] and 'class="evidence"' not in timeline
+
+
+def test_a_program_may_ask_while_its_first_recording_is_heard(client: Client, tmp_path: Path) -> None:
+    heard = client.submit(handle_file(write_sound(tmp_path / "long.wav", 330)), "8", api_name="/listen")
+    deadline = time.monotonic() + 60
+    while True:  # until something can be asked about
+        try:
+            said = json.loads(client.predict(QUESTION, api_name="/ask"))
+            break
+        except AppError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert said["heard_seconds"] <= json.loads(heard.result())["seconds"]
 
 
 def test_a_session_ends_with_its_files(tiny_speech_model: SpeechModel, recording: Path) -> None:
