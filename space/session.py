@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from space.pictures import clock
-from speech_xl.conversation import Answer, Heard, Listening, SpeechModel
+from speech_xl.asking import Answer
+from speech_xl.conversation import Heard, Listening, SpeechModel
 from speech_xl.memory import AudioMemory, save_memory
 
 

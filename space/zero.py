@@ -13,8 +13,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from speech_xl.asking import Answer
 from speech_xl.audio import probe
-from speech_xl.conversation import Answer, Heard, Listening, SpeechModel, ask
+from speech_xl.conversation import Heard, Listening, SpeechModel, ask
 from speech_xl.memory import load_memory, save_memory
 from speech_xl.schedule import Ratio
 

@@ -23,7 +23,10 @@ def resolve_checkpoint(model: str | None = None) -> Path:
     """None or "nano" is the embedded model; else a folder, or a Hub id to download (resumed if broken off)."""
     if model is None or model == EMBEDDED:
         return EMBEDDED_FOLDER
-    folder = Path(model).expanduser()
+    try:
+        folder = Path(model).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"There is no checkpoint folder {model}: its home folder is unknown.") from error
     if folder.is_dir():
         return folder
     if model.count("/") != 1 or model.startswith(("/", ".", "~")):

@@ -16,11 +16,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from speech_xl.asking import Answer
 from speech_xl.backend import BACKENDS
-from speech_xl.conversation import DEFAULT, Answer, Listening, SpeechModel, ask
+from speech_xl.conversation import DEFAULT, Listening, SpeechModel, ask
 from speech_xl.describe import describe
 from speech_xl.doctor import examine
-from speech_xl.errors import BackendError, OutputError, QuestionError, ScheduleError, SpeechXLError
+from speech_xl.errors import BackendError, OutputError, QuestionError, RecordingError, ScheduleError, SpeechXLError
 from speech_xl.memory import AudioMemory, load_memory, save_memory
 from speech_xl.schedule import Ratio, format_bytes
 from speech_xl.storage import MEMORY_BITS
@@ -47,19 +48,20 @@ def parse_bytes(text: str) -> int:
 def read_questions(path: Path) -> list[str]:
     """One question a line, or JSON lines with a "question" field."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise QuestionError(f"The questions in {path} cannot be read ({error}); give a text file.") from error
     questions = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(map(str.strip, lines), 1):
         if line.startswith("{"):
             try:
                 line = json.loads(line)["question"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 line = None
             if not isinstance(line, str):
                 raise QuestionError(f'{path}, line {number}: a JSON line needs a "question" field with text.')
-        questions.append(line)
+        if line:
+            questions.append(line)
     if not questions:
         raise QuestionError(f"{path} holds no question; write one a line.")
     return questions
@@ -81,6 +83,8 @@ def hear(model: SpeechModel, arguments: argparse.Namespace) -> tuple[AudioMemory
         for heard in listening:
             speed, size = f"{heard.speed:.0f}x real time", format_bytes(heard.memory_bytes)
             bar.set_postfix_str(f"{speed}, memory {size}", refresh=False)
+            if bar.total is not None:  # a file may hold more than it declares
+                bar.total = max(bar.total, heard.seconds)
             bar.update(heard.seconds - bar.n)
         took = bar.format_dict["elapsed"]
     for warning in listening.memory.warnings:
@@ -154,6 +158,8 @@ def clock(seconds: float) -> str:
 
 
 def run_listen(arguments: argparse.Namespace) -> None:
+    if arguments.recording.is_dir():  # said before a name for the memory is made of it
+        raise RecordingError(f"{arguments.recording} is a folder. Name one recording in it.")
     output = arguments.output or arguments.recording.with_suffix(".sxl")
     if output.suffix.lower() != ".sxl":
         raise OutputError(f"{output} must end in .sxl, so that `ask` knows it for a memory.")
@@ -241,4 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` say, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes last goes nowhere
         return 0
+    except OSError as error:  # a name too long, a folder that may not be entered, a full disk
+        print(f"{error.filename or 'A file'}: {error.strerror or error}; name another one.", file=sys.stderr)
+        return 2
     return 0

@@ -236,7 +236,10 @@ def from_dict(data: dict[str, Any]) -> ModelConfig:
         ]
         if missing:
             raise CheckpointError(f"config.json: {where} lacks {', '.join(missing)}.")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        except TypeError as error:  # a field of another type than the checks of the whole calculate with
+            raise CheckpointError(f"config.json: {where} has a field of the wrong type ({error}).") from None
 
     if not isinstance(data, dict):
         raise CheckpointError("config.json must hold one JSON object.")

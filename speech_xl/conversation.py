@@ -8,6 +8,7 @@ page listen to. It knows no framework and no user interface.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from speech_xl.asking import LONGEST_ANSWER, Asking
 from speech_xl.audio import file_sha256
 from speech_xl.backend import Backend, load_backend
 from speech_xl.checkpoints import check_checkpoint, fingerprint, resolve_checkpoint
 from speech_xl.config import CONV_STRIDE, HOP_LENGTH, SAMPLING_RATE, ModelConfig
 from speech_xl.errors import ScheduleError
-from speech_xl.evidence import Evidence, find_evidence
 from speech_xl.listening import HeardWindows, WindowReader
 from speech_xl.memory import AudioMemory, RecordingSource, join_spans
 from speech_xl.prompt import Prompt
@@ -30,13 +31,13 @@ from speech_xl.schedule import (
     Ratio,
     Scheduler,
     check_ratio,
+    format_bytes,
     memory_slots,
     ratio_for_budget,
 )
 from speech_xl.summarizers import DEFAULT_INTERVAL, UNTRAINED_RATIOS, choose_summarizer
 from speech_xl.turns import FairLock
 
-LONGEST_ANSWER = 96  # tokens
 DEFAULT = "default"  # the ratio that the checkpoint's training recommends
 
 
@@ -150,6 +151,7 @@ class Listening:
         except ScheduleError:
             self._reader.close()
             raise
+        self._budget = memory_budget
         self._prefix = tuple(model.prompt.prefix_ids)
         self._scheduler = Scheduler(model.interval, FixedRatio(self.ratio), len(self._prefix), self.summarizer.plan)
         with model.lock:
@@ -199,7 +201,8 @@ class Listening:
         with self._model.lock:
             plan = self._scheduler.next(tokens)
             self._model.backend.close_interval(self._state, plan)
-            self._plans.append(plan)
+            # A summarizer's selection grows with its memory; what is kept of a plan must not.
+            self._plans.append(dataclasses.replace(plan, selection=None))
             self._queued -= tokens
         energy = np.concatenate(self._levels)
         self._levels = [energy[tokens:]]
@@ -216,7 +219,7 @@ class Listening:
             memory_bytes=self._scheduler.base * self._model.bytes_per_slot,
             raw_bytes=(len(self._prefix) + self._scheduler.tokens) * config.kv_values_per_slot * backend.itemsize,
             interval=plan.index,
-            interval_start=plan.first_token * per_token,
+            interval_start=min(seconds, plan.first_token * per_token),
             interval_end=seconds,
             ratio=plan.ratio,
             interval_slots=plan.kept,
@@ -232,6 +235,12 @@ class Listening:
         seconds = self._clip_to_end(tokens * config.seconds_per_token)
         with self._model.lock:
             size = self._model.backend.memory_bytes(state)
+        warnings = tuple(self._reader.warnings)
+        if self._budget is not None and size > self._budget:
+            warnings += (
+                f"{self._path.name} is longer than it declares: its memory takes {format_bytes(size)}, more than "
+                f"the budget of {format_bytes(self._budget)}.",
+            )
         return AudioMemory(
             state=state,
             spans=join_spans(plans),
@@ -245,7 +254,7 @@ class Listening:
             seconds_per_token=config.seconds_per_token,
             summarizer=self.summarizer.name,
             bytes=size,
-            warnings=tuple(self._reader.warnings),
+            warnings=warnings,
         )
 
     def snapshot(self) -> AudioMemory:
@@ -268,55 +277,6 @@ class Listening:
         if self._memory is None:
             raise RuntimeError("the recording has not been heard to its end")
         return self._memory
-
-
-@dataclass(frozen=True)
-class Answer:
-    question: str
-    answer: str
-    evidence: list[Evidence]
-    seconds: float  # from asking to the last token
-
-
-class Asking:
-    """One question. Iterate for pieces of the answer's text; `answer` is there when they end."""
-
-    def __init__(self, model: SpeechModel, memory: AudioMemory, question: str, longest: int):
-        self._model = model
-        self._memory = memory
-        self._question = question
-        self._ids = model.prompt.question_ids(question)
-        self._longest = longest
-        self.answer: Answer | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        started = time.monotonic()
-        model, memory = self._model, self._memory
-        steps = model.backend.answer(memory.state, self._ids, memory.slots)
-        said: list[int] = []
-        shown, attention, rows = "", np.zeros(memory.slots), 0
-        try:
-            while len(said) < self._longest:
-                with model.lock:
-                    step = next(steps)
-                attention += step.slot_weights
-                rows += 1
-                if step.token in model.prompt.end_ids:
-                    break
-                said.append(step.token)
-                text = model.prompt.decode(said)
-                # A character may take several tokens: half of one is held back.
-                if text.startswith(shown) and len(text) > len(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                    yield text[len(shown) :]
-                    shown = text
-        finally:
-            steps.close()
-        text = model.prompt.decode(said)
-        if text.startswith(shown) and len(text) > len(shown):
-            yield text[len(shown) :]
-        weights = attention[len(memory.prefix) :] / max(1, rows)
-        evidence = find_evidence(weights, memory.spans, memory.seconds_per_token, memory.seconds)
-        self.answer = Answer(self._question, text, evidence, time.monotonic() - started)
 
 
 def ask(model: SpeechModel, memory: AudioMemory, question: str, longest: int = LONGEST_ANSWER) -> Asking:

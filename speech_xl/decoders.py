@@ -8,6 +8,7 @@ is audio.py's subject, nor does it judge samples.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -22,11 +23,13 @@ import numpy as np
 import soundfile
 
 from speech_xl.errors import RecordingError
+from speech_xl.joined import goes_on
 
 READ_FRAMES = 16_384  # frames per read; libsndfile loses the whole read that meets damage, so a small one
 _UNKNOWN_FRAMES = 2**62  # libsndfile counts 2**63 - 1 frames where a FLAC header leaves its length open
 _STREAMED_BYTES = 2**31 - 2**16  # a larger WAV size is the placeholder of a writer that could not seek back
 _SIZE_NOTE = re.compile(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_SHORTEST_LEAD = 0.1  # seconds; less is a codec's own delay
 _CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")  # h:m:s, how Matroska and WebM write a track's length
 
 
@@ -35,7 +38,8 @@ class RecordingInfo:
     """What a file says about itself; `seconds` is a claim that a truncated file does not keep.
 
     Attributes: `path` as given; `seconds` of sound declared, None if the file does not say or only an
-    estimate exists; `sampling_rate` in Hz; `channels`; `format`, a short name such as "FLAC" or "AAC".
+    estimate exists; `sampling_rate` in Hz; `channels`; `format`, a short name such as "FLAC" or "AAC";
+    `lead`, seconds for which a video already plays before its sound track starts.
     """
 
     path: Path
@@ -43,6 +47,7 @@ class RecordingInfo:
     sampling_rate: int | None
     channels: int | None
     format: str
+    lead: float = 0.0
 
 
 class Decoder(Protocol):
@@ -125,6 +130,9 @@ class FFmpegDecoder:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         try:
+            # A track that starts late: as silence before it, so that times here are the player's times.
+            for start in range(0, silent := round(self.info.lead * rate), READ_FRAMES):
+                yield np.zeros((min(READ_FRAMES, silent - start), channels), np.float32)
             frame_bytes = 4 * channels
             while data := self._process.stdout.read(READ_FRAMES * frame_bytes):
                 whole = len(data) // frame_bytes * channels
@@ -151,12 +159,16 @@ def open_decoder(path: Path) -> Decoder:
         decoder = SoundFileDecoder(path)
     except (soundfile.SoundFileError, TypeError):  # TypeError: soundfile wants parameters for a name in .raw
         return FFmpegDecoder(path)
-    # libsndfile hears nothing of a WAV file whose writer was stopped before it filled in the length; ffmpeg
-    # reads it to its end.
-    if decoder.has_samples or not _has_ffmpeg():
+    # libsndfile hears nothing of a WAV file whose writer was stopped before it filled in the length, and only
+    # the first of several recordings in one file; ffmpeg reads both to their end.
+    several = goes_on(path)
+    if not _has_ffmpeg() or (decoder.has_samples and not several):
         return decoder
     decoder.close()
-    return FFmpegDecoder(path)
+    decoder = FFmpegDecoder(path)
+    if several:  # what the file declares is the length of the first
+        decoder.info = dataclasses.replace(decoder.info, seconds=None)
+    return decoder
 
 
 def _check_is_file(path: Path) -> None:
@@ -196,8 +208,8 @@ def _ffprobe(path: Path) -> RecordingInfo:
             "installed. Install it (macOS: brew install ffmpeg; Debian or Ubuntu: apt install ffmpeg) or "
             "export the recording as WAV."
         )
-    entries = "stream=codec_type,codec_name,sample_rate,channels,duration"
-    entries += ":stream_tags=DURATION:format=duration"
+    entries = "stream=codec_type,codec_name,sample_rate,channels,start_time,duration"
+    entries += ":stream_tags=DURATION:format=start_time,duration"
     command = ["ffprobe", "-v", "warning", *_input(path), "-show_entries", entries, "-of", "json"]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
     report: dict[str, Any] = json.loads(result.stdout or b"{}")
@@ -213,16 +225,26 @@ def _ffprobe(path: Path) -> RecordingInfo:
     rate, channels = int(sound.get("sample_rate", 0)), int(sound.get("channels", 0))
     if not (rate and channels):
         raise RecordingError(f"{path} has a sound track that ffmpeg cannot decode. Export it again as WAV.")
-    seconds = _declared_seconds(sound, report.get("format", {}))
+    lead = _lead(sound, report.get("format", {}))
+    seconds = _declared_seconds(sound, report.get("format", {}), lead)
     if b"Estimating duration" in result.stderr:  # from the bit rate, which can be far off
         seconds = None
-    return RecordingInfo(path, seconds, rate, channels, sound.get("codec_name", "unknown").upper())
+    return RecordingInfo(path, seconds, rate, channels, sound.get("codec_name", "unknown").upper(), lead)
 
 
-def _declared_seconds(sound: dict[str, Any], container: dict[str, Any]) -> float | None:
-    """Seconds of the sound track if the file tells them, else of the whole file."""
+def _lead(sound: dict[str, Any], container: dict[str, Any]) -> float:
+    """Seconds from the start of the file's playing time to the start of its sound track."""
+    try:
+        lead = float(sound["start_time"]) - float(container["start_time"])
+        return lead if _SHORTEST_LEAD <= lead < float(container["duration"]) else 0.0
+    except (KeyError, ValueError):
+        return 0.0
+
+
+def _declared_seconds(sound: dict[str, Any], container: dict[str, Any], lead: float) -> float | None:
+    """Seconds from the start of the file to the end of its sound track if the file tells them, else to its own."""
     if "duration" in sound:
-        return float(sound["duration"])
+        return lead + float(sound["duration"])
     clock = _CLOCK.fullmatch(sound.get("tags", {}).get("DURATION", ""))
     if clock is not None:
         return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])

@@ -30,6 +30,8 @@ def find_evidence(weights: np.ndarray, spans: np.ndarray, seconds_per_token: flo
     weights (M,) float: attention to each memory slot, prefix left out; spans (M, 2): its speech tokens.
     The weights of the result sum to at most 1.
     """
+    # Some models keep tokens of the padding behind the recording's end.
+    weights = np.where(spans[:, 0] * seconds_per_token < seconds, weights, 0)
     if not len(weights) or weights.max() <= 0:
         return []
     strong = np.flatnonzero(weights >= LEAST_SHARE * weights.max())

@@ -224,7 +224,8 @@ def load_memory(path: Path, model: SpeechModel) -> AudioMemory:
     d = model.config.decoder
     shape = (d.num_hidden_layers, d.num_key_value_heads, header.slots, d.head_dim)
     is_whole = (
-        spans.dtype == np.int64
+        header.interval == model.interval
+        and spans.dtype == np.int64
         and len(header.prefix) + len(spans) == header.slots
         and np.array_equal(spans, header.spans())
         and header.prefix == tuple(model.prompt.prefix_ids)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from speech_xl import decoders
 from speech_xl.audio import AudioReader, file_sha256, probe
 from speech_xl.errors import RecordingError
+from speech_xl.joined import goes_on
 
 needs_ffmpeg = pytest.mark.skipif(
     not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="ffmpeg is not installed"
@@ -134,6 +135,37 @@ def check_tone(path) -> None:
     middle = heard[8_000:24_000]
     assert np.abs(np.fft.rfft(middle)).argmax() == 440  # 16,000 samples: one bin per Hz
     assert np.sqrt(np.mean(middle**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.ts"])
+def test_a_sound_track_that_starts_late_keeps_the_players_times(tmp_path, name):
+    wav = write(tmp_path / "a.wav", tone(2.0, 48_000), 48_000)
+    ffmpeg("-f", "lavfi", "-i", "color=s=32x32:d=9:r=5", "-itsoffset", 3, "-i", wav, "-c:v", "mpeg4", tmp_path / name)
+    with AudioReader(tmp_path / name) as reader:
+        heard = np.concatenate(list(reader))
+        assert reader.warnings == []
+        assert reader.info.seconds == pytest.approx(5, abs=0.2)
+    assert len(heard) / 16_000 == pytest.approx(5, abs=0.1)
+    assert np.flatnonzero(np.abs(heard) > 0.1)[0] / 16_000 == pytest.approx(3, abs=0.05)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("kind", ["mp3", "mp3 of any bit rate", "ogg"])
+def test_joined_files_are_heard_to_their_end(tmp_path, kind):
+    name = kind[:3]
+    first, second, joined = (tmp_path / f"{part}.{name}" for part in ("first", "second", "joined"))
+    options = ["-q:a", 4] if "any" in kind else []
+    for path, seconds in ((first, 3.0), (second, 4.0)):
+        wav = write(tmp_path / "a.wav", tone(seconds, 48_000), 48_000)
+        ffmpeg("-i", wav, *options, path)
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
+    with AudioReader(joined) as reader:
+        heard = np.concatenate(list(reader))
+        assert reader.info.seconds is None and reader.warnings == []
+    assert len(heard) / 16_000 == pytest.approx(7, abs=0.2)
+    assert len(read(first)) / 16_000 == pytest.approx(3, abs=0.1)
+    assert not goes_on(first) and goes_on(joined)
 
 
 @needs_ffmpeg

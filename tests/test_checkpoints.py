@@ -86,6 +86,8 @@ def test_a_broken_folder_is_one_sentence(folder: Path, break_it, sentence: str) 
         ({"sst": {"default_ratio": 3}}, "default_ratio"),
         ({"prompt": {"after_audio": "?"}}, "question"),
         ({"decoder": {"colour": 1}}, "unknown fields colour"),
+        ({"encoder": {"d_model": [64, 64]}}, "d_model must be a whole number"),
+        ({"prompt": {"after_audio": 5}}, "wrong type"),
     ],
 )
 def test_contradictions_in_a_configuration_are_named(changes: dict, sentence: str) -> None:
@@ -113,7 +115,7 @@ def test_the_fingerprint_is_of_weights_and_configuration(folder: Path, tmp_path:
 def test_names_are_resolved_without_guessing(folder: Path) -> None:
     assert resolve_checkpoint(None) == resolve_checkpoint("nano")
     assert resolve_checkpoint(str(folder)) == folder
-    for name in ("nowhere", "/no/such/folder", "a/b/c"):
+    for name in ("nowhere", "/no/such/folder", "a/b/c", "~no-such-user/model"):
         with pytest.raises(CheckpointError, match="no checkpoint folder"):
             resolve_checkpoint(name)
     with pytest.raises(CheckpointError, match="cannot be reached"):

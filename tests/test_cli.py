@@ -130,6 +130,28 @@ def test_recordings_that_cannot_be_heard(run, tmp_path: Path, kind: str) -> None
     assert not output.exists() and not [p for p in tmp_path.iterdir() if p != bad]
 
 
+@pytest.mark.parametrize("command", [["ask"], ["listen"]])
+def test_names_that_no_file_can_have(run, tmp_path: Path, command: list[str]) -> None:
+    words = ["a?"] if command == ["ask"] else []
+    assert "too long" in refused(run(*command, tmp_path / ("a" * 300 + ".wav"), *words))
+    assert "folder" in refused(run(*command, tmp_path / "..", *words))
+
+
+@needs_ffmpeg
+def test_a_recording_may_hold_more_than_it_declares(run, tmp_path: Path) -> None:
+    whole, lying = tmp_path / "whole.webm", tmp_path / "lying.webm"
+    command = ["ffmpeg", "-v", "error", "-i", write_sound(tmp_path / "a.wav", 20.0), "-c:a", "libopus", whole]
+    subprocess.run(command, check=True)
+    data = whole.read_bytes()
+    assert data.count(b"00:00:20.0") == 1
+    lying.write_bytes(data.replace(b"00:00:20.0", b"00:00:05.0"))
+    code, out, err = run("ask", lying, "a?", "--json", "--memory-budget", "10KiB")
+    document = json.loads(out)
+    assert code == 0 and document["recording"]["seconds_heard"] == pytest.approx(20, abs=0.1)
+    assert document["recording"]["seconds"] == pytest.approx(5, abs=0.1)
+    assert "longer than it declares" in err
+
+
 @pytest.mark.parametrize(("channels", "rate"), [(8, 16_000), (1, 192_000), (2, 8_000)])
 def test_any_channels_and_rates_are_heard(run, tmp_path: Path, channels: int, rate: int) -> None:
     path = tmp_path / "odd.wav"
@@ -194,12 +216,13 @@ def test_questions_that_cannot_be_asked(run, recording: Path, question: str) -> 
 
 
 def test_question_files_that_cannot_be_read(run, recording: Path, tmp_path: Path) -> None:
-    empty, broken = tmp_path / "empty.txt", tmp_path / "broken.jsonl"
+    empty, broken, deep = tmp_path / "empty.txt", tmp_path / "broken.jsonl", tmp_path / "deep.jsonl"
     empty.write_text("\n")
-    broken.write_text('{"query": "a?"}\n')
-    for path in (empty, broken, tmp_path / "missing.txt"):
+    broken.write_text('a?\n\n{"query": "a?"}\n')
+    deep.write_text('{"question": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    for path in (empty, broken, deep, tmp_path / "missing.txt"):
         assert path.name in refused(run("ask", recording, "--questions", path))
-    with pytest.raises(QuestionError, match="line 1"):
+    with pytest.raises(QuestionError, match="line 3"):
         read_questions(broken)
 
 

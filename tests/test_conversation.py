@@ -104,6 +104,8 @@ def test_evidence_joins_neighbours_and_puts_the_strongest_first() -> None:
     assert [(e.start, e.end) for e in found] == [(6.4, 8.32), (19.2, 19.84), (25.6, 26.24)]
     assert sum(e.weight for e in found) <= 1
     assert find_evidence(np.zeros(0), np.zeros((0, 2)), 0.08, 0.0) == []
+    heard_less = find_evidence(weights, spans, 0.08, seconds=19.0)  # slots of padding are no evidence
+    assert [(e.start, e.end) for e in heard_less] == [(6.4, 8.32)]
 
 
 def test_token_energy_covers_every_sample() -> None:

@@ -159,6 +159,20 @@ def test_arrays_that_contradict_the_header(
         load_memory(path, tiny_speech_model)
 
 
+def test_another_interval_than_the_models_is_refused(
+    tiny_speech_model: SpeechModel, recording: Path, tmp_path: Path
+) -> None:
+    listening = Listening(tiny_speech_model, recording, ratio=None)
+    list(listening)
+    save_memory(listening.memory, tmp_path / "raw.sxl", tiny_speech_model)
+    arrays, metadata, header = parts(tmp_path / "raw.sxl")
+    header["interval"] *= 2  # raw slots are the same at any interval, and so are the shapes
+    header["ratios"] = header["ratios"][::2]
+    written(tmp_path / "bad.sxl", arrays, metadata, header)
+    with pytest.raises(MemoryFileError, match="disagree"):
+        load_memory(tmp_path / "bad.sxl", tiny_speech_model)
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SafetensorError])
 def test_a_save_that_does_not_end_leaves_the_old_file_alone(
     monkeypatch: pytest.MonkeyPatch, listening: Listening, tiny_speech_model: SpeechModel, tmp_path: Path, stop: type

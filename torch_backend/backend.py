@@ -134,6 +134,7 @@ class Backend:
             for name in ("keys", "values")
         }
 
+    @torch.inference_mode()
     def import_memory(self, arrays: dict[str, np.ndarray]) -> State:
         state = self.start([])
         for layer, keys, values in zip(state.memory, arrays["keys"], arrays["values"], strict=True):
