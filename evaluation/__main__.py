@@ -1,7 +1,7 @@
 """`python -m evaluation`: answers of a model on order-desk recordings of people it was never trained on.
 
-python -m evaluation --human-data ../shared/data --recordings 10 --ratios raw 2 4 8 16
-python -m evaluation --human-data ../shared/data --recordings 1 --numbered 60 --minutes 60
+python -m evaluation --human-data DATA --recordings 10 --ratios raw 2 4 8 16
+python -m evaluation --human-data DATA --recordings 1 --numbered 60 --minutes 60
 """
 
 from __future__ import annotations
