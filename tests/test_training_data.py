@@ -7,11 +7,13 @@ import random
 import shutil
 from pathlib import Path
 
+import librosa
 import numpy as np
 import pytest
 
+from speech_xl.features import log_mel
 from torch_backend.training import corpus, grammar, voices
-from torch_backend.training.augment import FASTEST, SLOWEST, augment, spec_augment
+from torch_backend.training.augment import FASTEST, SLOWEST, augment, spec_augment, warp_formants
 
 HUMAN_DATA = Path(os.environ.get("SPEECH_XL_HUMAN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 needs_voice = pytest.mark.skipif(
@@ -153,6 +155,21 @@ def test_augmentation_stays_finite_and_bounded(strength):
 def test_augmentation_of_silence_is_silence():
     out = augment(np.zeros(8000, np.float32), np.random.default_rng(2), 1.0)
     assert np.isfinite(out).all() and not out.any()
+
+
+def test_warped_formants_move_a_tone_by_at_most_what_was_asked_for():
+    rate, tone = 16_000, np.sin(2 * np.pi * 2000 * np.arange(32_000) / 16_000).astype(np.float32)
+    mel = log_mel(tone, 80)[0]
+    centres = librosa.mel_frequencies(82, fmin=0.0, fmax=rate / 2)[1:-1]
+    found = []
+    for seed in range(40):
+        warped = mel.copy()
+        warp_formants(warped, np.random.default_rng(seed), 0.13)
+        found.append(np.log(centres[warped.mean(1).argmax()] / 2000))
+    assert max(map(abs, found)) < 0.13 + 0.04 and np.std(found) > 0.05  # 0.04: half a band
+    unmoved = mel.copy()
+    warp_formants(unmoved, np.random.default_rng(0), 0.0)
+    np.testing.assert_allclose(unmoved, mel, rtol=1e-5)
 
 
 def test_spec_augment_blanks_a_part_in_place():

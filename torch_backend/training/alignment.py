@@ -27,7 +27,7 @@ from speech_xl.config import HOP_LENGTH, SAMPLING_RATE, ModelConfig
 from speech_xl.features import log_mel
 from torch_backend.encoder import SpeechTower
 from torch_backend.training import grammar
-from torch_backend.training.augment import augment, spec_augment
+from torch_backend.training.augment import augment, spec_augment, warp_formants
 from torch_backend.training.corpus import Clip
 from torch_backend.training.state import Run, learning_rate, optimizers, set_learning_rate
 from torch_backend.training.text import BLANK, spoken_ids
@@ -42,6 +42,7 @@ class AlignmentPhase:
     strength: float  # of the augmentation, 0..1
     flat_start: float = 0.0  # weight of the guessed alignment's loss
     numbers: int = 0  # announced numbers beyond one an order
+    formants: float = 0.0  # largest stretch of frequencies, as a natural logarithm
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,18 @@ def lay_tape(config: ModelConfig, utterances: Sequence[Utterance], rng: random.R
 
 
 def hear(
-    tower: SpeechTower, tape: np.ndarray, rng: np.random.Generator | None = None, strength: float = 0.0
+    tower: SpeechTower,
+    tape: np.ndarray,
+    rng: np.random.Generator | None = None,
+    strength: float = 0.0,
+    formants: float = 0.0,
 ) -> torch.Tensor:
-    """(n,) samples -> (N, D) speech tokens; with `rng`, bands and stretches of the spectrogram are hidden."""
+    """(n,) samples -> (N, D) speech tokens; with `rng`, each window's spectrogram is stretched and blanked."""
     mel = windows_of(tower.config, tape)
     if rng is not None:
         for window in mel:
+            if formants:
+                warp_formants(window, rng, formants)
             spec_augment(window, rng, strength)
     return tower(torch.from_numpy(mel)).flatten(0, 1)
 
@@ -325,7 +332,7 @@ def train_alignment(
                 continue
             set_learning_rate(built, learning_rate(step - 1, total, stage.lr, stage.warmup, stage.decay))
             tape, noise_rng = make_tape(stage, phase, step, data, labels, tokenizer, tower.config)
-            heard = ruler.log_probabilities(hear(tower, tape.samples, noise_rng, phase.strength))
+            heard = ruler.log_probabilities(hear(tower, tape.samples, noise_rng, phase.strength, phase.formants))
             loss = ctc(ruler, heard, tape)
             guessed = phase.flat_start * flat_start(ruler, heard, tape) if phase.flat_start else 0.0
             (loss + guessed).backward()

@@ -6,6 +6,7 @@ clip costs one transform forth and one back. It knows no grammar, no cache and n
 
 from __future__ import annotations
 
+import librosa
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
 
@@ -97,6 +98,19 @@ def _noise_gain(rng: np.random.Generator, strength: float) -> float:
 
 def _loudness(samples: np.ndarray) -> float:
     return float(np.sqrt(np.mean(samples**2)))
+
+
+def warp_formants(mel: np.ndarray, rng: np.random.Generator, most: float) -> None:
+    """Stretch the frequencies of mel (n_mels, T) in place by a random factor, exp(-most) to exp(most).
+
+    As if a longer or shorter throat had spoken at the same pitch rate (vocal tract length perturbation,
+    Jaitly and Hinton 2013): the few people of a small corpus sound like more.
+    """
+    centres = librosa.mel_frequencies(len(mel) + 2, fmin=0.0, fmax=RATE / 2)[1:-1]
+    at = np.interp(centres * np.exp(rng.uniform(-most, most)), centres, np.arange(len(mel)))
+    lower = np.floor(at).astype(int)
+    upper, share = np.minimum(lower + 1, len(mel) - 1), (at - lower).astype(mel.dtype)[:, None]
+    mel[:] = mel[lower] * (1 - share) + mel[upper] * share
 
 
 def spec_augment(mel: np.ndarray, rng: np.random.Generator, strength: float) -> None:

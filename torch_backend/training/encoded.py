@@ -49,6 +49,7 @@ class EncodingPlan:
     human_numbers: int  # per voice
     synthetic_numbers: int
     strength: float
+    formants: float = 0.0  # largest stretch of frequencies, as a natural logarithm
     trim: bool = True  # False: human clips with all the silence around them, as recordings have it
 
 
@@ -90,7 +91,7 @@ def spoken_number(rng: random.Random, clips: Sequence[Clip]) -> np.ndarray:
 
 
 def encode(
-    tower: SpeechTower, sounds: Sequence[np.ndarray], seed: int, strength: float, noise: np.ndarray | None
+    tower: SpeechTower, sounds: Sequence[np.ndarray], seed: int, plan: EncodingPlan, noise: np.ndarray | None
 ) -> list[np.ndarray]:
     """Each sound (n,) float32, augmented, as speech tokens (N, D) float16; neighbours on its tape are random."""
     rng, noise_rng = random.Random(seed), np.random.default_rng(seed)
@@ -99,12 +100,12 @@ def encode(
     found: dict[int, np.ndarray] = {}
     for start in tqdm(range(0, len(order), TAPE), unit="tape", desc="encoding"):
         chosen = order[start : start + TAPE]
-        utterances = [Utterance(augment(sounds[i], noise_rng, strength, noise), []) for i in chosen]
+        utterances = [Utterance(augment(sounds[i], noise_rng, plan.strength, noise), []) for i in chosen]
         tape = lay_tape(tower.config, utterances, rng)
-        if noise_rng.random() < strength:
+        if noise_rng.random() < plan.strength:
             tape.samples[:] += background(len(tape.samples), noise_rng)
         with torch.inference_mode():
-            speech = hear(tower, tape.samples).half().numpy()
+            speech = hear(tower, tape.samples, noise_rng, formants=plan.formants).half().numpy()
         for i, span in zip(chosen, tape.spans, strict=True):
             found[i] = speech[span].copy()
     return [found[i] for i in range(len(sounds))]
@@ -146,7 +147,7 @@ def build_pool(
     ]
     synthetic_numbers = numbers_of(data.synthetic_digits, plan.synthetic_numbers, rng)
     sounds = [waveform(c) for c, _ in human + synthetic] + [s for _, s in numbers + synthetic_numbers]
-    vectors = iter(encode(tower, sounds, seed, plan.strength, data.noise))
+    vectors = iter(encode(tower, sounds, seed, plan, data.noise))
 
     def grouped(pairs: Sequence[tuple[int, np.ndarray]]) -> dict[int, list[np.ndarray]]:
         groups: dict[int, list[np.ndarray]] = {}
