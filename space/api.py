@@ -70,7 +70,7 @@ class Endpoints:
             raise refuse(error) from error
         evidence = [{"start": e.start, "end": e.end, "weight": e.weight} for e in answer.evidence]
         said = {"answer": answer.answer, "evidence": evidence, "seconds": answer.seconds}
-        return json.dumps(said | {"heard_seconds": memory.seconds, "still_listening": partly})
+        return json.dumps(said | {"heard_seconds": answer.heard_seconds, "still_listening": partly})
 
     def memory(self, session: Session | None, request: gr.Request | None = None) -> str:
         """The memory of the recording that this session has heard, as a .sxl file.

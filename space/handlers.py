@@ -93,7 +93,7 @@ class Handlers:
             yield f"{name}: a memory of {pictures.clock(session.memory.seconds)}. Ask; the audio is not needed."
             return
         ratio, budget = parse_compression(compression)
-        self._check_length(path)
+        self._check_length(probe(Path(path)).seconds)
         session.source = path
         yield f"Listening to {name} ..."
         hear = self._hear_borrowed if self._borrowed else self._hear_here
@@ -118,6 +118,7 @@ class Handlers:
         if session.run is not run or session.cancelled is run:
             listening.cancel()
         for heard in listening:
+            self._check_length(heard.seconds)  # a file may hold more than it declares
             events.append(heard)
             yield status
         return None if listening.cancelled else listening.memory
@@ -154,11 +155,10 @@ class Handlers:
         yield from asking
         yield asking.answer
 
-    def _check_length(self, path: str) -> None:
-        seconds = probe(Path(path)).seconds
+    def _check_length(self, seconds: float | None) -> None:
         if seconds is not None and seconds > self.max_hours * 3600:
             raise RecordingError(
-                f"This recording is {pictures.clock(seconds)} long and this page takes {self.max_hours:g} h; "
+                f"This recording is {pictures.clock(seconds)} long or more and this page takes {self.max_hours:g} h; "
                 "cut it, or run the app yourself."
             )
 

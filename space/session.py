@@ -91,7 +91,9 @@ class Session:
             lines = [f"# {name}", ""]
             for a in self.answers:
                 times = ", ".join(f"{clock(e.start)}-{clock(e.end)}" for e in a.evidence[:3])
-                lines += [f"**{a.question}**", "", f"{a.answer}" + (f" ({times})" if times else ""), ""]
+                partly = self.memory is None or a.heard_seconds < self.memory.seconds
+                said = f"Of the first {clock(a.heard_seconds)}: {a.answer}" if partly else a.answer
+                lines += [f"**{a.question}**", "", said + (f" ({times})" if times else ""), ""]
             text = "\n".join(lines)
         path = self._downloads / f"conversation.{'json' if kind == 'json' else 'md'}"
         path.write_text(text, encoding="utf-8")

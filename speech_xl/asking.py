@@ -27,6 +27,7 @@ class Answer:
     answer: str
     evidence: list[Evidence]
     seconds: float  # from asking to the last token
+    heard_seconds: float  # of the recording, when it was asked
 
 
 class Asking:
@@ -67,4 +68,4 @@ class Asking:
             yield text[len(shown) :]
         weights = attention[len(memory.prefix) :] / max(1, rows)
         evidence = find_evidence(weights, memory.spans, memory.seconds_per_token, memory.seconds)
-        self.answer = Answer(self._question, text, evidence, time.monotonic() - started)
+        self.answer = Answer(self._question, text, evidence, time.monotonic() - started, memory.seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from tests.tiny import write_sound
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "what drink is order 47?"
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +209,31 @@ def test_a_session_ends_with_its_files(tiny_speech_model: SpeechModel, recording
 def test_no_recording_is_a_sentence(tiny_speech_model: SpeechModel) -> None:
     with pytest.raises(SpeechXLError, match="Choose a recording first"):
         list(Handlers(tiny_speech_model, 1.0).hear(None, "", Session(tiny_speech_model)))
+
+
+@needs_ffmpeg
+def test_a_file_that_hides_its_length_is_held_to_the_limit_too(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
+    path, session = tmp_path / "stream.aac", Session(tiny_speech_model)
+    command = ["ffmpeg", "-v", "error", "-i", write_sound(tmp_path / "talk.wav", 60), path]
+    subprocess.run(command, check=True)
+    with pytest.raises(SpeechXLError, match=r"this page takes 0\.005 h"):
+        list(Handlers(tiny_speech_model, 0.005).hear(str(path), "8", session))
+    assert session.memory is None and session.listening is None
+
+
+def test_an_export_says_what_was_heard_when_it_was_asked(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
+    handlers, session = Handlers(tiny_speech_model, 1.0), Session(tiny_speech_model)
+    hearing = handlers.hear(str(write_sound(tmp_path / "talk.wav", 60)), "8", session)
+    while not session.events:
+        next(hearing)
+    early = session.askable()[0]
+    list(handlers.answer(session, early, "What drink is order 4?"))
+    list(hearing)
+    list(handlers.answer(session, session.memory, "What drink is order 5?"))
+    first, second = Path(session.export("markdown")).read_text().split("**What drink")[1:]
+    assert "Of the first 0:" in first and "Of the first" not in second
+    kept = json.loads(Path(session.export("json")).read_text())["answers"]
+    assert [a["heard_seconds"] for a in kept] == [early.seconds, session.memory.seconds]
 
 
 def test_a_chosen_model_is_the_visitors_own(
