@@ -27,26 +27,11 @@ EXAMPLE = EXAMPLES / "order_desk.ogg"
 SESSION_SECONDS = 3600  # an abandoned session is forgotten after this
 SWEEP_SECONDS = 600  # files older than a session are looked for this often
 # Gradio checks types by name with what the machine knows of them, which may be less than what can be heard.
-for suffix in (
-    "flac",
-    "m4a",
-    "m4b",
-    "ogg",
-    "oga",
-    "opus",
-    "mka",
-    "wma",
-    "amr",
-    "caf",
-    "aac",
-    "aiff",
-    "aif",
-    "mp3",
-    "wav",
-):
-    mimetypes.add_type(f"audio/{suffix}", f".{suffix}")
-for suffix in ("mp4", "mkv", "webm", "mov", "avi", "ts", "3gp", "ogv"):
-    mimetypes.add_type(f"video/{suffix}", f".{suffix}")
+AUDIO_SUFFIXES = "flac m4a m4b ogg oga opus mka wma amr caf aac aiff aif mp3 wav"
+VIDEO_SUFFIXES = "mp4 mkv webm mov avi ts 3gp ogv"
+for kind, suffixes in (("audio", AUDIO_SUFFIXES), ("video", VIDEO_SUFFIXES)):
+    for suffix in suffixes.split():
+        mimetypes.add_type(f"{kind}/{suffix}", f".{suffix}")
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 QUESTION_EXAMPLE = "What drink is order 47?"
 

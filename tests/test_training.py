@@ -19,7 +19,7 @@ from torch_backend.training.alignment import Ruler, SpeechData, lay_tape, self_l
 from torch_backend.training.alignment import Utterance as TapeUtterance
 from torch_backend.training.answering import Phase, forward, make_batch
 from torch_backend.training.corpus import Clip
-from torch_backend.training.desk import build_sample, collate
+from torch_backend.training.desk import UNNUMBERED, build_sample, collate
 from torch_backend.training.encoded import EncodingPlan, build_pool, load_pool, save_pool
 from torch_backend.training.muon import orthogonalise
 from torch_backend.training.recipe import RecipeError, load_recipe
@@ -154,6 +154,17 @@ def test_every_length_comes_in_steps_of_one_size(runner: Runner) -> None:
         assert len(batch.kinds) <= 6 and orders <= 12 + 4
         assert 12 < sum(map(len, batch.kinds)) <= 24
     assert {1, 6} < lengths
+
+
+def test_long_recordings_hold_orders_without_a_number(runner: Runner) -> None:
+    pool, _ = runner._pools(runner.recipe.stage("reader"))
+    phase = Phase("hay", 1, batch=1, numbered=(110, 110), questions=40, total_orders=110, plain_share=0.9)
+    numbered = []
+    for step in range(4):
+        batch = make_batch(runner.recipe.stage("reader"), phase, step, pool, runner.tokenizer, 64)
+        assert (batch.numbers == UNNUMBERED).any()
+        numbered.append(len(np.unique(batch.numbers[(batch.numbers >= 0) & (batch.numbers < UNNUMBERED)])))
+    assert min(numbered) < 70 < max(numbered) <= 100  # and perhaps one that is absent
 
 
 def test_a_uniform_recording_keeps_one_ratio(runner: Runner) -> None:

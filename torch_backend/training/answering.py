@@ -38,7 +38,8 @@ class Phase:
     longest_skip: int = 0  # memory slots pretended between intervals
     thin: float = 0.0  # up to this share of a recording's blank tokens is left out: more orders for the same work
     total_orders: int = 0  # if set, recordings of every length in `numbered` come in turn, each step with about so
-    # many numbered orders, and `batch` counts recordings of the shortest length only
+    # many orders, and `batch` counts recordings of the shortest length only
+    plain_share: float = 0.0  # with total_orders: up to this share of a recording's orders have no number
     uniform: float = 0.0  # share of recordings that keep one ratio throughout, as a user's recordings do
 
 
@@ -177,18 +178,23 @@ def make_batch(
 ) -> Batch:
     """The batch of a step: a pure function of (seed, step)."""
     rng = random.Random(f"{stage.seed}/{stage.name}/{step}")
-    numbered, batch, questions = phase.numbered, phase.batch, phase.questions
+    numbered, plain, batch, questions = phase.numbered, phase.plain, phase.batch, phase.questions
     if phase.total_orders:
         low, high = numbered
         count = round(low * (high / low) ** rng.random())  # long ones are rarer: log-uniform
-        numbered, batch = (count, count), max(1, phase.total_orders // count)
+        batch = max(1, phase.total_orders // count)
+        numbered = (count, count)
+        if phase.plain_share:
+            # Numbers have two digits, and one must be left that nobody has said.
+            hay = max(count - 99, round(count * rng.uniform(0, phase.plain_share)))
+            numbered, plain = (count - hay, count - hay), (hay, hay)
         questions = phase.batch * phase.questions // batch
     samples = [
         build_sample(
             rng,
             pool,
             rng.randint(*numbered),
-            rng.randint(*phase.plain),
+            rng.randint(*plain),
             questions,
             phase.transcripts,
             rng.uniform(0, phase.thin),
