@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from speech_xl.allocator import release_free_memory
 from speech_xl.asking import LONGEST_ANSWER, Asking
 from speech_xl.audio import file_sha256
 from speech_xl.backend import Backend, load_backend
@@ -38,6 +39,7 @@ from speech_xl.schedule import (
 from speech_xl.summarizers import DEFAULT_INTERVAL, UNTRAINED_RATIOS, choose_summarizer
 from speech_xl.turns import FairLock
 
+INTERVALS_PER_RELEASE = 12  # often enough to stay flat, rarely enough to cost nothing
 DEFAULT = "default"  # the ratio that the checkpoint's training recommends
 
 
@@ -184,6 +186,7 @@ class Listening:
             self._memory = self._make_memory(self._state, self._plans, self._scheduler.tokens, digest)
         finally:
             self._reader.close()
+            release_free_memory()
 
     def _hear(self, windows: HeardWindows) -> None:
         config = self._model.config
@@ -204,6 +207,8 @@ class Listening:
             # A summarizer's selection grows with its memory; what is kept of a plan must not.
             self._plans.append(dataclasses.replace(plan, selection=None))
             self._queued -= tokens
+        if len(self._plans) % INTERVALS_PER_RELEASE == 0:
+            release_free_memory()
         energy = np.concatenate(self._levels)
         self._levels = [energy[tokens:]]
         level = 10 * np.log10(max(float(energy[:tokens].mean()), 1e-10))

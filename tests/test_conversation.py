@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from speech_xl import conversation
+from speech_xl.allocator import release_free_memory
 from speech_xl.conversation import Listening, SpeechModel, ask
 from speech_xl.errors import QuestionError
 from speech_xl.evidence import find_evidence
@@ -68,6 +72,32 @@ def test_cancelling_stops_the_reader_and_leaves_no_memory(tiny_speech_model: Spe
     assert number < 30 and not reader_threads()
     with pytest.raises(RuntimeError):
         _ = listening.memory
+
+
+def test_freed_memory_is_given_back_while_listening_and_at_its_end(
+    tiny_speech_model: SpeechModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(conversation, "release_free_memory", lambda: calls.append(len(listening._plans)))
+    listening = Listening(tiny_speech_model, write_sound(tmp_path / "talk.wav", 40.0), 8)
+    list(listening)
+    every = conversation.INTERVALS_PER_RELEASE
+    assert calls == [*range(every, len(listening._plans) + 1, every), len(listening._plans)] and len(calls) > 2
+
+
+def test_freed_memory_leaves_the_process() -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux tells a process's own memory here")
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    blocks = [np.ones(10_000, np.float64) for _ in range(2000)]  # each below the size that gets a mapping of its own
+    full = resident()
+    kept = blocks[-1]
+    del blocks
+    release_free_memory()
+    assert full - resident() > 100 * 2**20 and kept.all()
 
 
 def test_leaving_the_loop_stops_the_reader(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
