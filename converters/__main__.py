@@ -7,15 +7,20 @@ exit code 2.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from converters.convert import check_output, convert
+from converters.convert import convert
 from converters.family import NO_REASON
-from converters.plan import DTYPES, Options, Plan, make_plan
-from converters.source import fetch
+from converters.hub import fetch, upload
+from converters.output import check_output, output_folder
+from converters.plan import DTYPES, Options, Plan, make_plan, name_of
+from converters.source import unread_files
 from converters.stream import Packing
-from speech_xl.errors import OutputError, SpeechXLError
+from speech_xl.backend import install_hint, is_installed
+from speech_xl.checkpoints import hub_client
+from speech_xl.errors import BackendError, CheckpointError, SpeechXLError
 from speech_xl.schedule import format_bytes
 
 
@@ -26,10 +31,10 @@ def parser() -> argparse.ArgumentParser:
     add("--decoder", metavar="SOURCE", help="the Qwen2 or Qwen2.5 model to join to a Whisper source")
     add("--mlx-path", default="mlx_model", metavar="FOLDER", help="the output folder (default: %(default)s)")
     add("--to", choices=("torch", "mlx"), help="layout of the output (default: torch, or mlx with -q)")
-    add("--dtype", choices=tuple(DTYPES), help="type of the output's numbers (default: the source's)")
+    add("--dtype", choices=tuple(DTYPES), help="type of the output's numbers (default: one that loses nothing)")
     add("-q", "--quantize", action="store_true", help="pack the decoder's weights for MLX")
-    add("--q-bits", type=int, choices=(4, 8), default=4, help="bits of a packed weight (default: %(default)s)")
-    add("--q-group-size", type=int, choices=(32, 64, 128), default=64, help="weights that share a scale")
+    add("--q-bits", type=int, choices=(4, 8), help="bits of a packed weight (default: 4)")
+    add("--q-group-size", type=int, choices=(32, 64, 128), help="weights that share a scale (default: 64)")
     add("--with-sst", action="store_true", help="add freshly initialised SST parameters, for training")
     add("--revision", help="branch, tag or commit of a Hub id")
     add("--decoder-revision", help="branch, tag or commit of --decoder")
@@ -39,16 +44,29 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def report(plan: Plan, folder: Path, out: Path) -> None:
-    """What was made of which commit, and every tensor of the source that was left out."""
-    parts = [plan.config.layout, plan.config.dtype]
+def say(line: str) -> None:
+    """Print, whoever reads: a closed pipe stops neither the conversion nor an upload, and names may be no text."""
+    try:
+        print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def report(plan: Plan, folders: list[Path], out: Path) -> None:
+    """What was made of which commits, what was rounded, and everything of the sources that was left out."""
+    parts = [plan.config.layout, plan.dtypes]
     if plan.config.quantization:
         parts.append(f"{plan.config.quantization['bits']} bits")
-    print(f"{plan.family}: {len(plan.recipes)} tensors, {format_bytes(plan.size)} ({', '.join(parts)}) in {out}")
-    if folder.parent.name == "snapshots":
-        print(f"from commit {folder.name}; name it with --revision to get the same again")
+    say(f"{plan.family}: {len(plan.recipes)} tensors, {format_bytes(plan.size)} ({', '.join(parts)}) in {out}")
+    for folder, flag in zip(folders, ("--revision", "--decoder-revision"), strict=False):
+        if folder.parent.name == "snapshots":
+            say(f"from commit {folder.name} of {name_of(folder)}; name it with {flag} to get the same again")
+    if plan.narrowed:
+        say(f"rounded to {plan.dtypes}: {len(plan.narrowed)} tensors, {plan.narrowed[0].name} first")
+    for path in (path for folder in folders for path in unread_files(folder)):
+        say(f"not read: {path.name} (not in the index, or beside the weights of {path.parent.name})")
     for name, reason in plan.unused:
-        print(f"not used: {name} ({reason})")
+        say(f"not used: {name} ({reason})")
     if plan.tokenizer is None:
         print("The source has no tokenizer; put its tokenizer.json into the output before asking.", file=sys.stderr)
     strange = [name for name, reason in plan.unused if reason == NO_REASON]
@@ -56,44 +74,42 @@ def report(plan: Plan, folder: Path, out: Path) -> None:
         print(f"{len(strange)} tensors are no part of a known {plan.family}, {strange[0]} first.", file=sys.stderr)
 
 
-def upload(out: Path, repo: str) -> None:
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
-
-    try:
-        api = HfApi()
-        api.create_repo(repo, exist_ok=True)
-        api.upload_folder(folder_path=str(out), repo_id=repo)
-    except (
-        HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, httpx.HTTPError, OSError
-    ) as error:  # fmt: skip
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OutputError(f"{out} is complete but was not uploaded to {repo} ({reason}); try hf upload.") from None
+def packing_of(arguments: argparse.Namespace) -> Packing | None:
+    """How to pack, if at all; refused before anything is downloaded."""
+    if not arguments.quantize:
+        if arguments.q_bits or arguments.q_group_size:
+            raise CheckpointError("--q-bits and --q-group-size are for packed weights; add -q or leave them out.")
+        return None
+    if not is_installed("mlx"):
+        raise BackendError(f"-q packs with MLX, which is not installed; {install_hint('mlx')}.")
+    return Packing(arguments.q_group_size or 64, arguments.q_bits or 4)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    packing = Packing(arguments.q_group_size, arguments.q_bits) if arguments.quantize else None
+    packing = packing_of(arguments)
     layout = arguments.to or ("mlx" if packing else "torch")
     options = Options(layout, arguments.dtype, packing, arguments.with_sst)
-    out = Path(arguments.mlx_path).expanduser()
+    out = output_folder(arguments.mlx_path)
     check_output(out, [], arguments.overwrite)  # before a download of hours
+    if arguments.upload_repo:
+        hub_client()
     folder = fetch(arguments.hf_path, arguments.revision)
     decoder = fetch(arguments.decoder, arguments.decoder_revision) if arguments.decoder else None
-    check_output(out, [folder] + ([decoder] if decoder else []), arguments.overwrite)
+    folders = [folder] + ([decoder] if decoder else [])
+    check_output(out, folders, arguments.overwrite)
     plan = make_plan(folder, decoder, options)
     verify = None
     if arguments.verify:
         from converters.verify import Verifier
 
         verify = Verifier(plan, folder, decoder)
-    convert(plan, options, out, verify)
-    report(plan, folder, out)
+    convert(plan, options, out, arguments.overwrite, verify)
+    report(plan, folders, out)
     for line in verify.lines if verify else []:
-        print(f"verified: {line}")
+        say(f"verified: {line}")
     if arguments.upload_repo:
         upload(out, arguments.upload_repo)
-        print(f"uploaded to {arguments.upload_repo}")
+        say(f"uploaded to {arguments.upload_repo}")
 
 
 def main(words: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ it opens no files and holds no tensors.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,6 +109,12 @@ def text_decoder(config: Json, tied: bool) -> DecoderConfig:
     require(float(rope.get("partial_rotary_factor", 1.0)) == 1.0, "its decoder rotates only a part of each head")
     sliding = config.get("sliding_window") if config.get("use_sliding_window", kind == "mistral") else None
     require(sliding is None, "its decoder attends in a sliding window, which is not supported")
+    layers = config.get("layer_types") or ()
+    require(all(kind == "full_attention" for kind in layers), "some layers of its decoder attend to a part only")
+    theta = float(rope.get("rope_theta") or field(config, "rope_theta", default=10_000.0))
+    epsilon = float(field(config, "rms_norm_eps", default=1e-6))
+    for name, number in (("rope_theta", theta), ("rms_norm_eps", epsilon)):
+        require(0 < number < math.inf, f"its {name} is {number} where a positive number belongs")
     heads, width = field(config, "num_attention_heads"), field(config, "hidden_size")
     biased = kind == "qwen2" or bool(config.get("attention_bias", False))
     return DecoderConfig(
@@ -118,8 +125,8 @@ def text_decoder(config: Json, tied: bool) -> DecoderConfig:
         num_attention_heads=heads,
         num_key_value_heads=field(config, "num_key_value_heads", default=heads),
         head_dim=field(config, "head_dim", default=width // heads),
-        rope_theta=float(rope.get("rope_theta") or field(config, "rope_theta", default=10_000.0)),
-        rms_norm_eps=float(field(config, "rms_norm_eps", default=1e-6)),
+        rope_theta=theta,
+        rms_norm_eps=epsilon,
         attention_bias=biased,
         attention_output_bias=biased and kind != "qwen2",
         mlp_bias=bool(config.get("mlp_bias", False)),

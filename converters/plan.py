@@ -5,25 +5,29 @@ It reads configurations and headers, and names what is missing, misshapen or lef
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
 from converters import qwen2_audio, voxtral, whisper_qwen2
-from converters.family import Family, Json
+from converters.family import NO_REASON, Family, Json
 from converters.source import Stored, read_json, tensors_of
 from converters.stream import Packing, Recipe
 from converters.words import load_tokenizer, prompt_config
-from speech_xl.checkpoints import expected_tensors
+from speech_xl.checkpoints import expected_tensors, packed_tensors
 from speech_xl.config import ModelConfig, SSTConfig, from_dict
 from speech_xl.errors import CheckpointError
 
 FAMILIES = {"qwen2_audio": qwen2_audio.FAMILY, "voxtral": voxtral.FAMILY}
 SUPPORTED = "Qwen2-Audio, Voxtral, Whisper with --decoder Qwen2 or Qwen2.5, and Speech-XL's own torch and mlx layouts"
+OWN = "Speech-XL"
+NUMBERS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FRESH_SST = SSTConfig(interval=64, ratios=(2, 4, 8, 16), default_ratio=8, trained=False)
 
@@ -53,19 +57,32 @@ class Plan:
     def size(self) -> int:
         return sum(recipe.size for recipe in self.recipes)
 
+    @property
+    def dtypes(self) -> str:
+        """The types of the output's numbers, in words."""
+        return " and ".join(sorted({str(recipe.dtype).removeprefix("torch.") for recipe in self.recipes}))
+
+    @property
+    def narrowed(self) -> list[Recipe]:
+        """What the output's type rounds."""
+        return [recipe for recipe in self.recipes if recipe.is_narrowed]
+
 
 def make_plan(folder: Path, decoder: Path | None, options: Options) -> Plan:
     """Understand a source folder (and, for Whisper, its decoder's); CheckpointError says what it lacks."""
     config = read_config(folder)
     if config.get("model_type") == "speech_xl":
-        return own_plan(folder, from_dict(config), options)
-    if config.get("quantization_config") or config.get("quantization"):
-        raise CheckpointError(f"{folder} is already quantized; convert the original, and quantize with -q.")
+        if decoder is not None:
+            raise CheckpointError(f"--decoder is for Whisper sources; {folder} is a Speech-XL model and has its own.")
+        with explained(folder):
+            return own_plan(folder, from_dict(config), options)
+    refuse_quantized(folder, config)
     if config.get("model_type") == "whisper":
         if decoder is None:
             raise CheckpointError("A Whisper model alone cannot answer; name a Qwen2 decoder with --decoder.")
         family, words = whisper_qwen2.FAMILY, decoder
         config = {"audio_config": config, "text_config": read_config(decoder), "model_type": "whisper_qwen2"}
+        refuse_quantized(decoder, config["text_config"])
         prefixes = ((whisper_qwen2.SPEECH, folder), (whisper_qwen2.TEXT, decoder))
         stored = {prefix + name: t for prefix, where in prefixes for name, t in tensors_of(where).items()}
     else:
@@ -77,27 +94,26 @@ def make_plan(folder: Path, decoder: Path | None, options: Options) -> Plan:
             raise CheckpointError(f"--decoder is for Whisper sources; {folder} is {found.name} and has its own.")
         family, words = found, folder
         stored = tensors_of(folder)
-    try:
+    with explained(*dict.fromkeys((folder, words))):
         ours = family.translate(config, frozenset(stored))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"The config.json of {folder} holds a value of the wrong kind ({error}).") from None
-    tokenizer = load_tokenizer(words)
-    ours = dataclasses.replace(ours, prompt=prompt_config(family, words, config, tokenizer), name=name_of(folder))
+        tokenizer = load_tokenizer(words)
+        ours = dataclasses.replace(ours, prompt=prompt_config(family, words, config, tokenizer), name=name_of(folder))
+        check_layers(ours, stored)
     table, unused = used_tensors(family, stored)
     wanted = expected_tensors(ours)
     fresh = (lambda name: name.startswith("speech.adapter.")) if family is whisper_qwen2.FAMILY else (lambda _: False)
     for name in wanted:
         if name not in table and not fresh(name):
-            raise CheckpointError(
-                f"{folder} lacks the tensor {bare(family.theirs(name))} (our {name}); download it again."
-            )
+            theirs = family.theirs(name)
+            home = words if theirs.startswith(whisper_qwen2.TEXT) else folder
+            raise CheckpointError(f"{home} lacks the tensor {bare(theirs)} (our {name}); download it again.")
     for name in list(table):
         if name not in wanted:
             unused.append((table.pop(name)[0], "the configuration has no use for it"))
     for name, (theirs, tensor) in table.items():
         if tensor.shape != wanted[name]:
             raise CheckpointError(
-                f"{folder}: the tensor {bare(theirs)} has shape {list(tensor.shape)} where its config.json needs "
+                f"{tensor.path.parent}: the tensor {bare(theirs)} has shape {list(tensor.shape)} where its config.json needs "
                 f"{list(wanted[name])}; download it again."
             )
     tensors = {name: tensor for name, (_, tensor) in table.items()}
@@ -109,6 +125,29 @@ def read_config(folder: Path) -> Json:
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json; it is no model folder, or half downloaded.")
     return read_json(path)
+
+
+@contextlib.contextmanager
+def explained(*folders: Path) -> Iterator[None]:
+    """Any value may have any type in a stranger's file: what fails on one is a sentence."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        where = " or ".join(map(str, folders))
+        raise CheckpointError(f"A .json file of {where} holds a value of the wrong kind ({error!r}).") from None
+
+
+def refuse_quantized(folder: Path, config: Json) -> None:
+    for part in (config, config.get("text_config"), config.get("audio_config")):
+        if isinstance(part, dict) and (part.get("quantization_config") or part.get("quantization")):
+            raise CheckpointError(f"{folder} is already quantized; convert the original, and quantize with -q.")
+
+
+def check_layers(config: ModelConfig, stored: Collection[str]) -> None:
+    """Before tables are made of as many layers as a configuration claims."""
+    layers = max(config.encoder.encoder_layers, config.decoder.num_hidden_layers)
+    if layers > len(stored):
+        raise CheckpointError(f"The config.json speaks of {layers} layers where only {len(stored)} tensors are stored.")
 
 
 def name_of(folder: Path) -> str:
@@ -144,29 +183,33 @@ def own_plan(folder: Path, config: ModelConfig, options: Options) -> Plan:
     """From one of our layouts: torch, mlx, or mlx with packed weights."""
     stored = tensors_of(folder)
     packed: dict[str, tuple[Stored, Stored, Packing]] = {}
+    check_layers(config, stored)
     wanted = expected_tensors(config)
+    shapes = dict(wanted)
     if config.quantization is not None:
-        packing = Packing(config.quantization["group_size"], config.quantization["bits"])
-        for name in wanted:
-            base = name.removesuffix(".weight")
-            if f"{base}.scales" in stored and f"{base}.biases" in stored:
-                packed[name] = (stored[f"{base}.scales"], stored[f"{base}.biases"], packing)
         if options.packing is not None:
             raise CheckpointError(f"{folder} is already quantized; convert the original, and quantize with -q.")
-    parts = {f"{n.removesuffix('.weight')}.{part}" for n in packed for part in ("scales", "biases")}
-    unused = [(n, "no part of this architecture") for n in stored if n not in wanted and n not in parts]
-    for name, shape in wanted.items():
-        if name not in stored:
-            raise CheckpointError(f"{folder} lacks the tensor {name}; copy or convert it again.")
-        if name in packed:
-            shape = (shape[0], shape[1] * packed[name][2].bits // 32)
+        packing = Packing(config.quantization["group_size"], config.quantization["bits"])
+        for name, shape in wanted.items():
+            base = name.removesuffix(".weight")
+            if len(shape) == 2 and f"{base}.scales" in stored:
+                shapes |= packed_tensors(name, shape, **config.quantization)
+                if f"{base}.biases" in stored:
+                    packed[name] = (stored[f"{base}.scales"], stored[f"{base}.biases"], packing)
+    unused = [(name, NO_REASON) for name in stored if name not in shapes]
+    if missing := [name for name in shapes if name not in stored]:
+        raise CheckpointError(f"{folder} lacks the tensor {missing[0]}; copy or convert it again.")
+    for name, shape in shapes.items():
         if stored[name].shape != shape:
             raise CheckpointError(
                 f"{folder}: the tensor {name} has shape {list(stored[name].shape)} where config.json needs {list(shape)}; "
                 "copy or convert it again."
             )
+        kinds = {torch.uint32} if name in packed else NUMBERS
+        if stored[name].dtype not in kinds:
+            raise CheckpointError(f"{folder}: the tensor {name} holds {stored[name].dtype}; copy or convert it again.")
     tensors = {name: stored[name] for name in wanted}
-    return finish("Speech-XL", config, tensors, packed, unused, load_tokenizer(folder), stored.values(), options)
+    return finish(OWN, config, tensors, packed, unused, load_tokenizer(folder), stored.values(), options)
 
 
 def finish(
@@ -184,14 +227,18 @@ def finish(
         raise CheckpointError("This checkpoint has SST parameters already; convert it without --with-sst.")
     if options.packing is not None and options.layout != "mlx":
         raise CheckpointError("Only MLX computes with packed weights; quantize with --to mlx.")
-    floats = [t.dtype for n, t in tensors.items() if n not in packed] or [torch.float32]
-    own_type = max(set(floats), key=floats.count)
-    dtype = DTYPES[options.dtype] if options.dtype else own_type if own_type in DTYPES.values() else torch.float32
+    for name, tensor in tensors.items():
+        if name not in packed and tensor.dtype not in NUMBERS:
+            raise CheckpointError(
+                f"The tensor {name} holds {tensor.dtype}, which is quantized or no number; take the original."
+            )
+    dtypes = output_types(tensors, packed, options.dtype, keeps_own=family == OWN)
+    widest = reduce(torch.promote_types, dtypes.values())
     is_swapped = config.layout != options.layout
     target = dataclasses.replace(
         config,
         layout=options.layout,
-        dtype=next(name for name, value in DTYPES.items() if value == dtype),
+        dtype=next(name for name, value in DTYPES.items() if value == widest),
         sst=FRESH_SST if options.with_sst else config.sst,
         quantization=dataclasses.asdict(options.packing) if options.packing else None,
     )
@@ -200,16 +247,15 @@ def finish(
         source = tensors.get(name)
         if source is None and name == "decoder.sst_embedding":
             row = end_row(target, tokenizer)
-            recipes.append(Recipe(name, shape, dtype, tensors["decoder.embed_tokens.weight"], row=row))
+            embeddings = "decoder.embed_tokens.weight"
+            recipes.append(Recipe(name, shape, dtypes[embeddings], tensors[embeddings], row=row))
             continue
         origin = name if source is not None else name.replace(".sst_", ".")
         source = tensors.get(origin)
-        if source is not None and not source.dtype.is_floating_point and origin not in packed:
-            raise CheckpointError(f"The tensor {name} holds {source.dtype} where numbers with a fraction belong.")
         is_linear = name.startswith("decoder.") and name.endswith(".weight")
         recipes.append(
             Recipe(
-                name, shape, dtype, source,
+                name, shape, dtypes.get(origin, widest), source,
                 swap=is_swapped and len(shape) == 3,
                 packed=packed.get(origin),
                 packing=options.packing if is_linear and options.packing and options.packing.fits(shape) else None,
@@ -217,6 +263,22 @@ def finish(
         )  # fmt: skip
     files = list(dict.fromkeys(t.path for t in stored))
     return Plan(family, target, recipes, unused, tokenizer, files)
+
+
+def output_types(
+    tensors: dict[str, Stored], packed: dict[str, tuple[Stored, Stored, Packing]], chosen: str | None, keeps_own: bool
+) -> dict[str, torch.dtype]:
+    """Our name -> type of each output. Without a choice nothing is rounded, but for float64, which no layout has.
+
+    Our own layouts keep each tensor's type, so that they convert into each other and back bit for bit; other
+    sources get one type that holds them all.
+    """
+    own = {name: packed[name][0].dtype if name in packed else tensor.dtype for name, tensor in tensors.items()}
+    own = {name: torch.float32 if dtype == torch.float64 else dtype for name, dtype in own.items()}
+    if chosen is not None or not keeps_own:
+        one = DTYPES[chosen] if chosen is not None else reduce(torch.promote_types, own.values())
+        return dict.fromkeys(own, one)
+    return own
 
 
 def end_row(config: ModelConfig, tokenizer: Tokenizer | None) -> int:

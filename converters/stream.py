@@ -22,6 +22,7 @@ from converters.source import Stored
 from speech_xl.errors import CheckpointError
 
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint32: "U32"}
+WORDS = 8 * 2**20  # bytes of packed words that are unpacked at a time: each becomes up to eight numbers
 SHARD = 2 * 2**30  # bytes in one output file: what a killed conversion does again, at most
 
 
@@ -67,14 +68,31 @@ class Recipe:
         }
 
     @property
+    def is_narrowed(self) -> bool:
+        """Whether some number of the source's type is rounded in the output's."""
+        return self.source is not None and not holds(
+            self.dtype, self.packed[0].dtype if self.packed else self.source.dtype
+        )
+
+    @property
     def size(self) -> int:
         return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.outputs().values())
 
     def pieces(self) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Blocks of rows of every output, in order."""
+        """Blocks of rows of every output, in order; CheckpointError for a number that the output cannot hold."""
         for piece in self.numbers():
-            piece = piece.to(self.dtype)
-            yield (piece,) if self.packing is None else pack(piece, self.packing)
+            made = piece.to(self.dtype)
+            blocks = (made,) if self.packing is None else pack(made, self.packing)
+            if not all(torch.isfinite(block).all() for block in (made, *blocks) if block.is_floating_point()):
+                raise CheckpointError(self.describe_overflow(piece))
+            yield blocks
+
+    def describe_overflow(self, piece: torch.Tensor) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        wider = {"float16": "bfloat16", "bfloat16": "float32"}.get(kind)
+        if wider is None or not torch.isfinite(piece).all():
+            return f"The tensor {self.name} holds numbers that are not finite; the source is broken, download it again."
+        return f"The tensor {self.name} holds numbers that {kind} cannot; use --dtype {wider}."
 
     def numbers(self) -> Iterator[torch.Tensor]:
         if self.source is None:
@@ -84,13 +102,18 @@ class Recipe:
         elif self.packed is not None:
             scales, biases, packing = self.packed
             first = 0
-            for words in self.source.pieces():
+            for words in self.source.pieces(WORDS):
                 rows = scales.rows(first, len(words)), biases.rows(first, len(words))
                 yield unpack(words, *rows, packing)
                 first += len(words)
         else:
             for piece in self.source.pieces():
                 yield piece.transpose(1, 2) if self.swap else piece
+
+
+def holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    """Whether every number of the type `narrow` is one of `wide`, too."""
+    return torch.promote_types(narrow, wide) == wide
 
 
 def fresh(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -115,8 +138,8 @@ def pack(numbers: torch.Tensor, packing: Packing) -> tuple[torch.Tensor, torch.T
 
 def unpack(words: torch.Tensor, scales: torch.Tensor, biases: torch.Tensor, packing: Packing) -> torch.Tensor:
     """(R, D) float32 of packed words."""
-    shifts = torch.arange(0, 32, packing.bits)
-    numbers = words.view(torch.int32).to(torch.int64)[..., None] >> shifts & (2**packing.bits - 1)
+    shifts = torch.arange(0, 32, packing.bits, dtype=torch.int32)
+    numbers = words.view(torch.int32)[..., None] >> shifts & (2**packing.bits - 1)
     grouped = numbers.flatten(1).unflatten(1, (-1, packing.group_size)).float()
     return (grouped * scales.float()[..., None] + biases.float()[..., None]).flatten(1)
 

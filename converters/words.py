@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from converters.family import Family, Json
-from converters.source import read_json
+from converters.source import first_line, read_json
 from speech_xl.config import PromptConfig
 from speech_xl.errors import CheckpointError
 
@@ -29,40 +29,44 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         try:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # the tokenizers library raises plain Exception for any malformed file
-            raise CheckpointError(f"{path} cannot be read ({error}); copy or download it again.") from None
+            raise CheckpointError(f"{path} cannot be read ({first_line(error)}); copy or download it again.") from None
     if (folder / "tekken.json").is_file():
-        return from_tekken(folder / "tekken.json")
+        path = folder / "tekken.json"
+        try:
+            return from_tekken(path)
+        except CheckpointError:
+            raise
+        except Exception as error:  # missing fields, and what the tokenizers library says of bad ones
+            reason = first_line(error)
+            raise CheckpointError(f"{path} is no tekken tokenizer ({reason}); download it again.") from None
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         from transformers import AutoTokenizer
 
         try:
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
-        except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"The tokenizer of {folder} cannot be read ({error}); download it again.") from None
+        except Exception as error:  # two libraries that fail in many ways on malformed files
+            reason = first_line(error)
+            raise CheckpointError(f"The tokenizer of {folder} cannot be read ({reason}); download it again.") from None
     return None
 
 
 def from_tekken(path: Path) -> Tokenizer:
     """Mistral's tekken format: ranked byte strings behind a block of special tokens."""
     data = read_json(path)
-    try:
-        settings = data["config"]
-        specials = int(settings["default_num_special_tokens"])
-        words = {
-            base64.b64decode(entry["token_bytes"]): entry["rank"]
-            for entry in data["vocab"][: int(settings["default_vocab_size"]) - specials]
-        }
-        named = {entry["rank"]: entry["token_str"] for entry in data.get("special_tokens") or []}
-        pattern = settings["pattern"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is no tekken tokenizer ({error!r}); download it again.") from None
+    settings = data["config"]
+    specials = int(settings["default_num_special_tokens"])
+    words = {
+        base64.b64decode(entry["token_bytes"]): entry["rank"]
+        for entry in data["vocab"][: int(settings["default_vocab_size"]) - specials]
+    }
+    named = {entry["rank"]: entry["token_str"] for entry in data.get("special_tokens") or []}
     letters = byte_letters()
     vocabulary = {named.get(i, f"<SPECIAL_{i}>"): i for i in range(specials)}
     vocabulary |= {"".join(letters[b] for b in word): rank + specials for word, rank in words.items()}
     tokenizer = Tokenizer(BPE(vocabulary, merges_of(words, letters), fuse_unk=False, ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.Split(Regex(settings["pattern"]), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -94,7 +98,10 @@ def chat_template(folder: Path) -> str | None:
     """The template that a folder brings, wherever transformers may have put it."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); copy or download it again.") from None
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             template = read_json(folder / name).get("chat_template")

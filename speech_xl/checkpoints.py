@@ -9,6 +9,7 @@ import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 
 from safetensors import SafetensorError, safe_open
 
@@ -23,31 +24,84 @@ def resolve_checkpoint(model: str | None = None) -> Path:
     """None or "nano" is the embedded model; else a folder, or a Hub id to download (resumed if broken off)."""
     if model is None or model == EMBEDDED:
         return EMBEDDED_FOLDER
-    try:
-        folder = Path(model).expanduser()
-    except RuntimeError as error:
-        raise CheckpointError(f"There is no checkpoint folder {model}: its home folder is unknown.") from error
-    if folder.is_dir():
+    folder = find_folder(model)
+    if folder is not None:
         return folder
     if model.count("/") != 1 or model.startswith(("/", ".", "~")):
         raise CheckpointError(
             f"There is no checkpoint folder {model}; name a folder, {EMBEDDED!r}, or a Hub id owner/name."
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    return download(model, allow_patterns=["*.json", "*.safetensors"])
+
+
+def find_folder(name: str) -> Path | None:
+    """The folder of that name; None for anything else, however strange."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if name and folder.is_dir() else None
+    except (OSError, RuntimeError):  # too long a name, or a home folder that nobody has
+        return None
+
+
+def download(name: str, revision: str | None = None, **patterns: list[str]) -> Path:
+    """The snapshot of a Hub id (resumed if broken off); CheckpointError says why there is none."""
+    client = hub_client()
+    try:
+        return Path(client.snapshot_download(name, revision=revision, **patterns))
+    except client.errors.HFValidationError as error:
+        raise CheckpointError(f"{name!r} is neither a folder nor a valid Hub id ({error}).") from None
+    except hub_errors() as error:
+        raise CheckpointError(describe_hub_error(name, revision, error)) from None
+
+
+def hub_client() -> ModuleType:
+    """huggingface_hub, which reads HF_ENDPOINT when it is loaded; CheckpointError if that is no address at all."""
+    import huggingface_hub
+    import huggingface_hub.errors
 
     try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors"]))
-    except HFValidationError as error:
-        raise CheckpointError(f"{model!r} is neither a folder nor a valid Hub id ({error}).") from error
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{model} is not on this machine and the Hub cannot be reached; connect, or download it first."
-        ) from error
-    except HfHubHTTPError as error:
-        raise CheckpointError(
-            f"The Hub does not give {model} (missing, or gated: accept its terms and run `hf auth login`)."
-        ) from error
+        _ = huggingface_hub.snapshot_download, huggingface_hub.HfApi  # loads the parts that talk
+    except ValueError as error:
+        raise CheckpointError(f"HF_ENDPOINT is no web address ({error}); correct it or unset it.") from None
+    return huggingface_hub
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the Hub's client raises for networks and answers of every kind; its own errors are OSErrors or HTTPErrors."""
+    from huggingface_hub.utils import httpx  # the HTTP library of this version of the client, whatever its name
+
+    strange_answers = (ValueError, LookupError, AssertionError, RuntimeError)
+    return httpx.HTTPError, httpx.InvalidURL, OSError, *strange_answers
+
+
+def describe_hub_error(name: str, revision: str | None, error: Exception) -> str:
+    """Why there is no download of `name`, and what to do."""
+    from huggingface_hub import errors
+    from huggingface_hub.utils import httpx
+
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        if not isinstance(error.__cause__, errors.HfHubHTTPError):
+            return f"{name} is not on this machine and the Hub cannot be reached; connect, or download it first."
+        error = error.__cause__
+    if isinstance(error, errors.GatedRepoError):
+        return f"{name} is gated; accept its terms on huggingface.co, run `hf auth login`, and try again."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{name} has no revision {revision}; look at its commits on huggingface.co."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"The Hub has no {name}, or it is private; check the name or run `hf auth login`."
+    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+        return f"HF_ENDPOINT is no web address ({error}); correct it or unset it."
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if status in (401, 403):
+        return f"The Hub does not let this account read {name} ({status}); run `hf auth login` with one that may."
+    if status == 404:
+        return f"The Hub has no such file of {name}; look at it on huggingface.co."
+    if status == 429:
+        return f"The Hub had too many requests from here ({status}); run it again in some minutes, it continues."
+    if status is not None:
+        return f"The Hub did not answer about {name} ({status}); run it again later, it continues."
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"The download of {name} broke off ({lines[0]}); run it again, it continues."
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:

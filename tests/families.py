@@ -1,4 +1,4 @@
-"""Tiny random checkpoints as transformers itself saves them, and what transformers computes with them."""
+"""Tiny random checkpoints as transformers itself saves them, what it computes with them, and converting them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 from transformers import (
     PreTrainedTokenizerFast,
@@ -20,6 +22,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from converters.__main__ import main
 from tests.tiny import TOKENIZER
 
 SPECIALS = {
@@ -118,3 +121,38 @@ def their_logits(folder: Path, mel: np.ndarray, frames: list[int], before: list[
             attention_mask=torch.ones_like(ids),
         )
         return made.logits[0, -1].numpy()
+
+
+def run(folder: Path | str, out: Path, *more: str) -> int:
+    return main(["--hf-path", str(folder), "--mlx-path", str(out), *more])
+
+
+def refusal(capsys: pytest.CaptureFixture, folder: Path | str, out: Path, *more: str) -> str:
+    """The one sentence of a refused conversion; nothing may be left of it under the output's name."""
+    before = sorted(p.name for p in out.iterdir()) if out.is_dir() else None
+    capsys.readouterr()
+    assert run(folder, out, *more) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    lines = [line for line in streams.err.splitlines() if line and not line.startswith("converting")]
+    assert len(lines) == 1 and lines[0].endswith("."), streams.err
+    assert (sorted(p.name for p in out.iterdir()) if out.is_dir() else None) == before
+    return lines[0]
+
+
+def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        found |= load_file(path)
+    return found
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def drop(folder: Path, name: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
