@@ -113,6 +113,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
+    if sys.stderr is None:  # closed by whoever started this; progress bars need one
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         run(parser().parse_args(words))
     except SpeechXLError as error:

@@ -32,6 +32,7 @@ def output_folder(name: str) -> Path:
         out = Path(name).expanduser().resolve()
         for path in (out, work_folder(out), name_aside(out)):
             path.exists()  # too long a name is found here and not after hours
+        str(out).encode()  # libraries that write files refuse names that are no text
     except (OSError, RuntimeError, ValueError) as error:
         raise OutputError(f"{name!r} cannot be an output folder ({error}); name another one.") from None
     return out
