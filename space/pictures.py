@@ -5,6 +5,7 @@ Everything that comes from a visitor is escaped here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -36,6 +37,11 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def times(evidence: Evidence, between: str = "-") -> str:
+    """From when to when, in whole seconds that hold all of it."""
+    return f"{clock(evidence.start)}{between}{clock(math.ceil(evidence.end))}"
 
 
 def figures(heard: Heard | None, memory: AudioMemory | None = None) -> str:
@@ -89,7 +95,7 @@ def timeline(events: Sequence[Heard], evidence: Sequence[Evidence] = (), done: b
     strongest = max((e.weight for e in evidence), default=1.0)
     glow = "".join(
         f'<rect class="evidence" x="{e.start / total * 1000:.1f}" y="2" width="{max(3.0, (e.end - e.start) / total * 1000):.1f}" '
-        f'height="12" opacity="{0.25 + 0.75 * e.weight / strongest:.2f}"><title>{clock(e.start)}-{clock(e.end)}</title></rect>'
+        f'height="12" opacity="{0.25 + 0.75 * e.weight / strongest:.2f}"><title>{times(e)}</title></rect>'
         for e in evidence
     )
     heard = events[-1].seconds
@@ -116,8 +122,8 @@ def evidence_buttons(evidence: Sequence[Evidence]) -> str:
     if not evidence:
         return '<div class="sxl-evidence sxl-empty">Where an answer comes from is shown here; press a time to hear it.</div>'
     buttons = "".join(
-        f'<button type="button" onclick="sxlPlay({e.start},{e.end})" aria-label="Play {clock(e.start)} to {clock(e.end)}">'
-        f"&#9654; {clock(e.start)}&#8211;{clock(e.end)} <small>{e.weight:.0%}</small></button>"
+        f'<button type="button" onclick="sxlPlay({e.start},{e.end})" aria-label="Play {times(e, " to ")}">'
+        f"&#9654; {times(e, '&#8211;')} <small>{e.weight:.0%}</small></button>"
         for e in evidence
     )
     return f'<div class="sxl-evidence">{buttons}</div>'

@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from space.pictures import clock
+from space.pictures import clock, times
 from speech_xl.asking import Answer
 from speech_xl.conversation import Heard, Listening, SpeechModel
 from speech_xl.memory import AudioMemory, save_memory
@@ -90,7 +90,7 @@ class Session:
         else:
             lines = [f"# {name}", ""]
             for a in self.answers:
-                times = ", ".join(f"{clock(e.start)}-{clock(e.end)}" for e in a.evidence[:3])
+                times = ", ".join(times(e) for e in a.evidence[:3])
                 partly = self.memory is None or a.heard_seconds < self.memory.seconds
                 said = f"Of the first {clock(a.heard_seconds)}: {a.answer}" if partly else a.answer
                 lines += [f"**{a.question}**", "", said + (f" ({times})" if times else ""), ""]

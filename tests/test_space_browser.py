@@ -90,14 +90,15 @@ def test_hear_ask_and_play_the_evidence(page: playwright.Page) -> None:
     shoot(page, "start")
     hear_example(page)
     assert page.locator(".sxl-timeline rect.speech").count() > 20
-    answer = put(page, "What drink is order 46?", 0)
+    put(page, "What drink is order 28?", 0)
+    playwright.expect(page.get_by_test_id("bot").first).to_have_text("cappuccino")
     shoot(page, "asked")
-    assert answer
     start = page.locator(".sxl-evidence button").first.get_attribute("onclick")
     seconds = float(start.split("(")[1].split(",")[0])
     page.locator(".sxl-evidence button").first.click()
     page.wait_for_function(f"Math.abs(document.getElementById('sxl-player').currentTime - {seconds}) < 3")
-    put(page, "What size is order 46?", 1)
+    put(page, "How many shots are in order 64?", 1)
+    playwright.expect(page.get_by_test_id("bot").nth(1)).to_have_text("double shot")
     assert page.locator(".sxl-timeline rect.evidence").count() >= 1
 
 
