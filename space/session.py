@@ -90,10 +90,10 @@ class Session:
         else:
             lines = [f"# {name}", ""]
             for a in self.answers:
-                times = ", ".join(times(e) for e in a.evidence[:3])
+                spans = ", ".join(times(e) for e in a.evidence[:3])
                 partly = self.memory is None or a.heard_seconds < self.memory.seconds
                 said = f"Of the first {clock(a.heard_seconds)}: {a.answer}" if partly else a.answer
-                lines += [f"**{a.question}**", "", said + (f" ({times})" if times else ""), ""]
+                lines += [f"**{a.question}**", "", said + (f" ({spans})" if spans else ""), ""]
             text = "\n".join(lines)
         path = self._downloads / f"conversation.{'json' if kind == 'json' else 'md'}"
         path.write_text(text, encoding="utf-8")
