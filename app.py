@@ -12,8 +12,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry; read
 
 from space.page import build_page, look
 from speech_xl.backend import BACKENDS
-from speech_xl.conversation import SpeechModel
 from speech_xl.errors import SpeechXLError
+from speech_xl.model import SpeechModel
 
 LARGEST_UPLOAD = "2gb"  # some hours of uncompressed sound
 

@@ -38,7 +38,8 @@ def write_long_recording(path: Path, source: Path, minutes: float) -> None:
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """Hear one recording in this process."""
-    from speech_xl.conversation import Listening, SpeechModel, ask
+    from speech_xl.conversation import Listening, ask
+    from speech_xl.model import SpeechModel
 
     model = SpeechModel.load(arguments.model, arguments.backend)
     started = time.monotonic()

@@ -16,10 +16,10 @@ import torch
 from tokenizers import Tokenizer
 
 from converters import qwen2_audio, voxtral, whisper_qwen2
+from converters.chat_template import load_tokenizer, prompt_config
 from converters.family import NO_REASON, Family, Json
 from converters.source import Stored, read_json, tensors_of
 from converters.stream import Packing, Recipe
-from converters.words import load_tokenizer, prompt_config
 from speech_xl.checkpoints import expected_tensors, packed_tensors
 from speech_xl.config import ModelConfig, SSTConfig, from_dict
 from speech_xl.errors import CheckpointError

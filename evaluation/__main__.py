@@ -18,8 +18,9 @@ import soundfile as sf
 from evaluation.metrics import Answered, report
 from evaluation.order_desk import DeskRecording, build_recording
 from speech_xl.config import SAMPLING_RATE
-from speech_xl.conversation import Listening, SpeechModel, ask
+from speech_xl.conversation import Listening, ask
 from speech_xl.errors import SpeechXLError
+from speech_xl.model import SpeechModel
 from speech_xl.schedule import Ratio
 from torch_backend.training.corpus import load_human, split_human
 from torch_backend.training.recipe import load_recipe

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from speech_xl.conversation import DEFAULT, SpeechModel
 from speech_xl.describe import FLOAT32, count_parameters, describe_ssts, fits_here, machine_memory, memory_per_hour
+from speech_xl.model import DEFAULT, SpeechModel
 from speech_xl.schedule import format_bytes
 
 USABLE = 0.5  # of the memory that weights leave: the rest is for the system and for work

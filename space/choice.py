@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from weakref import WeakValueDictionary
 
-from speech_xl.conversation import SpeechModel
+from speech_xl.model import SpeechModel
 
 
 class ModelChoice:

@@ -16,8 +16,9 @@ import gradio as gr
 from space.handlers import Handlers
 from space.pictures import clock
 from space.session import Session
-from speech_xl.conversation import Listening, SpeechModel, ask
+from speech_xl.conversation import Listening, ask
 from speech_xl.errors import RecordingError, SpeechXLError
+from speech_xl.model import SpeechModel
 from speech_xl.schedule import Ratio, format_bytes
 from speech_xl.summarizers import SUMMARIZERS, choose_summarizer
 

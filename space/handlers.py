@@ -21,9 +21,10 @@ from space.zero import borrow
 from speech_xl.asking import Answer
 from speech_xl.audio import probe
 from speech_xl.cli import parse_bytes, parse_ratio
-from speech_xl.conversation import DEFAULT, Listening, SpeechModel, ask
+from speech_xl.conversation import Listening, ask
 from speech_xl.errors import RecordingError, ScheduleError, SpeechXLError
 from speech_xl.memory import AudioMemory, load_memory
+from speech_xl.model import DEFAULT, SpeechModel
 
 REDRAW_SECONDS = 0.25
 CANCELLED = "Cancelled. Nothing is left running."

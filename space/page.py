@@ -19,7 +19,7 @@ from space.compare import Comparison
 from space.handlers import Handlers
 from space.session import Session
 from speech_xl.backend import BACKENDS
-from speech_xl.conversation import SpeechModel
+from speech_xl.model import SpeechModel
 
 FOLDER = Path(__file__).parent
 EXAMPLES = FOLDER / "examples"

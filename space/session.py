@@ -12,8 +12,9 @@ from pathlib import Path
 
 from space.pictures import clock, times
 from speech_xl.asking import Answer
-from speech_xl.conversation import Heard, Listening, SpeechModel
+from speech_xl.conversation import Heard, Listening
 from speech_xl.memory import AudioMemory, save_memory
+from speech_xl.model import SpeechModel
 
 
 @dataclass

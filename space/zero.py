@@ -15,8 +15,9 @@ from pathlib import Path
 
 from speech_xl.asking import Answer
 from speech_xl.audio import probe
-from speech_xl.conversation import Heard, Listening, SpeechModel, ask
+from speech_xl.conversation import Heard, Listening, ask
 from speech_xl.memory import load_memory, save_memory
+from speech_xl.model import SpeechModel
 from speech_xl.schedule import Ratio
 
 START_SECONDS = 15  # getting a GPU and moving the weights to it

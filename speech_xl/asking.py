@@ -16,9 +16,7 @@ from speech_xl.evidence import Evidence, find_evidence
 from speech_xl.memory import AudioMemory
 
 if TYPE_CHECKING:
-    from speech_xl.conversation import SpeechModel
-
-LONGEST_ANSWER = 96  # tokens
+    from speech_xl.model import SpeechModel
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from speech_xl.asking import Answer
 from speech_xl.backend import BACKENDS
-from speech_xl.conversation import DEFAULT, Listening, SpeechModel, ask
+from speech_xl.conversation import Listening, ask
 from speech_xl.describe import describe
 from speech_xl.doctor import examine
 from speech_xl.errors import BackendError, OutputError, QuestionError, RecordingError, ScheduleError, SpeechXLError
 from speech_xl.memory import AudioMemory, load_memory, save_memory
+from speech_xl.model import DEFAULT, SpeechModel
 from speech_xl.schedule import Ratio, format_bytes
 from speech_xl.storage import MEMORY_BITS
 from speech_xl.summarizers import SUMMARIZERS

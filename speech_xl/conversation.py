@@ -17,89 +17,18 @@ from pathlib import Path
 import numpy as np
 
 from speech_xl.allocator import release_free_memory
-from speech_xl.asking import LONGEST_ANSWER, Asking
+from speech_xl.asking import Asking
 from speech_xl.audio import file_sha256
-from speech_xl.backend import Backend, load_backend
-from speech_xl.checkpoints import check_checkpoint, fingerprint, resolve_checkpoint
-from speech_xl.config import CONV_STRIDE, HOP_LENGTH, SAMPLING_RATE, ModelConfig
+from speech_xl.config import CONV_STRIDE, HOP_LENGTH
 from speech_xl.errors import ScheduleError
-from speech_xl.listening import HeardWindows, WindowReader
 from speech_xl.memory import AudioMemory, RecordingSource, join_spans
-from speech_xl.prompt import Prompt
-from speech_xl.schedule import (
-    FixedRatio,
-    IntervalPlan,
-    Ratio,
-    Scheduler,
-    check_ratio,
-    format_bytes,
-    memory_slots,
-    ratio_for_budget,
-)
-from speech_xl.summarizers import DEFAULT_INTERVAL, UNTRAINED_RATIOS, choose_summarizer
-from speech_xl.turns import FairLock
+from speech_xl.model import DEFAULT, SpeechModel
+from speech_xl.prefetch import HeardWindows, WindowReader
+from speech_xl.prompt import LONGEST_ANSWER
+from speech_xl.schedule import FixedRatio, IntervalPlan, Ratio, Scheduler, format_bytes
+from speech_xl.summarizers import choose_summarizer
 
 INTERVALS_PER_RELEASE = 12  # often enough to stay flat, rarely enough to cost nothing
-DEFAULT = "default"  # the ratio that the checkpoint's training recommends
-
-
-class SpeechModel:
-    """A loaded model: configuration, prompt and backend. `lock` admits one caller to the backend at a time,
-    in order of arrival."""
-
-    def __init__(self, folder: Path, config: ModelConfig, prompt: Prompt, backend: Backend):
-        self.folder = folder
-        self.config = config
-        self.prompt = prompt
-        self.backend = backend
-        self.fingerprint = fingerprint(folder)
-        self.lock = FairLock()
-
-    @classmethod
-    def load(cls, model: str | None = None, backend: str = "auto", memory_bits: int = 16) -> SpeechModel:
-        """Load the embedded model (None), a checkpoint folder or a Hub id. 16 memory bits: not quantized."""
-        folder = resolve_checkpoint(model)
-        config = check_checkpoint(folder)
-        return cls(folder, config, Prompt.load(folder, config), load_backend(backend, folder, config, memory_bits))
-
-    @property
-    def interval(self) -> int:
-        return self.config.sst.interval if self.config.sst else DEFAULT_INTERVAL
-
-    @property
-    def ratios(self) -> tuple[int, ...]:
-        """Ratios that may be asked for, beside raw."""
-        return self.config.sst.ratios if self.config.sst else UNTRAINED_RATIOS
-
-    @property
-    def bytes_per_slot(self) -> int:
-        return self.backend.storage.bytes_per_slot(self.config, self.backend.itemsize)
-
-    def choose_ratio(self, ratio: Ratio | str, budget: int | None, seconds: float | None) -> Ratio:
-        """The one ratio of a recording, from what was asked for and the length its file declares."""
-        if budget is not None:
-            if seconds is None:
-                raise ScheduleError(
-                    "The file does not say how long it is, so no budget can be kept; give --ratio instead."
-                )
-            tokens = self.config.tokens_for(round(seconds * SAMPLING_RATE))
-            prefix = len(self.prompt.prefix_ids)
-            return ratio_for_budget(budget, tokens, self.interval, self.ratios, self.bytes_per_slot, prefix)
-        if ratio == DEFAULT:
-            is_trained = self.config.sst is not None and self.config.sst.trained
-            return self.config.sst.default_ratio if is_trained else self.ratio_for_context(seconds)
-        check_ratio(ratio, self.interval, self.ratios)
-        return ratio
-
-    def ratio_for_context(self, seconds: float | None) -> Ratio:
-        """Without trained SSTs nothing is left out that the decoder has positions for: the smallest ratio, raw first."""
-        if seconds is None:
-            return max(self.ratios)
-        tokens = self.config.tokens_for(round(seconds * SAMPLING_RATE))
-        spoken = len(self.prompt.prefix_ids) + self.interval + LONGEST_ANSWER
-        room = self.config.decoder.max_position_embeddings - spoken
-        fitting = (r for r in (None, *sorted(self.ratios)) if memory_slots(tokens, self.interval, r) <= room)
-        return next(fitting, max(self.ratios))
 
 
 @dataclass(frozen=True)

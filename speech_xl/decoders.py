@@ -22,8 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 import soundfile
 
+from speech_xl.chained_streams import goes_on
 from speech_xl.errors import RecordingError
-from speech_xl.joined import goes_on
 
 READ_FRAMES = 16_384  # frames per read; libsndfile loses the whole read that meets damage, so a small one
 _UNKNOWN_FRAMES = 2**62  # libsndfile counts 2**63 - 1 frames where a FLAC header leaves its length open

@@ -24,9 +24,10 @@ from safetensors.numpy import save_file
 from speech_xl.backend import BACKENDS, choose_backend, install_hint, is_installed, load_backend
 from speech_xl.checkpoints import EMBEDDED_FOLDER, expected_tensors
 from speech_xl.config import AdapterConfig, DecoderConfig, EncoderConfig, ModelConfig, SSTConfig
-from speech_xl.conversation import Listening, SpeechModel, ask
+from speech_xl.conversation import Listening, ask
 from speech_xl.describe import machine_memory
 from speech_xl.errors import SpeechXLError
+from speech_xl.model import SpeechModel
 from speech_xl.schedule import FixedRatio, Scheduler, format_bytes
 
 REFERENCE = Path(__file__).with_name("reference.json")

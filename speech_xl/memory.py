@@ -26,7 +26,7 @@ from speech_xl.schedule import IntervalPlan, ListedRatios, Ratio, Scheduler, slo
 from speech_xl.summarizers import SUMMARIZERS
 
 if TYPE_CHECKING:
-    from speech_xl.conversation import SpeechModel
+    from speech_xl.model import SpeechModel
 
 FORMAT, VERSION = "speech-xl-memory", 1
 

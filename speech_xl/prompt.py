@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from speech_xl.config import ModelConfig, PromptConfig
 from speech_xl.errors import CheckpointError, QuestionError
 
+LONGEST_ANSWER = 96  # tokens
 LONGEST_QUESTION = 4000  # characters; a question is a sentence, not a document
 
 

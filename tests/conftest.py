@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from speech_xl.conversation import SpeechModel
+from speech_xl.model import SpeechModel
 from tests.tiny import save_checkpoint, tiny_config, write_sound
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from speech_xl import decoders
 from speech_xl.audio import AudioReader, file_sha256, probe
+from speech_xl.chained_streams import goes_on
 from speech_xl.errors import RecordingError
-from speech_xl.joined import goes_on
 
 needs_ffmpeg = pytest.mark.skipif(
     not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="ffmpeg is not installed"

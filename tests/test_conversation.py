@@ -12,10 +12,11 @@ import pytest
 
 from speech_xl import conversation
 from speech_xl.allocator import release_free_memory
-from speech_xl.conversation import Listening, SpeechModel, ask
+from speech_xl.conversation import Listening, ask
 from speech_xl.errors import QuestionError
 from speech_xl.evidence import find_evidence
-from speech_xl.listening import TokenEnergy
+from speech_xl.model import SpeechModel
+from speech_xl.prefetch import TokenEnergy
 from tests.tiny import sound, write_sound
 
 

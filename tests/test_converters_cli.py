@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from converters import source as source_reader
 from speech_xl.checkpoints import check_checkpoint
-from speech_xl.conversation import SpeechModel
+from speech_xl.model import SpeechModel
 from tests import families
 from tests.families import all_tensors, drop, edit, refusal, run
 from tests.tiny import save_checkpoint, tiny_config

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM, WhisperForConditionalGeneration
 
 from converters.__main__ import main
-from converters.words import from_tekken
+from converters.chat_template import from_tekken
 from speech_xl.backend import Backend, load_backend
 from speech_xl.checkpoints import check_checkpoint
 from speech_xl.config import HOP_LENGTH, ModelConfig

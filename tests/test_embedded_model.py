@@ -13,7 +13,8 @@ from evaluation.metrics import Answered, report
 from evaluation.order_desk import build_recording
 from speech_xl.checkpoints import EMBEDDED_FOLDER, check_checkpoint
 from speech_xl.config import SAMPLING_RATE
-from speech_xl.conversation import Listening, SpeechModel, ask
+from speech_xl.conversation import Listening, ask
+from speech_xl.model import SpeechModel
 from torch_backend.training.corpus import load_human, split_human
 from torch_backend.training.recipe import load_recipe
 

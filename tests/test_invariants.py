@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from speech_xl.backend import BACKENDS, is_installed
 from speech_xl.config import HOP_LENGTH, ModelConfig
-from speech_xl.conversation import Listening, SpeechModel, ask
+from speech_xl.conversation import Listening, ask
+from speech_xl.model import SpeechModel
 from speech_xl.schedule import ListedRatios, Scheduler, memory_slots
 from tests.tiny import configs, save_checkpoint, tiny_config, write_sound
 

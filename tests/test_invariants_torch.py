@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speech_xl.config import ModelConfig
-from speech_xl.conversation import Listening, SpeechModel
+from speech_xl.conversation import Listening
+from speech_xl.model import SpeechModel
 from speech_xl.schedule import ListedRatios, Ratio, Scheduler, whole_pass
 from tests.test_torch_models import qwen2
 from tests.tiny import configs, tiny_model, write_sound

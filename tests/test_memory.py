@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from speech_xl.conversation import Listening, SpeechModel, ask
+from speech_xl.conversation import Listening, ask
 from speech_xl.describe import describe
 from speech_xl.errors import MemoryFileError, OutputError
 from speech_xl.memory import MemoryHeader, load_memory, read_header, save_memory
+from speech_xl.model import SpeechModel
 
 PAGE = Path(__file__).parent.parent / "docs" / "memory_format.md"
 FIELDS = [f.name for f in dataclasses.fields(MemoryHeader)]

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from speech_xl.backend import choose_backend
 from speech_xl.config import ModelConfig
-from speech_xl.conversation import Listening, SpeechModel, ask
+from speech_xl.conversation import Listening, ask
 from speech_xl.errors import BackendError
 from speech_xl.memory import load_memory, save_memory
+from speech_xl.model import SpeechModel
 from speech_xl.schedule import ListedRatios, Scheduler, whole_pass
 from tests.tiny import configs, save_checkpoint, tiny_config, write_sound
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from speech_xl.config import ModelConfig, save_config
-from speech_xl.conversation import Listening, SpeechModel, ask
+from speech_xl.conversation import Listening, ask
 from speech_xl.errors import BackendError, CheckpointError
 from speech_xl.memory import AudioMemory, load_memory, save_memory
+from speech_xl.model import SpeechModel
 from speech_xl.storage import memory_storage
 from tests.tiny import TOKENIZER, save_checkpoint, tiny_config, tiny_model, write_sound
 from torch_backend import memory as torch_memory

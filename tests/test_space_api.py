@@ -22,8 +22,8 @@ from space.handlers import CANCELLED, Handlers, Superseded
 from space.page import build_page, look
 from space.pictures import file_url, shown_name
 from space.session import Session
-from speech_xl.conversation import SpeechModel
 from speech_xl.errors import SpeechXLError
+from speech_xl.model import SpeechModel
 from tests.tiny import write_sound
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ import pytest
 from space import deploy, zero
 from space.api import Endpoints
 from space.handlers import Handlers
-from speech_xl.conversation import SpeechModel
+from speech_xl.model import SpeechModel
 from tests.tiny import write_sound
 
 ROOT = Path(__file__).parent.parent

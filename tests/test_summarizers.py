@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_xl.conversation import Listening, SpeechModel, ask
+from speech_xl.conversation import Listening, ask
 from speech_xl.errors import ScheduleError
 from speech_xl.memory import join_spans, load_memory, save_memory
+from speech_xl.model import SpeechModel
 from speech_xl.schedule import FixedRatio, Scheduler, memory_slots
 from speech_xl.storage import memory_storage
 from speech_xl.summarizers import SUMMARIZERS, choose_summarizer

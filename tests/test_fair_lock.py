@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from speech_xl.turns import FairLock
+from speech_xl.fair_lock import FairLock
 
 
 def wait_until(condition) -> None:

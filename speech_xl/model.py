@@ -1,0 +1,78 @@
+"""A loaded model: its configuration, its prompt and the backend that computes it.
+
+It chooses the ratio of a recording. It knows no audio and keeps nothing of what is heard.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from speech_xl.backend import Backend, load_backend
+from speech_xl.checkpoints import check_checkpoint, fingerprint, resolve_checkpoint
+from speech_xl.config import SAMPLING_RATE, ModelConfig
+from speech_xl.errors import ScheduleError
+from speech_xl.fair_lock import FairLock
+from speech_xl.prompt import LONGEST_ANSWER, Prompt
+from speech_xl.schedule import Ratio, check_ratio, memory_slots, ratio_for_budget
+from speech_xl.summarizers import DEFAULT_INTERVAL, UNTRAINED_RATIOS
+
+DEFAULT = "default"  # the ratio that the checkpoint's training recommends
+
+
+class SpeechModel:
+    """A loaded model: configuration, prompt and backend. `lock` admits one caller to the backend at a time,
+    in order of arrival."""
+
+    def __init__(self, folder: Path, config: ModelConfig, prompt: Prompt, backend: Backend):
+        self.folder = folder
+        self.config = config
+        self.prompt = prompt
+        self.backend = backend
+        self.fingerprint = fingerprint(folder)
+        self.lock = FairLock()
+
+    @classmethod
+    def load(cls, model: str | None = None, backend: str = "auto", memory_bits: int = 16) -> SpeechModel:
+        """Load the embedded model (None), a checkpoint folder or a Hub id. 16 memory bits: not quantized."""
+        folder = resolve_checkpoint(model)
+        config = check_checkpoint(folder)
+        return cls(folder, config, Prompt.load(folder, config), load_backend(backend, folder, config, memory_bits))
+
+    @property
+    def interval(self) -> int:
+        return self.config.sst.interval if self.config.sst else DEFAULT_INTERVAL
+
+    @property
+    def ratios(self) -> tuple[int, ...]:
+        """Ratios that may be asked for, beside raw."""
+        return self.config.sst.ratios if self.config.sst else UNTRAINED_RATIOS
+
+    @property
+    def bytes_per_slot(self) -> int:
+        return self.backend.storage.bytes_per_slot(self.config, self.backend.itemsize)
+
+    def choose_ratio(self, ratio: Ratio | str, budget: int | None, seconds: float | None) -> Ratio:
+        """The one ratio of a recording, from what was asked for and the length its file declares."""
+        if budget is not None:
+            if seconds is None:
+                raise ScheduleError(
+                    "The file does not say how long it is, so no budget can be kept; give --ratio instead."
+                )
+            tokens = self.config.tokens_for(round(seconds * SAMPLING_RATE))
+            prefix = len(self.prompt.prefix_ids)
+            return ratio_for_budget(budget, tokens, self.interval, self.ratios, self.bytes_per_slot, prefix)
+        if ratio == DEFAULT:
+            is_trained = self.config.sst is not None and self.config.sst.trained
+            return self.config.sst.default_ratio if is_trained else self.ratio_for_context(seconds)
+        check_ratio(ratio, self.interval, self.ratios)
+        return ratio
+
+    def ratio_for_context(self, seconds: float | None) -> Ratio:
+        """Without trained SSTs nothing is left out that the decoder has positions for: the smallest ratio, raw first."""
+        if seconds is None:
+            return max(self.ratios)
+        tokens = self.config.tokens_for(round(seconds * SAMPLING_RATE))
+        spoken = len(self.prompt.prefix_ids) + self.interval + LONGEST_ANSWER
+        room = self.config.decoder.max_position_embeddings - spoken
+        fitting = (r for r in (None, *sorted(self.ratios)) if memory_slots(tokens, self.interval, r) <= room)
+        return next(fitting, max(self.ratios))
