@@ -69,6 +69,27 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
+class RecognizerConfig:
+    """Whisper's own text decoder (arXiv 2212.04356), which reads an encoder's windows aloud, token by token.
+
+    With it, speech tokens are the decoder's own embeddings of the words that were recognised, each with its
+    time: about three a second, and none in silence. Its width is the encoder's. Ids are those of
+    `recognizer_tokenizer.json`.
+    """
+
+    vocab_size: int
+    decoder_layers: int
+    decoder_attention_heads: int
+    decoder_ffn_dim: int
+    max_target_positions: int  # tokens of one window, `start_ids` included
+    start_ids: tuple[int, ...]  # what stands before the text: start, language, task, no timestamps
+    end_id: int
+    no_speech_id: int  # its probability at the start token: that nobody speaks in the window
+    suppressed_ids: tuple[int, ...]  # never chosen: what is no text
+    alignment_heads: tuple[tuple[int, int], ...]  # (layer, head) whose attention follows the sound
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """A Qwen2- or Llama-type causal decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
 
@@ -100,6 +121,7 @@ class SSTConfig:
     default_ratio: int
     output_projection: bool = False  # a second o projection beside q, k and v
     trained: bool = True
+    horizon: int | None = None  # memory slots before its own that an interval sees while it is heard; None: all
 
 
 @dataclass(frozen=True)
@@ -109,6 +131,7 @@ class PromptConfig:
     before_audio: str = ""
     after_audio: str = "{question}"
     end_tokens: tuple[str, ...] = ()  # any of these ends an answer
+    transcribe: str = "Transcribe it."  # the question that asks for the words
 
 
 @dataclass(frozen=True)
@@ -116,8 +139,9 @@ class ModelConfig:
     """Everything a backend needs to build the model. `sst` None: the checkpoint has no SST parameters."""
 
     encoder: EncoderConfig
-    adapter: AdapterConfig
     decoder: DecoderConfig
+    adapter: AdapterConfig | None = None  # speech tokens from frames, at a constant rate; or ...
+    recognizer: RecognizerConfig | None = None  # ... from recognised words, where something is said
     prompt: PromptConfig = field(default_factory=PromptConfig)
     sst: SSTConfig | None = None
     evidence_layers: tuple[int, ...] = ()  # decoder layers whose attention is shown as evidence; none: all
