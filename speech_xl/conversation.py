@@ -169,6 +169,8 @@ class Listening:
     def _make_memory(self, state: object, plans: list[IntervalPlan], tokens: int, digest: str) -> AudioMemory:
         config = self._model.config
         seconds = self._clip_to_end(tokens * config.seconds_per_token)
+        starts = np.arange(tokens, dtype=np.float64) * config.seconds_per_token
+        times = np.minimum(np.stack([starts, starts + config.seconds_per_token], axis=1), seconds).astype(np.float32)
         with self._model.lock:
             size = self._model.backend.memory_bytes(state)
         warnings = tuple(self._reader.warnings)
@@ -180,14 +182,13 @@ class Listening:
         return AudioMemory(
             state=state,
             spans=join_spans(plans),
+            times=times,
             ratios=tuple(p.ratio for p in plans),
             interval=self._model.interval,
-            tokens=tokens,
             prefix=self._prefix,
             recording=RecordingSource(self._path.name, self.total_seconds, round(seconds, 3), digest),
             model=config.name,
             fingerprint=self._model.fingerprint,
-            seconds_per_token=config.seconds_per_token,
             summarizer=self.summarizer.name,
             bytes=size,
             warnings=warnings,
