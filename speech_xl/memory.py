@@ -57,6 +57,12 @@ class AudioMemory:
     summarizer: str  # the rule that made the slots; see summarizers.py
     bytes: int  # of keys and values, prefix included
     warnings: tuple[str, ...] = ()  # what a listener should know of the recording, a sentence each
+    text_position: int | None = None  # of a slice: where text behind it starts; None: right behind all slots
+
+    @property
+    def position(self) -> int:
+        """Where text behind the memory starts."""
+        return self.slots if self.text_position is None else self.text_position
 
     @property
     def tokens(self) -> int:
