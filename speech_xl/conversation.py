@@ -173,7 +173,8 @@ class Listening:
         times = np.minimum(np.stack([starts, starts + config.seconds_per_token], axis=1), seconds).astype(np.float32)
         with self._model.lock:
             size = self._model.backend.memory_bytes(state)
-        warnings = tuple(self._reader.warnings)
+        last = max((int(p.speech_positions[-1]) for p in plans), default=-1)
+        warnings = (*self._reader.warnings, *self._model.position_warnings(last + 1))
         if self._budget is not None and size > self._budget:
             warnings += (
                 f"{self._path.name} is longer than it declares: its memory takes {format_bytes(size)}, more than "

@@ -187,6 +187,8 @@ def join_spans(plans: list[IntervalPlan]) -> np.ndarray:
 
 def save_memory(memory: AudioMemory, path: Path, model: SpeechModel) -> None:
     """Write a .sxl file under a temporary name, then rename: never half a file under `path`."""
+    if memory.text_position is not None:
+        raise ValueError("a slice of a memory is for asking, not for keeping")
     path = Path(path)
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give a file name that ends in .sxl.")

@@ -56,12 +56,24 @@ class SpeechModel:
     def bytes_per_slot(self) -> int:
         return self.backend.storage.bytes_per_slot(self.config, self.backend.itemsize)
 
+    def position_warnings(self, positions: int) -> tuple[str, ...]:
+        """A sentence if that many positions are more than the decoder was trained for, else nothing."""
+        known = self.config.decoder.max_position_embeddings
+        if positions <= known:
+            return ()
+        return (
+            f"{positions:,} positions are in use and the decoder was trained for {known:,}: answers may go wrong; "
+            "take a larger ratio or ask about a span.",
+        )
+
     def choose_ratio(self, ratio: Ratio | str, budget: int | None, seconds: float | None) -> Ratio:
         """The one ratio of a recording, from what was asked for and the length its file declares."""
         if budget is not None:
+            if ratio != DEFAULT:
+                raise ScheduleError("A memory budget chooses the ratio itself; give a ratio or a budget, not both.")
             if seconds is None:
                 raise ScheduleError(
-                    "The file does not say how long it is, so no budget can be kept; give --ratio instead."
+                    "The file does not say how long it is, so no budget can be kept; give a ratio instead."
                 )
             tokens = self.config.tokens_for(round(seconds * SAMPLING_RATE))
             prefix = len(self.prompt.prefix_ids)

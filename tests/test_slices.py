@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import tempfile
 from pathlib import Path
@@ -14,9 +13,8 @@ from hypothesis import strategies as st
 
 from speech_xl.backend import is_installed
 from speech_xl.config import ModelConfig
-from speech_xl.conversation import Listening, ask
-from speech_xl.memory import AudioMemory, save_memory
-from speech_xl.errors import QuestionError
+from speech_xl.conversation import Listening
+from speech_xl.memory import AudioMemory
 from speech_xl.model import SpeechModel
 from tests.tiny import configs, save_checkpoint, write_sound
 
