@@ -12,6 +12,7 @@ from pathlib import Path
 
 from space.pictures import times
 from speech_xl.asking import Answer
+from speech_xl.clock import clock
 from speech_xl.conversation import Heard, Listening
 from speech_xl.memory import AudioMemory, save_memory
 from speech_xl.model import SpeechModel

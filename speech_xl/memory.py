@@ -7,11 +7,8 @@ described in docs/memory_format.md. It knows no tensors beyond numpy arrays that
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +21,7 @@ from speech_xl.backend import State
 from speech_xl.errors import MemoryFileError, OutputError
 from speech_xl.schedule import IntervalPlan, ListedRatios, Ratio, Scheduler, slots_kept
 from speech_xl.summarizers import SUMMARIZERS
+from speech_xl.whole_file import whole_file
 
 if TYPE_CHECKING:
     from speech_xl.model import SpeechModel
@@ -197,19 +195,8 @@ def save_memory(memory: AudioMemory, path: Path, model: SpeechModel) -> None:
     header = {f.name: getattr(memory, f.name) for f in dataclasses.fields(MemoryHeader)}
     header["recording"] = dataclasses.asdict(memory.recording)
     metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
-    temporary = path.parent / f".{uuid.uuid4().hex}.sxl"
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would leave 0600
+    with whole_file(path) as temporary:
         save_file(arrays | {"spans": memory.spans, "times": memory.times}, temporary, metadata=metadata)
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:  # a full disk is a SafetensorError
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{path} cannot be written ({reason}); choose another folder.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def read_header(path: Path) -> MemoryHeader:
