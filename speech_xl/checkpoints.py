@@ -17,6 +17,7 @@ from speech_xl.config import ModelConfig, load_config
 from speech_xl.errors import CheckpointError
 
 EMBEDDED = "nano"
+RECOGNIZER_TOKENIZER = "recognizer_tokenizer.json"  # beside the decoder's tokenizer.json
 EMBEDDED_FOLDER = Path(__file__).resolve().parent.parent / "checkpoints" / EMBEDDED
 
 
@@ -106,7 +107,7 @@ def describe_hub_error(name: str, revision: str | None, error: Exception) -> str
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that a float checkpoint of `config` holds, in `config.layout`."""
-    e, a, d, s = config.encoder, config.adapter, config.decoder, config.sst
+    e, a, r, d, s = config.encoder, config.adapter, config.recognizer, config.decoder, config.sst
     shapes: dict[str, tuple[int, ...]] = {}
 
     def linear(name: str, inputs: int, outputs: int, bias: bool) -> None:
@@ -114,7 +115,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         if bias:
             shapes[f"{name}.bias"] = (outputs,)
 
-    def norm(name: str) -> None:
+    def norm(name: str) -> None:  # Whisper's: with a bias, unlike the decoder's
         shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (e.d_model,)
 
     def convolution(name: str, inputs: int) -> None:
@@ -122,20 +123,35 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"{name}.weight"] = torch_shape if config.layout == "torch" else mlx_shape
         shapes[f"{name}.bias"] = (e.d_model,)
 
+    def attention(name: str) -> None:
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            linear(f"{name}.{part}", e.d_model, e.d_model, bias=part != "k_proj")
+        norm(f"{name}_layer_norm")
+
     convolution("speech.encoder.conv1", e.num_mel_bins)
     convolution("speech.encoder.conv2", e.d_model)
     shapes["speech.encoder.embed_positions.weight"] = (e.max_source_positions, e.d_model)
     for i in range(e.encoder_layers):
         layer = f"speech.encoder.layers.{i}"
-        norm(f"{layer}.self_attn_layer_norm")
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            linear(f"{layer}.self_attn.{name}", e.d_model, e.d_model, bias=name != "k_proj")
+        attention(f"{layer}.self_attn")
         norm(f"{layer}.final_layer_norm")
         linear(f"{layer}.fc1", e.d_model, e.encoder_ffn_dim, bias=True)
         linear(f"{layer}.fc2", e.encoder_ffn_dim, e.d_model, bias=True)
     norm("speech.encoder.layer_norm")
-    linear("speech.adapter.linear_1", e.d_model * a.stack, a.hidden_size or d.hidden_size, a.bias)
-    if a.hidden_size is not None:
+    if r is not None:
+        shapes["speech.recognizer.embed_tokens.weight"] = (r.vocab_size, e.d_model)
+        shapes["speech.recognizer.embed_positions.weight"] = (r.max_target_positions, e.d_model)
+        for i in range(r.decoder_layers):
+            layer = f"speech.recognizer.layers.{i}"
+            attention(f"{layer}.self_attn")
+            attention(f"{layer}.encoder_attn")
+            norm(f"{layer}.final_layer_norm")
+            linear(f"{layer}.fc1", e.d_model, r.decoder_ffn_dim, bias=True)
+            linear(f"{layer}.fc2", r.decoder_ffn_dim, e.d_model, bias=True)
+        norm("speech.recognizer.layer_norm")
+    if a is not None:
+        linear("speech.adapter.linear_1", e.d_model * a.stack, a.hidden_size or d.hidden_size, a.bias)
+    if a is not None and a.hidden_size is not None:
         linear("speech.adapter.linear_2", a.hidden_size, d.hidden_size, a.bias)
 
     queries, keys = d.num_attention_heads * d.head_dim, d.num_key_value_heads * d.head_dim
