@@ -19,8 +19,8 @@ from converters.plan import DTYPES, Options, Plan, make_plan, name_of
 from converters.source import read_json, unread_files
 from converters.stream import Packing
 from speech_xl.backend import install_hint, is_installed
-from speech_xl.checkpoints import hub_client
 from speech_xl.errors import BackendError, CheckpointError, SpeechXLError
+from speech_xl.hub import hub_client
 from speech_xl.schedule import format_bytes
 
 
@@ -42,6 +42,10 @@ def parser() -> argparse.ArgumentParser:
     add("--decoder-revision", help="branch, tag or commit of --decoder")
     add("--verify", action="store_true", help="re-read the output and compare it with the source")
     add("--overwrite", action="store_true", help="replace a checkpoint that has the output's name")
+    add("--export-delta", metavar="FOLDER", help="write a checkpoint that names base parts and holds the difference")
+    add("--parts", type=Path, metavar="FILE", help="JSON with the base parts that SOURCE was trained from")
+    add("--rank", type=int, metavar="N", help="of the stored differences to base tensors (default: 32)")
+    add("--sst-rank", type=int, metavar="N", help="of the SST projections' differences (default: as --rank)")
     add("--upload-repo", metavar="OWNER/NAME", help="upload the output to the Hub")
     return made
 
@@ -87,7 +91,24 @@ def packing_of(arguments: argparse.Namespace) -> Packing | None:
     return Packing(arguments.q_group_size or 64, arguments.q_bits or 4)
 
 
+def run_export(arguments: argparse.Namespace) -> None:
+    """--export-delta, which makes no other output."""
+    from converters.export import export_delta
+
+    if arguments.parts is None:
+        raise CheckpointError("--export-delta needs to know what SOURCE was trained from; name the base parts with --parts.")
+    ranks = (arguments.rank or 32, arguments.sst_rank or arguments.rank or 32)
+    if min(ranks) < 1:
+        raise CheckpointError("A rank is a whole number from 1; correct --rank and --sst-rank.")
+    full = fetch(arguments.hf_path, arguments.revision)
+    for line in export_delta(full, arguments.parts, ranks, output_folder(arguments.export_delta)):
+        say(line)
+
+
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.export_delta is not None:
+        run_export(arguments)
+        return
     packing = packing_of(arguments)
     layout = arguments.to or ("mlx" if packing else "torch")
     settings = read_json(arguments.settings) if arguments.settings else None

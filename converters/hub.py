@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from speech_xl.checkpoints import download, find_folder, hub_client, hub_errors
+from speech_xl.checkpoints import find_folder
 from speech_xl.errors import CheckpointError, OutputError
+from speech_xl.hub import download, hub_client, hub_errors
 
 SAFE_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 MISTRALS_COPY = ["consolidated*", "original/*"]  # the same weights again, under other names

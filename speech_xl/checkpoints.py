@@ -9,30 +9,50 @@ import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 
 from safetensors import SafetensorError, safe_open
 
+from speech_xl.assembly import assembled
 from speech_xl.config import ModelConfig, load_config
-from speech_xl.errors import CheckpointError
+from speech_xl.errors import CheckpointError, SpeechXLError
+from speech_xl.hub import download
 
-EMBEDDED = "nano"
+EMBEDDED, SMALL = "nano", "small"  # whole, for every machine; and by reference, for English
 RECOGNIZER_TOKENIZER = "recognizer_tokenizer.json"  # beside the decoder's tokenizer.json
-EMBEDDED_FOLDER = Path(__file__).resolve().parent.parent / "checkpoints" / EMBEDDED
+LOW_RANK = (".lora_A", ".lora_B")  # endings of a difference's factors, (r, in) and (out, r)
+SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
+EMBEDDED_FOLDER = SHIPPED / EMBEDDED
 
 
 def resolve_checkpoint(model: str | None = None) -> Path:
-    """None or "nano" is the embedded model; else a folder, or a Hub id to download (resumed if broken off)."""
-    if model is None or model == EMBEDDED:
-        return EMBEDDED_FOLDER
-    folder = find_folder(model)
+    """A whole checkpoint's folder. None is the default, "small" and "nano" are the shipped ones; else a folder, or a
+    Hub id to download (resumed if broken off). One that names base parts is put together in the user's cache."""
+    if model is None:
+        return resolve_default()[0]
+    folder = SHIPPED / model if model in (EMBEDDED, SMALL) else find_folder(model)
     if folder is not None:
-        return folder
+        return whole(folder)
     if model.count("/") != 1 or model.startswith(("/", ".", "~")):
         raise CheckpointError(
             f"There is no checkpoint folder {model}; name a folder, {EMBEDDED!r}, or a Hub id owner/name."
         )
-    return download(model, allow_patterns=["*.json", "*.safetensors"])
+    return whole(download(model, allow_patterns=["*.json", "*.safetensors"]))
+
+
+def resolve_default() -> tuple[Path, str | None]:
+    """-> (the folder of "small", or of "nano" where its parts cannot be had, one line that says why it is nano)."""
+    if not (SHIPPED / SMALL / "config.json").is_file():
+        return EMBEDDED_FOLDER, None
+    try:
+        return resolve_checkpoint(SMALL), None
+    except SpeechXLError as error:
+        return EMBEDDED_FOLDER, f"{error} Until then {EMBEDDED} answers, which understands order-desk recordings only."
+
+
+def whole(folder: Path) -> Path:
+    """The folder itself, or what its base parts and it make together."""
+    config = load_config(folder) if (folder / "config.json").is_file() else None
+    return assembled(folder, config) if config is not None and config.parts else folder
 
 
 def find_folder(name: str) -> Path | None:
@@ -42,67 +62,6 @@ def find_folder(name: str) -> Path | None:
         return folder if name and folder.is_dir() else None
     except (OSError, RuntimeError):  # too long a name, or a home folder that nobody has
         return None
-
-
-def download(name: str, revision: str | None = None, **patterns: list[str]) -> Path:
-    """The snapshot of a Hub id (resumed if broken off); CheckpointError says why there is none."""
-    client = hub_client()
-    try:
-        return Path(client.snapshot_download(name, revision=revision, **patterns))
-    except client.errors.HFValidationError as error:
-        raise CheckpointError(f"{name!r} is neither a folder nor a valid Hub id ({error}).") from None
-    except hub_errors() as error:
-        raise CheckpointError(describe_hub_error(name, revision, error)) from None
-
-
-def hub_client() -> ModuleType:
-    """huggingface_hub, which reads HF_ENDPOINT when it is loaded; CheckpointError if that is no address at all."""
-    import huggingface_hub
-    import huggingface_hub.errors
-
-    try:
-        _ = huggingface_hub.snapshot_download, huggingface_hub.HfApi  # loads the parts that talk
-    except ValueError as error:
-        raise CheckpointError(f"HF_ENDPOINT is no web address ({error}); correct it or unset it.") from None
-    return huggingface_hub
-
-
-def hub_errors() -> tuple[type[Exception], ...]:
-    """What the Hub's client raises for networks and answers of every kind; its own errors are OSErrors or HTTPErrors."""
-    from huggingface_hub.utils import httpx  # the HTTP library of this version of the client, whatever its name
-
-    strange_answers = (ValueError, LookupError, AssertionError, RuntimeError)
-    return httpx.HTTPError, httpx.InvalidURL, OSError, *strange_answers
-
-
-def describe_hub_error(name: str, revision: str | None, error: Exception) -> str:
-    """Why there is no download of `name`, and what to do."""
-    from huggingface_hub import errors
-    from huggingface_hub.utils import httpx
-
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        if not isinstance(error.__cause__, errors.HfHubHTTPError):
-            return f"{name} is not on this machine and the Hub cannot be reached; connect, or download it first."
-        error = error.__cause__
-    if isinstance(error, errors.GatedRepoError):
-        return f"{name} is gated; accept its terms on huggingface.co, run `hf auth login`, and try again."
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{name} has no revision {revision}; look at its commits on huggingface.co."
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"The Hub has no {name}, or it is private; check the name or run `hf auth login`."
-    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
-        return f"HF_ENDPOINT is no web address ({error}); correct it or unset it."
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    if status in (401, 403):
-        return f"The Hub does not let this account read {name} ({status}); run `hf auth login` with one that may."
-    if status == 404:
-        return f"The Hub has no such file of {name}; look at it on huggingface.co."
-    if status == 429:
-        return f"The Hub had too many requests from here ({status}); run it again in some minutes, it continues."
-    if status is not None:
-        return f"The Hub did not answer about {name} ({status}); run it again later, it continues."
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"The download of {name} broke off ({lines[0]}); run it again, it continues."
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -199,6 +158,24 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def base_name(name: str) -> str:
+    """Our name of the tensor that a trained one started from: an SST projection starts as the plain one."""
+    return name.replace(".self_attn.sst_", ".self_attn.")
+
+
+def by_reference(
+    found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """What a checkpoint that stores `found` beside its base parts must hold: whole tensors, and factors in pairs."""
+    shapes = {name: shape for name, shape in expected.items() if name in found}
+    for name, shape in expected.items():
+        stored = [found[name + ending] for ending in LOW_RANK if name + ending in found]
+        if stored and len(shape) == 2:
+            rank = stored[0][0 if name + LOW_RANK[0] in found else -1]
+            shapes |= {name + LOW_RANK[0]: (rank, shape[1]), name + LOW_RANK[1]: (shape[0], rank)}
+    return shapes
+
+
 def check_checkpoint(folder: Path) -> ModelConfig:
     """The checked configuration of a folder; CheckpointError names a missing, misshapen or unknown tensor."""
     folder = Path(folder)
@@ -206,6 +183,8 @@ def check_checkpoint(folder: Path) -> ModelConfig:
         raise CheckpointError(f"There is no checkpoint folder {folder}; train it or name another model.")
     config = load_config(folder)
     found, expected = stored_shapes(folder), expected_tensors(config)
+    if config.parts:
+        expected = by_reference(found, expected)
     if config.quantization is not None:
         for name, shape in list(expected.items()):
             if f"{name.removesuffix('.weight')}.scales" in found:

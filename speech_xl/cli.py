@@ -68,6 +68,13 @@ def read_questions(path: Path) -> list[str]:
     return questions
 
 
+def load_model(arguments: argparse.Namespace) -> SpeechModel:
+    model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
+    if model.note:
+        print(model.note, file=sys.stderr)
+    return model
+
+
 def hear(model: SpeechModel, arguments: argparse.Namespace) -> tuple[AudioMemory, float]:
     """Listen with a progress bar on stderr -> the memory, seconds it took."""
     ratio = DEFAULT if arguments.ratio is None else parse_ratio(arguments.ratio)
@@ -124,7 +131,7 @@ def run_ask(arguments: argparse.Namespace) -> None:
         questions += read_questions(arguments.questions)
     if not questions:
         raise QuestionError("There is no question; write it after the recording or give --questions FILE.")
-    model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
+    model = load_model(arguments)
     for question in questions:
         model.prompt.question_ids(question)  # a question that cannot be asked is said before an hour is heard
     if arguments.recording.suffix.lower() == ".sxl":
@@ -166,7 +173,7 @@ def run_listen(arguments: argparse.Namespace) -> None:
         raise OutputError(f"{output} must end in .sxl, so that `ask` knows it for a memory.")
     if not output.parent.is_dir():
         raise OutputError(f"There is no folder {output.parent}; make it first.")
-    model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
+    model = load_model(arguments)
     memory, _ = hear(model, arguments)
     save_memory(memory, output, model)
     print(f"{output}: {clock(memory.seconds)} heard, {memory.slots} slots, {format_bytes(memory.bytes)}")
@@ -193,7 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add_model(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--model", help="checkpoint folder or Hub id (default: the embedded model)")
+        command.add_argument("--model", help="small, nano, a checkpoint folder or a Hub id (default: small, else nano)")
         command.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
         command.add_argument("--ratio", help="speech tokens per memory slot: raw, 2, 4, 8, 16")
         command.add_argument("--summarizer", default="auto", choices=("auto", *SUMMARIZERS))
@@ -222,7 +229,7 @@ def build_parser() -> argparse.ArgumentParser:
     info.set_defaults(run=run_info)
 
     doctor = commands.add_parser("doctor", help="check this machine: backends, numbers, speed on the shipped example")
-    doctor.add_argument("--model", help="checkpoint folder or Hub id (default: the embedded model)")
+    doctor.add_argument("--model", help="small, nano, a checkpoint folder or a Hub id (default: small, else nano)")
     doctor.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
     doctor.set_defaults(run=run_doctor)
     return parser

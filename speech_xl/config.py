@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from speech_xl.base_parts import BasePart, parts_from
 from speech_xl.errors import CheckpointError
 
 SAMPLING_RATE = 16_000  # Hz; every encoder here was trained at this rate
@@ -151,6 +152,7 @@ class ModelConfig:
     quantization: dict[str, int] | None = None  # {"group_size", "bits"} of the decoder's linear layers
     name: str = "unnamed"
     description: str = ""  # what it understands, in words that an interface can show
+    parts: tuple[BasePart, ...] = ()  # published weights that the checkpoint names instead of holding them
 
     def __post_init__(self) -> None:
         check(self)
@@ -296,12 +298,17 @@ def from_dict(data: dict[str, Any]) -> ModelConfig:
     for name, cls in _PARTS.items():
         if top.get(name) is not None:
             top[name] = build(cls, top[name], name)
+    if "parts" in top:
+        top["parts"] = parts_from(top["parts"])
     return build(ModelConfig, top, "the top level")
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:
     """The JSON form; `from_dict(to_dict(c)) == c`."""
-    return {"model_type": "speech_xl", **dataclasses.asdict(config)}
+    data = {"model_type": "speech_xl", **dataclasses.asdict(config)}
+    if not config.parts:  # a whole checkpoint names none
+        del data["parts"]
+    return data
 
 
 def load_config(folder: Path) -> ModelConfig:
