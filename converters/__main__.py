@@ -27,9 +27,19 @@ from speech_xl.schedule import format_bytes
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m converters", description=__doc__.split(". ")[0])
     add = made.add_argument
-    add("--hf-path", "--model", required=True, metavar="SOURCE", help="a folder, a .gguf or model.bin file, or a Hub id owner/name")
+    add(
+        "--hf-path",
+        "--model",
+        required=True,
+        metavar="SOURCE",
+        help="a folder, a .gguf or model.bin file, or a Hub id owner/name",
+    )
     add("--decoder", metavar="SOURCE", help="the Qwen2 or Llama model to join to a Whisper source")
-    add("--recognizer", action="store_true", help="keep Whisper's own decoder: speech tokens are the words it recognises")
+    add(
+        "--recognizer",
+        action="store_true",
+        help="keep Whisper's own decoder: speech tokens are the words it recognises",
+    )
     add("--mlx-path", default="mlx_model", metavar="FOLDER", help="the output folder (default: %(default)s)")
     add("--to", choices=("torch", "mlx"), help="layout of the output (default: torch, or mlx with -q)")
     add("--dtype", choices=tuple(DTYPES), help="type of the output's numbers (default: one that loses nothing)")
@@ -96,7 +106,9 @@ def run_export(arguments: argparse.Namespace) -> None:
     from converters.export import export_delta
 
     if arguments.parts is None:
-        raise CheckpointError("--export-delta needs to know what SOURCE was trained from; name the base parts with --parts.")
+        raise CheckpointError(
+            "--export-delta needs to know what SOURCE was trained from; name the base parts with --parts."
+        )
     ranks = (arguments.rank or 32, arguments.sst_rank or arguments.rank or 32)
     if min(ranks) < 1:
         raise CheckpointError("A rank is a whole number from 1; correct --rank and --sst-rank.")

@@ -32,7 +32,9 @@ def assemble(folder: Path, parts: list[Path], out: Path) -> None:
         source = trained.get(name) or base.get(base_name(name))
         if source is None or source.shape != shape:
             what = "have no" if source is None else "have another shape of the"
-            raise CheckpointError(f"The base parts of {folder} {what} tensor {name}; take the parts that it was trained from.")
+            raise CheckpointError(
+                f"The base parts of {folder} {what} tensor {name}; take the parts that it was trained from."
+            )
         pair = tuple(trained[name + ending] for ending in LOW_RANK) if name + LOW_RANK[0] in trained else None
         recipes.append(Recipe(name, shape, DTYPES[target.dtype], source, low_rank=pair))
     tokenizer, heard = load_tokenizer(folder), folder / RECOGNIZER_TOKENIZER

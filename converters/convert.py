@@ -88,7 +88,9 @@ def journal(plan: Plan, options: Options, sizes: list[int]) -> dict[str, object]
     noted = {
         "version": VERSION,
         "sources": [identity(path) for path in plan.files],
-        "tokenizer": [t and hashlib.sha256(t.to_str().encode()).hexdigest() for t in (plan.tokenizer, plan.recognizer_tokenizer)],
+        "tokenizer": [
+            t and hashlib.sha256(t.to_str().encode()).hexdigest() for t in (plan.tokenizer, plan.recognizer_tokenizer)
+        ],
         "options": dataclasses.asdict(options),
         "config": to_dict(plan.config),
         "shards": sizes,

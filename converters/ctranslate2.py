@@ -65,7 +65,9 @@ def read_variables(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
         with open(path, "rb") as file:
             version = take(file, "I")
             if not 1 <= version <= NEWEST:
-                raise CheckpointError(f"{path} is no model.bin of CTranslate2 (up to version {NEWEST}); download it again.")
+                raise CheckpointError(
+                    f"{path} is no model.bin of CTranslate2 (up to version {NEWEST}); download it again."
+                )
             kind = take_string(file) if version >= 2 else "WhisperSpec"
             require(kind == "WhisperSpec", f"{path} holds a {kind[:40]!r}, not a Whisper model")
             take(file, "I")

@@ -53,6 +53,7 @@ def export_delta(full: Path, parts_file: Path, ranks: tuple[int, int], out: Path
             "take smaller ones (--rank, --sst-rank)."
         )
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f"{out.name}.", dir=out.parent))
         try:
             save_config(dataclasses.replace(config, parts=parts, dtype="float16"), work)
@@ -106,7 +107,9 @@ def differences(
         raise CheckpointError("The checkpoint holds numbers that float16 cannot; train it further, or store it whole.")
     lines = [", ".join(f"{count} tensors {what}" for what, count in counts.items())]
     if changed:
-        lines.append(f"relative error of the differences {(missed / changed) ** 0.5:.3f}, at most {worst[0]:.3f} ({worst[1]})")
+        lines.append(
+            f"relative error of the differences {(missed / changed) ** 0.5:.3f}, at most {worst[0]:.3f} ({worst[1]})"
+        )
     return stored, lines
 
 

@@ -36,9 +36,7 @@ NAMES = (
     (r"blk\.(\d+)\.ffn_(gate|up|down)\.(weight|bias)", r"model.layers.\1.mlp.\2_proj.\3"),
 )
 # our reading of `tokenizer.ggml.pre`: how text is cut before pairs are merged (llama.cpp's llama-vocab.cpp)
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CUTS = {
     "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
@@ -110,7 +108,9 @@ class GGUFFile:
             self._values = {name: part.contents() for name, part in self._reader.fields.items()}
         except Exception as error:  # the library fails in many ways on damaged files
             if "is not a valid GGMLQuantizationType" in str(error):
-                raise CheckpointError(f"{path} has an unknown quantization ({first_line(error)}); take another.") from None
+                raise CheckpointError(
+                    f"{path} has an unknown quantization ({first_line(error)}); take another."
+                ) from None
             raise CheckpointError(f"{path} is damaged or cut off; copy or download it again.") from None
         self._kind = self._values.get("general.architecture")
         require(self._kind in ("llama", "qwen2"), f"{path} is of architecture {self._kind}; llama and qwen2 are known")

@@ -50,7 +50,10 @@ def name_aside(out: Path) -> Path:
 def check_output(out: Path, sources: list[Path], overwrite: bool) -> None:
     """OutputError if `out` may not become the output folder of a conversion of `sources`."""
     for source in sources:
-        for path in (source, *(source.iterdir() if source.is_dir() else ())):  # a Hub snapshot's files are links to elsewhere
+        for path in (
+            source,
+            *(source.iterdir() if source.is_dir() else ()),
+        ):  # a Hub snapshot's files are links to elsewhere
             check_apart(path.resolve(), out)
     if overwrite and out.exists():
         check_replaceable(out)

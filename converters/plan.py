@@ -91,7 +91,10 @@ def make_plan(path: Path, decoder_path: Path | None, options: Options) -> Plan:
         if decoder is None:
             raise CheckpointError("A Whisper model alone cannot answer; name a Qwen2 or Llama decoder with --decoder.")
         family, words = whisper_qwen2.FAMILY, decoder
-        whisper, config = config, {"audio_config": config, "text_config": decoder.config(), "model_type": "whisper_qwen2"}
+        whisper, config = (
+            config,
+            {"audio_config": config, "text_config": decoder.config(), "model_type": "whisper_qwen2"},
+        )
         refuse_quantized(decoder.path, config["text_config"])
         stored = joined_tensors(source, decoder)
         if options.recognizer:

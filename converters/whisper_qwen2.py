@@ -67,7 +67,10 @@ FAMILY = Family(
     translate=translate,
     names=NAMES,
     unused=(
-        (rf"{SPEECH}(?:model\.)?decoder\..*|{SPEECH}proj_out\..*", "Whisper's own decoder, which the other one replaces"),
+        (
+            rf"{SPEECH}(?:model\.)?decoder\..*|{SPEECH}proj_out\..*",
+            "Whisper's own decoder, which the other one replaces",
+        ),
         TABLE,
     ),
     template=(
@@ -82,6 +85,9 @@ WITH_RECOGNIZER = replace(
     FAMILY,
     name="Whisper with its recognizer + Qwen2",
     translate=translate_with_recognizer,
-    names=(*NAMES, (rf"{SPEECH}(?:model\.)?decoder\.{RECOGNIZER}", r"speech.recognizer.\1", rf"{SPEECH}model.decoder.\1")),
+    names=(
+        *NAMES,
+        (rf"{SPEECH}(?:model\.)?decoder\.{RECOGNIZER}", r"speech.recognizer.\1", rf"{SPEECH}model.decoder.\1"),
+    ),
     unused=((rf"{SPEECH}proj_out\..*", "the same as Whisper's token embedding"), TABLE),
 )

