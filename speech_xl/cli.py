@@ -36,6 +36,13 @@ from speech_xl.whole_file import whole_file
 Span = tuple[float | None, float | None]  # start and end in seconds, None where none was given
 
 
+def load_model(arguments: argparse.Namespace) -> SpeechModel:
+    model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
+    if model.note:
+        print(model.note, file=sys.stderr)
+    return model
+
+
 def hear(model: SpeechModel, arguments: argparse.Namespace, span: Span = (None, None)) -> tuple[AudioMemory, float]:
     """Listen with a progress bar on stderr -> the memory, seconds it took."""
     ratio = DEFAULT if arguments.ratio is None else parse_ratio(arguments.ratio)
@@ -128,7 +135,7 @@ def run_ask(arguments: argparse.Namespace) -> None:
     if not questions:
         raise QuestionError("There is no question; write it after the recording or give --questions FILE.")
     span, longest = parse_span(arguments), parse_tokens(arguments.max_tokens)
-    model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
+    model = load_model(arguments)
     for question in questions:
         model.prompt.question_ids(question)  # a question that cannot be asked is said before an hour is heard
     memory, listen_seconds = get_memory(model, arguments, span)
@@ -158,7 +165,7 @@ def run_transcribe(arguments: argparse.Namespace) -> None:
     kind = arguments.format or (output.suffix[1:].lower() if output and output.suffix[1:].lower() in FORMATS else "txt")
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise OutputError(f"{output} is no file in a folder that exists; give another name.")
-    model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
+    model = load_model(arguments)
     memory, _ = get_memory(model, arguments, span)
     segments = transcribe(model, memory, *span)
     if kind == "json":
@@ -188,7 +195,7 @@ def run_listen(arguments: argparse.Namespace) -> None:
         raise OutputError(f"{output} must end in .sxl, so that `ask` knows it for a memory.")
     if not output.parent.is_dir():
         raise OutputError(f"There is no folder {output.parent}; make it first.")
-    model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
+    model = load_model(arguments)
     memory, _ = hear(model, arguments)
     for warning in memory.warnings:
         print(warning, file=sys.stderr)
@@ -217,7 +224,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add_model(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--model", help="checkpoint folder or Hub id (default: the embedded model)")
+        command.add_argument("--model", help="small, nano, a checkpoint folder or a Hub id (default: small, else nano)")
         command.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
         command.add_argument("--ratio", help="speech tokens per memory slot: raw, 2, 4, 8, 16")
         command.add_argument("--summarizer", default="auto", choices=("auto", *SUMMARIZERS))
@@ -262,7 +269,7 @@ def build_parser() -> argparse.ArgumentParser:
     info.set_defaults(run=run_info)
 
     doctor = commands.add_parser("doctor", help="check this machine: backends, numbers, speed on the shipped example")
-    doctor.add_argument("--model", help="checkpoint folder or Hub id (default: the embedded model)")
+    doctor.add_argument("--model", help="small, nano, a checkpoint folder or a Hub id (default: small, else nano)")
     doctor.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
     doctor.set_defaults(run=run_doctor)
     return parser
