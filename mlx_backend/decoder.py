@@ -72,11 +72,9 @@ class Attention(nn.Module):
         int64, the weight of each, sum of the ratios where there is none. The weights are one row per head, so that
         heads can keep different tokens of a block: together they keep more than any mean does.
         """
-        flat = tokens.reshape(tokens.shape[0], 1, -1, 1)
-        taken = mx.take_along_axis(rows, mx.broadcast_to(flat, (*rows.shape[:2], flat.shape[2], rows.shape[3])), axis=2)
-        taken = taken.reshape(*rows.shape[:2], *tokens.shape[1:], -1)  # (B, kv_heads, K, R, head_dim)
-        weights = mx.pad(self.sst_pool[part], ((0, 0), (0, 1)))[:, columns]  # (kv_heads, B, K, R)
-        return mx.einsum("hbkr,bhkrd->bhkd", weights, taken)
+        weights = mx.pad(self.sst_pool[part], ((0, 0), (0, 1)))[:, columns].swapaxes(0, 1)  # (B, kv_heads, K, R)
+        chosen = (tokens[..., None] == mx.arange(rows.shape[2])).astype(rows.dtype)  # (B, K, R, n)
+        return (weights[..., None, :] @ chosen[:, None])[..., 0, :] @ rows
 
     def output(self, x: mx.array, sst: bool = False) -> mx.array:
         """(B, H, R, head_dim) -> (B, R, D)."""

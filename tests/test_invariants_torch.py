@@ -75,7 +75,7 @@ def test_1_the_size_of_decoded_blocks_changes_no_bit(
     monkeypatch: pytest.MonkeyPatch, tiny_speech_model: SpeechModel, tmp_path, seconds: float
 ) -> None:
     """Through the real pipeline: file, decoder, features, encoder, intervals."""
-    from speech_xl import listening as module
+    from speech_xl import prefetch as module
 
     path, found = write_sound(tmp_path / "talk.wav", seconds, rate=22_050), []
     reader = module.AudioReader

@@ -72,10 +72,10 @@ class Attention(nn.Module):
         int64, the weight of each, sum of the ratios where there is none. The weights are one row per head, so that
         heads can keep different tokens of a block: together they keep more than any mean does.
         """
-        flat = tokens.flatten(1)[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3])
-        taken = rows.gather(2, flat).unflatten(2, tokens.shape[1:])  # (B, kv_heads, K, R, head_dim)
-        weights = F.pad(self.sst_pool[part], (0, 1))[:, columns]  # (kv_heads, B, K, R)
-        return torch.einsum("hbkr,bhkrd->bhkd", weights, taken)
+        weights = F.pad(self.sst_pool[part], (0, 1))[:, columns].transpose(0, 1)  # (B, kv_heads, K, R)
+        # As a matrix over the rows: products are fast in both directions, gathered rows are slow to train through.
+        mix = weights.new_zeros(*weights.shape[:3], rows.shape[2])
+        return mix.scatter_add(3, tokens[:, None].expand(weights.shape), weights) @ rows
 
     def output(self, x: torch.Tensor, sst: bool = False) -> torch.Tensor:
         """(B, H, R, head_dim) -> (B, R, D)."""
