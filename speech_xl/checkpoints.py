@@ -106,7 +106,7 @@ def describe_hub_error(name: str, revision: str | None, error: Exception) -> str
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that a float checkpoint of `config` holds, in `config.layout`."""
-    e, a, d, s = config.encoder, config.adapter, config.decoder, config.sst
+    e, a, r, d, s = config.encoder, config.adapter, config.recognizer, config.decoder, config.sst
     shapes: dict[str, tuple[int, ...]] = {}
 
     def linear(name: str, inputs: int, outputs: int, bias: bool) -> None:
@@ -134,9 +134,23 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         linear(f"{layer}.fc1", e.d_model, e.encoder_ffn_dim, bias=True)
         linear(f"{layer}.fc2", e.encoder_ffn_dim, e.d_model, bias=True)
     norm("speech.encoder.layer_norm")
-    linear("speech.adapter.linear_1", e.d_model * a.stack, a.hidden_size or d.hidden_size, a.bias)
-    if a.hidden_size is not None:
-        linear("speech.adapter.linear_2", a.hidden_size, d.hidden_size, a.bias)
+    if a is not None:
+        linear("speech.adapter.linear_1", e.d_model * a.stack, a.hidden_size or d.hidden_size, a.bias)
+        if a.hidden_size is not None:
+            linear("speech.adapter.linear_2", a.hidden_size, d.hidden_size, a.bias)
+    if r is not None:
+        shapes["speech.recognizer.embed_tokens.weight"] = (r.vocab_size, e.d_model)
+        shapes["speech.recognizer.embed_positions.weight"] = (r.max_target_positions, e.d_model)
+        for i in range(r.decoder_layers):
+            layer = f"speech.recognizer.layers.{i}"
+            for part in ("self_attn", "encoder_attn"):
+                norm(f"{layer}.{part}_layer_norm")
+                for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                    linear(f"{layer}.{part}.{name}", e.d_model, e.d_model, bias=name != "k_proj")
+            norm(f"{layer}.final_layer_norm")
+            linear(f"{layer}.fc1", e.d_model, r.decoder_ffn_dim, bias=True)
+            linear(f"{layer}.fc2", r.decoder_ffn_dim, e.d_model, bias=True)
+        norm("speech.recognizer.layer_norm")
 
     queries, keys = d.num_attention_heads * d.head_dim, d.num_key_value_heads * d.head_dim
     shapes["decoder.embed_tokens.weight"] = (d.vocab_size, d.hidden_size)
