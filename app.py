@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
     parser.add_argument("--auth", metavar="NAME:PASSWORD", help="ask visitors for this name and password")
     parser.add_argument("--max-hours", type=float, default=10.0, help="longest recording that is accepted")
-    parser.add_argument("--model", help="checkpoint folder or Hub id (default: the embedded model)")
+    parser.add_argument("--model", help="small, nano, a checkpoint folder or a Hub id (default: small, else nano)")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
     arguments = parser.parse_args()
     try:
@@ -33,6 +33,8 @@ def main() -> int:
     except SpeechXLError as error:
         print(error, file=sys.stderr)
         return 2
+    if model.note:
+        print(model.note, file=sys.stderr)
     name, colon, password = (arguments.auth or "").partition(":")
     if arguments.auth and not (name and colon and password):
         print("--auth needs a name and a password, like visitor:secret.", file=sys.stderr)

@@ -16,19 +16,30 @@ from converters.family import NO_REASON
 from converters.hub import fetch, upload
 from converters.output import check_output, output_folder
 from converters.plan import DTYPES, Options, Plan, make_plan, name_of
-from converters.source import unread_files
+from converters.source import read_json, unread_files
 from converters.stream import Packing
 from speech_xl.backend import install_hint, is_installed
-from speech_xl.checkpoints import hub_client
 from speech_xl.errors import BackendError, CheckpointError, SpeechXLError
+from speech_xl.hub import hub_client
 from speech_xl.schedule import format_bytes
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m converters", description=__doc__.split(". ")[0])
     add = made.add_argument
-    add("--hf-path", "--model", required=True, metavar="SOURCE", help="a folder, or a Hub id owner/name")
-    add("--decoder", metavar="SOURCE", help="the Qwen2 or Qwen2.5 model to join to a Whisper source")
+    add(
+        "--hf-path",
+        "--model",
+        required=True,
+        metavar="SOURCE",
+        help="a folder, a .gguf or model.bin file, or a Hub id owner/name",
+    )
+    add("--decoder", metavar="SOURCE", help="the Qwen2 or Llama model to join to a Whisper source")
+    add(
+        "--recognizer",
+        action="store_true",
+        help="keep Whisper's own decoder: speech tokens are the words it recognises",
+    )
     add("--mlx-path", default="mlx_model", metavar="FOLDER", help="the output folder (default: %(default)s)")
     add("--to", choices=("torch", "mlx"), help="layout of the output (default: torch, or mlx with -q)")
     add("--dtype", choices=tuple(DTYPES), help="type of the output's numbers (default: one that loses nothing)")
@@ -36,10 +47,15 @@ def parser() -> argparse.ArgumentParser:
     add("--q-bits", type=int, choices=(4, 8), help="bits of a packed weight (default: 4)")
     add("--q-group-size", type=int, choices=(32, 64, 128), help="weights that share a scale (default: 64)")
     add("--with-sst", action="store_true", help="add freshly initialised SST parameters, for training")
+    add("--settings", type=Path, metavar="FILE", help="JSON with the output's own name, prompt, sst and the like")
     add("--revision", help="branch, tag or commit of a Hub id")
     add("--decoder-revision", help="branch, tag or commit of --decoder")
     add("--verify", action="store_true", help="re-read the output and compare it with the source")
     add("--overwrite", action="store_true", help="replace a checkpoint that has the output's name")
+    add("--export-delta", metavar="FOLDER", help="write a checkpoint that names base parts and holds the difference")
+    add("--parts", type=Path, metavar="FILE", help="JSON with the base parts that SOURCE was trained from")
+    add("--rank", type=int, metavar="N", help="of the stored differences to base tensors (default: 32)")
+    add("--sst-rank", type=int, metavar="N", help="of the SST projections' differences (default: as --rank)")
     add("--upload-repo", metavar="OWNER/NAME", help="upload the output to the Hub")
     return made
 
@@ -63,7 +79,7 @@ def report(plan: Plan, folders: list[Path], out: Path) -> None:
             say(f"from commit {folder.name} of {name_of(folder)}; name it with {flag} to get the same again")
     if plan.narrowed:
         say(f"rounded to {plan.dtypes}: {len(plan.narrowed)} tensors, {plan.narrowed[0].name} first")
-    for path in (path for folder in folders for path in unread_files(folder)):
+    for path in (path for folder in folders if folder.is_dir() for path in unread_files(folder)):
         say(f"not read: {path.name} (not in the index, or beside the weights of {path.parent.name})")
     for name, reason in plan.unused:
         say(f"not used: {name} ({reason})")
@@ -85,10 +101,30 @@ def packing_of(arguments: argparse.Namespace) -> Packing | None:
     return Packing(arguments.q_group_size or 64, arguments.q_bits or 4)
 
 
+def run_export(arguments: argparse.Namespace) -> None:
+    """--export-delta, which makes no other output."""
+    from converters.export import export_delta
+
+    if arguments.parts is None:
+        raise CheckpointError(
+            "--export-delta needs to know what SOURCE was trained from; name the base parts with --parts."
+        )
+    ranks = (arguments.rank or 32, arguments.sst_rank or arguments.rank or 32)
+    if min(ranks) < 1:
+        raise CheckpointError("A rank is a whole number from 1; correct --rank and --sst-rank.")
+    full = fetch(arguments.hf_path, arguments.revision)
+    for line in export_delta(full, arguments.parts, ranks, output_folder(arguments.export_delta)):
+        say(line)
+
+
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.export_delta is not None:
+        run_export(arguments)
+        return
     packing = packing_of(arguments)
     layout = arguments.to or ("mlx" if packing else "torch")
-    options = Options(layout, arguments.dtype, packing, arguments.with_sst)
+    settings = read_json(arguments.settings) if arguments.settings else None
+    options = Options(layout, arguments.dtype, packing, arguments.with_sst, arguments.recognizer, settings)
     out = output_folder(arguments.mlx_path)
     check_output(out, [], arguments.overwrite)  # before a download of hours
     if arguments.upload_repo:

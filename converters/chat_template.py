@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from converters.family import Family, Json
-from converters.source import first_line, read_json
+from converters.source import Source, first_line, read_json
 from speech_xl.config import PromptConfig
 from speech_xl.errors import CheckpointError
 
@@ -24,12 +24,8 @@ AUDIO = "the-audio-goes-here"
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
     """tokenizer.json, else tekken.json, else what transformers makes of vocab.json and merges.txt."""
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as error:  # the tokenizers library raises plain Exception for any malformed file
-            raise CheckpointError(f"{path} cannot be read ({first_line(error)}); copy or download it again.") from None
+    if (folder / "tokenizer.json").is_file():
+        return read_tokenizer(folder / "tokenizer.json")
     if (folder / "tekken.json").is_file():
         path = folder / "tekken.json"
         try:
@@ -48,6 +44,14 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
             reason = first_line(error)
             raise CheckpointError(f"The tokenizer of {folder} cannot be read ({reason}); download it again.") from None
     return None
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """A file of the tokenizers library."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception for any malformed file
+        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); copy or download it again.") from None
 
 
 def from_tekken(path: Path) -> Tokenizer:
@@ -138,36 +142,43 @@ def special_tokens(folder: Path) -> Json:
     return {k: v for k, v in plain.items() if isinstance(v, str)}
 
 
-def prompt_config(family: Family, folder: Path, config: Json, tokenizer: Tokenizer | None) -> PromptConfig:
+def prompt_config(family: Family, source: Source, config: Json, tokenizer: Tokenizer | None) -> PromptConfig:
     """The text around the audio, and the tokens that end an answer."""
-    before, after = cut(family, folder)
-    return PromptConfig(before, after, end_tokens(family, folder, config, tokenizer))
+    before, after = cut(family, source)
+    return PromptConfig(before, after, end_tokens(family, source, config, tokenizer))
 
 
-def cut(family: Family, folder: Path) -> tuple[str, str]:
-    """-> (text before the audio, text behind it with {question}) from the folder's template or the family's."""
-    own = chat_template(folder)
+def cut(family: Family, source: Source) -> tuple[str, str]:
+    """-> (text before the audio, text behind it with {question}) from the source's template, or the family's if it has none.
+
+    CheckpointError if its template fails: another model's would make worse answers without a word.
+    """
+    own = source.chat_template()
+    if own is None:
+        before, _, after = family.template.partition(family.audio_mark)
+        return before, after
+    reason = "it has no place for the recording and the question"
     parts = [{"type": "audio", "audio_url": AUDIO}, {"type": "text", "text": QUESTION}]
     for content in (parts, f"{family.audio_mark}\n{QUESTION}"):
         try:
-            text = render(own or "", content, special_tokens(folder))
-        except Exception:  # a template is a stranger's program and may fail in any way; ours comes last
+            text = render(own, content, source.special_tokens())
+        except Exception as error:  # a template is a stranger's program and may fail in any way
+            reason = first_line(error)
             continue
         before, mark, after = text.partition(family.audio_mark)
         if mark and family.audio_mark not in after and after.count(QUESTION) == 1:
             return before, after.replace(QUESTION, "{question}")
-    before, _, after = family.template.partition(family.audio_mark)
-    return before, after
+    raise CheckpointError(
+        f"The chat template of {source.path} cannot be used ({reason}); mend it, or convert a copy without it."
+    )
 
 
-def end_tokens(family: Family, folder: Path, config: Json, tokenizer: Tokenizer | None) -> tuple[str, ...]:
+def end_tokens(family: Family, source: Source, config: Json, tokenizer: Tokenizer | None) -> tuple[str, ...]:
     """What the source's generation stops at, else the family's own end tokens."""
     if tokenizer is None:
         return ()
-    path = folder / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
     ids: list[int] = []
-    for where in (generation, config, config.get("text_config") or {}):
+    for where in (source.generation_config(), config, config.get("text_config") or {}):
         ends = where.get("eos_token_id")
         ids += [] if ends is None else ends if isinstance(ends, list) else [ends]
         if ids:

@@ -29,12 +29,12 @@ from converters.output import (
 )
 from converters.plan import Options, Plan
 from converters.stream import Recipe, shard_names, shard_size, shards_of, write_shard
-from speech_xl.checkpoints import check_checkpoint
+from speech_xl.checkpoints import RECOGNIZER_TOKENIZER, check_checkpoint
 from speech_xl.config import save_config, to_dict
 from speech_xl.errors import CheckpointError, OutputError
 from speech_xl.schedule import format_bytes
 
-VERSION = 2
+VERSION = 3
 SPARE = 16 * 2**20  # bytes for the small files, and so that the disk is not filled to the brim
 HEAD = 2**20  # bytes at a weight file's start that are hashed: its header, and some numbers
 
@@ -88,7 +88,9 @@ def journal(plan: Plan, options: Options, sizes: list[int]) -> dict[str, object]
     noted = {
         "version": VERSION,
         "sources": [identity(path) for path in plan.files],
-        "tokenizer": plan.tokenizer and hashlib.sha256(plan.tokenizer.to_str().encode()).hexdigest(),
+        "tokenizer": [
+            t and hashlib.sha256(t.to_str().encode()).hexdigest() for t in (plan.tokenizer, plan.recognizer_tokenizer)
+        ],
         "options": dataclasses.asdict(options),
         "config": to_dict(plan.config),
         "shards": sizes,
@@ -135,6 +137,8 @@ def write_small_files(work: Path, names: list[str], shards: list[list[Recipe]], 
     save_config(plan.config, work)
     if plan.tokenizer is not None:
         plan.tokenizer.save(str(work / "tokenizer.json"))
+    if plan.recognizer_tokenizer is not None:
+        plan.recognizer_tokenizer.save(str(work / RECOGNIZER_TOKENIZER))
 
 
 def write_index(work: Path, names: list[str], shards: list[list[Recipe]]) -> None:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from speech_xl.checkpoints import download, find_folder, hub_client, hub_errors
+from speech_xl.checkpoints import find_folder
 from speech_xl.errors import CheckpointError, OutputError
+from speech_xl.hub import download, hub_client, hub_errors
 
 SAFE_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 MISTRALS_COPY = ["consolidated*", "original/*"]  # the same weights again, under other names
 
 
 def fetch(name: str, revision: str | None = None) -> Path:
-    """A folder, or the snapshot of a Hub id (resumed if broken off); CheckpointError says why there is none."""
+    """A folder or file, or the snapshot of a Hub id (resumed if broken off); CheckpointError says why there is none."""
     folder = find_folder(name)
     if folder is not None:
         return folder
+    if name.lower().endswith((".gguf", ".bin")) and Path(name).expanduser().is_file():
+        return Path(name).expanduser()
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise CheckpointError(f"There is no folder {name!r}; name a folder or a Hub id owner/name.")
     path = download(name, revision, allow_patterns=SAFE_FILES, ignore_patterns=MISTRALS_COPY)
     if not list(path.glob("*.safetensors")):
-        patterns = [*SAFE_FILES, "pytorch_model*.bin"]
+        patterns = [*SAFE_FILES, "pytorch_model*.bin", "model.bin"]
         path = download(name, revision, allow_patterns=patterns, ignore_patterns=MISTRALS_COPY)
     return path
 

@@ -21,7 +21,7 @@ JOURNAL = "journal.json"
 UNFINISHED_JOURNAL = "journal.unfinished"
 JOURNAL_KEYS = {"version", "sources", "tokenizer", "options", "config", "shards"}
 MADE = re.compile(
-    r"(config|tokenizer|journal|model\.safetensors\.index)\.json|journal\.unfinished"
+    r"(config|tokenizer|recognizer_tokenizer|journal|model\.safetensors\.index)\.json|journal\.unfinished"
     r"|model(-\d{5,}-of-\d{5,})?\.(safetensors|unfinished)"
 )
 
@@ -50,7 +50,10 @@ def name_aside(out: Path) -> Path:
 def check_output(out: Path, sources: list[Path], overwrite: bool) -> None:
     """OutputError if `out` may not become the output folder of a conversion of `sources`."""
     for source in sources:
-        for path in (source, *source.iterdir()):  # a Hub snapshot's files are links to elsewhere
+        for path in (
+            source,
+            *(source.iterdir() if source.is_dir() else ()),
+        ):  # a Hub snapshot's files are links to elsewhere
             check_apart(path.resolve(), out)
     if overwrite and out.exists():
         check_replaceable(out)

@@ -16,19 +16,22 @@ import torch
 from tokenizers import Tokenizer
 
 from converters import qwen2_audio, voxtral, whisper_qwen2
-from converters.chat_template import load_tokenizer, prompt_config
-from converters.family import NO_REASON, Family, Json
-from converters.source import Stored, read_json, tensors_of
+from converters.chat_template import load_tokenizer, prompt_config, read_tokenizer
+from converters.family import NO_REASON, Family, Json, section
+from converters.formats import open_source
+from converters.recognizer import recognizer_config
+from converters.source import Source, Stored, tensors_of
 from converters.stream import Packing, Recipe
-from speech_xl.checkpoints import expected_tensors, packed_tensors
-from speech_xl.config import ModelConfig, SSTConfig, from_dict
+from speech_xl.checkpoints import RECOGNIZER_TOKENIZER, expected_tensors, packed_tensors
+from speech_xl.config import ModelConfig, SSTConfig, from_dict, to_dict
 from speech_xl.errors import CheckpointError
 
 FAMILIES = {"qwen2_audio": qwen2_audio.FAMILY, "voxtral": voxtral.FAMILY}
-SUPPORTED = "Qwen2-Audio, Voxtral, Whisper with --decoder Qwen2 or Qwen2.5, and Speech-XL's own torch and mlx layouts"
+SUPPORTED = "Qwen2-Audio, Voxtral, Whisper with --decoder Qwen2 or Llama, and Speech-XL's own torch and mlx layouts"
 OWN = "Speech-XL"
 NUMBERS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SETTINGS = ("name", "description", "prompt", "sst", "evidence_layers")  # of config.json
 FRESH_SST = SSTConfig(interval=64, ratios=(2, 4, 8, 16), default_ratio=8, trained=False)
 
 
@@ -40,6 +43,8 @@ class Options:
     dtype: str | None = None
     packing: Packing | None = None
     with_sst: bool = False
+    recognizer: bool = False  # speech tokens from the words that a Whisper source recognises
+    settings: Json | None = None  # parts of config.json that replace what the source says
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Plan:
     recipes: list[Recipe]
     unused: list[tuple[str, str]]  # (source tensor, why it is left out)
     tokenizer: Tokenizer | None
+    recognizer_tokenizer: Tokenizer | None
     files: list[Path]  # every weight file of the source
 
     @property
@@ -68,23 +74,33 @@ class Plan:
         return [recipe for recipe in self.recipes if recipe.is_narrowed]
 
 
-def make_plan(folder: Path, decoder: Path | None, options: Options) -> Plan:
-    """Understand a source folder (and, for Whisper, its decoder's); CheckpointError says what it lacks."""
-    config = read_config(folder)
+def make_plan(path: Path, decoder_path: Path | None, options: Options) -> Plan:
+    """Understand a source (and, for Whisper, its decoder's); CheckpointError says what it lacks."""
+    source, decoder = open_source(path), open_source(decoder_path) if decoder_path else None
+    folder, config = source.path, source.config()
     if config.get("model_type") == "speech_xl":
         if decoder is not None:
             raise CheckpointError(f"--decoder is for Whisper sources; {folder} is a Speech-XL model and has its own.")
+        if options.recognizer:
+            raise CheckpointError(f"--recognizer is for Whisper sources; {folder} is a Speech-XL model already.")
         with explained(folder):
             return own_plan(folder, from_dict(config), options)
     refuse_quantized(folder, config)
+    heard = None  # the tokenizer of a recognizer
     if config.get("model_type") == "whisper":
         if decoder is None:
-            raise CheckpointError("A Whisper model alone cannot answer; name a Qwen2 decoder with --decoder.")
+            raise CheckpointError("A Whisper model alone cannot answer; name a Qwen2 or Llama decoder with --decoder.")
         family, words = whisper_qwen2.FAMILY, decoder
-        config = {"audio_config": config, "text_config": read_config(decoder), "model_type": "whisper_qwen2"}
-        refuse_quantized(decoder, config["text_config"])
-        prefixes = ((whisper_qwen2.SPEECH, folder), (whisper_qwen2.TEXT, decoder))
-        stored = {prefix + name: t for prefix, where in prefixes for name, t in tensors_of(where).items()}
+        whisper, config = (
+            config,
+            {"audio_config": config, "text_config": decoder.config(), "model_type": "whisper_qwen2"},
+        )
+        refuse_quantized(decoder.path, config["text_config"])
+        stored = joined_tensors(source, decoder)
+        if options.recognizer:
+            family, heard = whisper_qwen2.WITH_RECOGNIZER, source.tokenizer()
+            with explained(folder):
+                config["recognizer"] = recognizer_config(whisper, source.generation_config(), heard)
     else:
         found = FAMILIES.get(str(config.get("model_type")))
         if found is None:
@@ -92,11 +108,13 @@ def make_plan(folder: Path, decoder: Path | None, options: Options) -> Plan:
             raise CheckpointError(f"{folder} is a model of {kind}, which is not supported; supported are {SUPPORTED}.")
         if decoder is not None:
             raise CheckpointError(f"--decoder is for Whisper sources; {folder} is {found.name} and has its own.")
-        family, words = found, folder
-        stored = tensors_of(folder)
-    with explained(*dict.fromkeys((folder, words))):
+        if options.recognizer:
+            raise CheckpointError(f"--recognizer is for Whisper sources; {folder} is {found.name}.")
+        family, words = found, source
+        stored = source.tensors()
+    with explained(*dict.fromkeys((folder, words.path))):
         ours = family.translate(config, frozenset(stored))
-        tokenizer = load_tokenizer(words)
+        tokenizer = words.tokenizer()
         ours = dataclasses.replace(ours, prompt=prompt_config(family, words, config, tokenizer), name=name_of(folder))
         check_layers(ours, stored)
     table, unused = used_tensors(family, stored)
@@ -105,7 +123,7 @@ def make_plan(folder: Path, decoder: Path | None, options: Options) -> Plan:
     for name in wanted:
         if name not in table and not fresh(name):
             theirs = family.theirs(name)
-            home = words if theirs.startswith(whisper_qwen2.TEXT) else folder
+            home = words.path if theirs.startswith(whisper_qwen2.TEXT) else folder
             raise CheckpointError(f"{home} lacks the tensor {bare(theirs)} (our {name}); download it again.")
     for name in list(table):
         if name not in wanted:
@@ -117,14 +135,13 @@ def make_plan(folder: Path, decoder: Path | None, options: Options) -> Plan:
                 f"{list(wanted[name])}; download it again."
             )
     tensors = {name: tensor for name, (_, tensor) in table.items()}
-    return finish(family.name, ours, tensors, {}, unused, tokenizer, stored.values(), options)
+    return finish(family.name, ours, tensors, {}, unused, (tokenizer, heard), stored.values(), options)
 
 
-def read_config(folder: Path) -> Json:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no config.json; it is no model folder, or half downloaded.")
-    return read_json(path)
+def joined_tensors(speech: Source, text: Source) -> dict[str, Stored]:
+    """The tensors of both, told apart by prefixes."""
+    prefixes = ((whisper_qwen2.SPEECH, speech), (whisper_qwen2.TEXT, text))
+    return {prefix + name: tensor for prefix, source in prefixes for name, tensor in source.tensors().items()}
 
 
 @contextlib.contextmanager
@@ -155,7 +172,7 @@ def name_of(folder: Path) -> str:
     path = folder.resolve()
     if path.parent.name == "snapshots":
         path = path.parent.parent
-    return path.name.rpartition("--")[2]
+    return (path.stem if path.is_file() else path.name).rpartition("--")[2]
 
 
 def bare(name: str) -> str:
@@ -209,7 +226,9 @@ def own_plan(folder: Path, config: ModelConfig, options: Options) -> Plan:
         if stored[name].dtype not in kinds:
             raise CheckpointError(f"{folder}: the tensor {name} holds {stored[name].dtype}; copy or convert it again.")
     tensors = {name: stored[name] for name in wanted}
-    return finish(OWN, config, tensors, packed, unused, load_tokenizer(folder), stored.values(), options)
+    heard = folder / RECOGNIZER_TOKENIZER
+    tokenizers = load_tokenizer(folder), read_tokenizer(heard) if heard.is_file() else None
+    return finish(OWN, config, tensors, packed, unused, tokenizers, stored.values(), options)
 
 
 def finish(
@@ -218,11 +237,11 @@ def finish(
     tensors: dict[str, Stored],
     packed: dict[str, tuple[Stored, Stored, Packing]],
     unused: list[tuple[str, str]],
-    tokenizer: Tokenizer | None,
+    tokenizers: tuple[Tokenizer | None, Tokenizer | None],
     stored: Iterable[Stored],
     options: Options,
 ) -> Plan:
-    """The output's configuration and a recipe for each of its tensors."""
+    """The output's configuration and a recipe for each of its tensors. `tokenizers`: decoder's and recognizer's."""
     if options.with_sst and config.sst is not None:
         raise CheckpointError("This checkpoint has SST parameters already; convert it without --with-sst.")
     if options.packing is not None and options.layout != "mlx":
@@ -235,11 +254,11 @@ def finish(
     dtypes = output_types(tensors, packed, options.dtype, keeps_own=family == OWN)
     widest = reduce(torch.promote_types, dtypes.values())
     is_swapped = config.layout != options.layout
+    tokenizer, heard = tokenizers
     target = dataclasses.replace(
-        config,
+        with_settings(config, options),
         layout=options.layout,
         dtype=next(name for name, value in DTYPES.items() if value == widest),
-        sst=FRESH_SST if options.with_sst else config.sst,
         quantization=dataclasses.asdict(options.packing) if options.packing else None,
     )
     recipes = []
@@ -262,7 +281,22 @@ def finish(
             )
         )  # fmt: skip
     files = list(dict.fromkeys(t.path for t in stored))
-    return Plan(family, target, recipes, unused, tokenizer, files)
+    return Plan(family, target, recipes, unused, tokenizer, heard, files)
+
+
+def with_settings(config: ModelConfig, options: Options) -> ModelConfig:
+    """The configuration with --settings in place of what the source says; SST settings are for fresh SSTs."""
+    settings = dict(options.settings or {})
+    if unknown := sorted(set(settings) - set(SETTINGS)):
+        raise CheckpointError(f"--settings cannot change {unknown[0]}; it can change {', '.join(SETTINGS)}.")
+    if "sst" in settings and not options.with_sst:
+        raise CheckpointError("--settings describes fresh SSTs; add --with-sst or leave sst out.")
+    if options.with_sst:
+        config = dataclasses.replace(config, sst=FRESH_SST)
+        if "sst" in settings:
+            settings["sst"] = {"trained": False} | section(settings, "sst")
+    with explained(Path("--settings")):
+        return from_dict(to_dict(config) | settings)
 
 
 def output_types(

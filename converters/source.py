@@ -14,9 +14,11 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from converters.family import Json
 from speech_xl.errors import CheckpointError
@@ -70,6 +72,25 @@ class Stored:
         return torch.from_numpy(data).view(self.dtype).view(shape)
 
 
+class Source(Protocol):
+    """A published model. Names of fields and tensors are transformers'. CheckpointError for what is damaged."""
+
+    path: Path
+
+    def config(self) -> Json: ...
+
+    def tensors(self) -> dict[str, Stored]: ...
+
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    def chat_template(self) -> str | None: ...
+
+    def special_tokens(self) -> Json:
+        """bos_token and its like, as plain strings, for templates that mention them."""
+
+    def generation_config(self) -> Json: ...
+
+
 def read_json(path: Path) -> Json:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -106,7 +127,8 @@ def tensors_of(folder: Path) -> dict[str, Stored]:
 
 def unread_files(folder: Path) -> list[Path]:
     """Safetensors that are no part of the folder's weights: not in the index, or beside the one file that counts."""
-    return sorted(set(folder.glob("*.safetensors")) - set(weight_files(folder)))
+    found = set(folder.glob("*.safetensors"))
+    return sorted(found - set(weight_files(folder))) if found else []
 
 
 INDEXED = ("model.safetensors", "pytorch_model.bin")

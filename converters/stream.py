@@ -43,7 +43,7 @@ class Recipe:
 
     `shape` is the result's before packing. `source` None: freshly initialised. `swap`: the last two axes
     change places. `row`: one row of a matrix. `packed`: (scales, biases) that turn packed words into
-    numbers again. `packing`: pack the result.
+    numbers again. `low_rank`: A (r, in) and B (out, r), whose product B @ A is added. `packing`: pack the result.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Recipe:
     swap: bool = False
     row: int | None = None
     packed: tuple[Stored, Stored, Packing] | None = None
+    low_rank: tuple[Stored, Stored] | None = None
     packing: Packing | None = None
 
     def outputs(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -106,6 +107,12 @@ class Recipe:
                 rows = scales.rows(first, len(words)), biases.rows(first, len(words))
                 yield unpack(words, *rows, packing)
                 first += len(words)
+        elif self.low_rank is not None:
+            a, b = self.low_rank[0].whole().double(), self.low_rank[1]
+            first = 0
+            for piece in self.source.pieces():  # float64, so that every machine rounds to the same numbers
+                yield piece.double() + b.rows(first, len(piece)).double() @ a
+                first += len(piece)
         else:
             for piece in self.source.pieces():
                 yield piece.transpose(1, 2) if self.swap else piece

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from converters import qwen2_audio, voxtral, whisper_qwen2
-from converters.plan import OWN, Plan, read_config
-from converters.source import Stored, first_line, tensors_of
+from converters import qwen2_audio, voxtral
+from converters.plan import OWN, Plan
+from converters.source import Stored, first_line, read_json, tensors_of
 from converters.stream import Recipe, unpack
 from speech_xl.backend import is_installed, load_backend
 from speech_xl.config import HOP_LENGTH, ModelConfig
@@ -160,11 +160,11 @@ def their_logits(family: str, folder: Path, decoder: Path | None, config: ModelC
     before, after = ids_of(config)
     kind = torch.float32
     with torch.inference_mode():
-        if family == whisper_qwen2.FAMILY.name:
+        if decoder is not None:
             model = transformers.AutoModelForCausalLM.from_pretrained(decoder, dtype=kind).eval()
             return model(input_ids=torch.tensor([before + after])).logits[0, -1].numpy()
         mel, samples = hear(config, sound)
-        audio = read_config(folder)
+        audio = read_json(folder / "config.json")
         mark = audio.get(
             "audio_token_index", audio.get("audio_token_id", 24 if family == voxtral.FAMILY.name else 151_646)
         )

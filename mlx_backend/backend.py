@@ -6,7 +6,7 @@ thread of its own and evaluates what it leaves behind; see speech_xl/backend.py 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,6 +144,15 @@ class Backend:
 
         return self._run(work)
 
+    def slice(self, state: State, prefix: int, first: int, last: int) -> State:
+        def work() -> State:
+            rows = mx.concatenate([mx.arange(prefix), mx.arange(prefix + first, prefix + last)])
+            part = State([layer.take(rows[None]) for layer in state.memory], state.queued[:, :0])
+            self._evaluate(part)
+            return part
+
+        return self._run(work)
+
     def _read(
         self, ids: list[int], position: int, memory: list[KeyValues], cache: list[KeyValues]
     ) -> tuple[mx.array, mx.array]:
@@ -163,6 +172,48 @@ class Backend:
             yield step
             position += len(ids)
             ids = [step.token]
+
+    def answer_spans(
+        self,
+        state: State,
+        prefix: int,
+        spans: list[tuple[int, int]],
+        ids: list[int],
+        end_ids: Collection[int],
+        longest: int,
+    ) -> list[list[int]]:
+        def work() -> list[list[int]]:
+            first, last = mx.array(spans).T
+            slot = mx.arange(-prefix, int((last - first).max()))  # prefix rows are negative
+            padding = slot >= (last - first)[:, None]
+            rows = mx.where(padding, 0, prefix + slot + mx.where(slot < 0, 0, first[:, None]))
+            memory = [layer.take(rows) for layer in state.memory]
+            room = [(0, 0), (0, 0), (0, len(ids) + longest - 1), (0, 0)]  # behind the memories: columns for the text
+            keys = [mx.pad(layer.keys, room) for layer in memory]
+            values = [mx.pad(layer.values, room) for layer in memory]
+            said: list[list[int]] = [[] for _ in spans]
+            asked = list(range(len(spans)))  # the span of each batch row
+            text = mx.array([ids] * len(spans))
+            position, filled = prefix + last, rows.shape[1]
+            for _ in range(longest):
+                positions = position[:, None] + mx.arange(text.shape[1])
+                rotation = self.model.decoder.rotation(positions)
+                logits = self.model.decoder.texts(text, rotation, keys, values, filled, padding)
+                tokens = logits.argmax(-1).tolist()
+                position, filled = position + text.shape[1], filled + text.shape[1]
+                going = [row for row, token in enumerate(tokens) if token not in end_ids]
+                for row in going:
+                    said[asked[row]].append(tokens[row])
+                if not going:
+                    break
+                if len(going) < len(asked):  # finished rows leave the batch
+                    asked, left = [asked[row] for row in going], mx.array(going)
+                    keys, values = [k[left] for k in keys], [v[left] for v in values]
+                    position, padding = position[left], padding[left]
+                text = mx.array([[tokens[row]] for row in going])
+            return said
+
+        return self._run(work)
 
     def memory_bytes(self, state: State) -> int:
         return self._run(lambda: sum(layer.nbytes for layer in state.memory))

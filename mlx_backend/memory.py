@@ -39,7 +39,10 @@ def unpack(packed: Packed, storage: MemoryStorage) -> mx.array:
 
 
 class KeyValues:
-    """Keys and values of shape (1, kv_heads, length, head_dim), appended to, cut at the end, never rewritten."""
+    """Keys and values of shape (B, kv_heads, length, head_dim), appended to, cut at the end, never rewritten.
+
+    B is 1, but where `take` made it.
+    """
 
     def __init__(self, kv_heads: int, head_dim: int, dtype: mx.Dtype, storage: MemoryStorage):
         self.length = 0
@@ -90,6 +93,13 @@ class KeyValues:
         """Forget the rows from `length` on; what was read of them before stays as it was."""
         self._buffers = [buffer[:, :, :length] for buffer in self._buffers]
         self.length = length
+
+    def take(self, rows: mx.array) -> KeyValues:
+        """Copies of some rows of the one batch row: rows (B, R) int64 -> B times R of them, quantized as they are."""
+        twin = object.__new__(KeyValues)
+        twin.length, twin._storage = rows.shape[1], self._storage
+        twin._buffers = [buffer[0][:, rows].swapaxes(0, 1) for buffer in self._buffers]
+        return twin
 
     def copy(self) -> KeyValues:
         """An independent copy of the filled part."""

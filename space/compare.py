@@ -14,8 +14,8 @@ from itertools import cycle
 import gradio as gr
 
 from space.handlers import Handlers
-from space.pictures import clock
 from space.session import Session
+from speech_xl.clock import clock
 from speech_xl.conversation import Listening, ask
 from speech_xl.errors import RecordingError, SpeechXLError
 from speech_xl.model import SpeechModel

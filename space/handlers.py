@@ -18,9 +18,9 @@ from space import pictures
 from space.choice import ModelChoice
 from space.session import Session
 from space.zero import borrow
+from speech_xl.arguments import parse_bytes, parse_ratio
 from speech_xl.asking import Answer
 from speech_xl.audio import probe
-from speech_xl.cli import parse_bytes, parse_ratio
 from speech_xl.conversation import Listening, ask
 from speech_xl.errors import RecordingError, ScheduleError, SpeechXLError
 from speech_xl.memory import AudioMemory, load_memory

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from speech_xl.clock import clock
 from speech_xl.conversation import Heard
 from speech_xl.evidence import Evidence
 from speech_xl.memory import AudioMemory
@@ -30,13 +31,6 @@ def file_url(path: str) -> str:
 def shown_name(path: str) -> str:
     name = Path(path).name
     return escape(name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "...")
-
-
-def clock(seconds: float) -> str:
-    """2:03 or 1:02:03."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def times(evidence: Evidence, between: str = "-") -> str:

@@ -10,8 +10,9 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from space.pictures import clock, times
+from space.pictures import times
 from speech_xl.asking import Answer
+from speech_xl.clock import clock
 from speech_xl.conversation import Heard, Listening
 from speech_xl.memory import AudioMemory, save_memory
 from speech_xl.model import SpeechModel
@@ -69,10 +70,11 @@ class Session:
 
     def askable(self) -> tuple[AudioMemory | None, bool]:
         """-> (memory to ask, whether the recording is still being heard)."""
-        if self.memory is not None:
-            return self.memory, False
-        if self.listening is not None and self.events:
-            return self.listening.snapshot(), True
+        memory, listening, events = self.memory, self.listening, self.events  # another thread may forget them
+        if memory is not None:
+            return memory, False
+        if listening is not None and events:
+            return listening.snapshot(), True
         return None, False
 
     def memory_path(self, recording: str) -> Path:

@@ -26,6 +26,8 @@ class Answer:
     evidence: list[Evidence]
     seconds: float  # from asking to the last token
     heard_seconds: float  # of the recording, when it was asked
+    finish_reason: str = "stop"  # "length": it was broken off at the most tokens that were allowed
+    warnings: tuple[str, ...] = ()  # a sentence each
 
 
 class Asking:
@@ -42,9 +44,10 @@ class Asking:
     def __iter__(self) -> Iterator[str]:
         started = time.monotonic()
         model, memory = self._model, self._memory
-        steps = model.backend.answer(memory.state, self._ids, memory.slots)
+        steps = model.backend.answer(memory.state, self._ids, memory.position)
         said: list[int] = []
         shown, attention, rows = "", np.zeros(memory.slots), 0
+        finish_reason = "length"
         try:
             while len(said) < self._longest:
                 with model.lock:
@@ -52,6 +55,7 @@ class Asking:
                 attention += step.slot_weights
                 rows += 1
                 if step.token in model.prompt.end_ids:
+                    finish_reason = "stop"
                     break
                 said.append(step.token)
                 text = model.prompt.decode(said)
@@ -65,5 +69,8 @@ class Asking:
         if text.startswith(shown) and len(text) > len(shown):
             yield text[len(shown) :]
         weights = attention[len(memory.prefix) :] / max(1, rows)
-        evidence = find_evidence(weights, memory.spans, memory.seconds_per_token, memory.seconds)
-        self.answer = Answer(self._question, text, evidence, time.monotonic() - started, memory.seconds)
+        evidence = find_evidence(weights, memory.slot_times)
+        warnings = model.position_warnings(memory.position + len(self._ids) + len(said))
+        self.answer = Answer(
+            self._question, text, evidence, time.monotonic() - started, memory.seconds, finish_reason, warnings
+        )

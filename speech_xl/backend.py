@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -59,10 +59,31 @@ class Backend(Protocol):
     def fork(self, state: State) -> State:
         """An independent copy: what is done to one is never seen by the other."""
 
+    def slice(self, state: State, prefix: int, first: int, last: int) -> State:
+        """A copy of the first `prefix` rows and of slots [first, last) behind them, nothing queued.
+
+        Keys stay as they were rotated, so text behind it starts at position prefix + last.
+        """
+
     def answer(self, state: State, ids: list[int], position: int) -> Iterator[Step]:
         """Read the text `ids` at `position` behind the memory and go on greedily, without end.
 
         The state is not changed; the caller stops the iteration.
+        """
+
+    def answer_spans(
+        self,
+        state: State,
+        prefix: int,
+        spans: list[tuple[int, int]],
+        ids: list[int],
+        end_ids: Collection[int],
+        longest: int,
+    ) -> list[list[int]]:
+        """The same text asked of several slices at once -> the greedy answer to each, up to an end token.
+
+        What slots [first, last) answer is what their `slice` would, at position prefix + last. An answer has at
+        most `longest` (1 or more) tokens and holds no end token.
         """
 
     def memory_bytes(self, state: State) -> int:

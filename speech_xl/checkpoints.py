@@ -9,29 +9,50 @@ import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 
 from safetensors import SafetensorError, safe_open
 
+from speech_xl.assembly import assembled
 from speech_xl.config import ModelConfig, load_config
-from speech_xl.errors import CheckpointError
+from speech_xl.errors import CheckpointError, SpeechXLError
+from speech_xl.hub import download
 
-EMBEDDED = "nano"
-EMBEDDED_FOLDER = Path(__file__).resolve().parent.parent / "checkpoints" / EMBEDDED
+EMBEDDED, SMALL = "nano", "small"  # whole, for every machine; and by reference, for English
+RECOGNIZER_TOKENIZER = "recognizer_tokenizer.json"  # beside the decoder's tokenizer.json
+LOW_RANK = (".lora_A", ".lora_B")  # endings of a difference's factors, (r, in) and (out, r)
+SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
+EMBEDDED_FOLDER = SHIPPED / EMBEDDED
 
 
 def resolve_checkpoint(model: str | None = None) -> Path:
-    """None or "nano" is the embedded model; else a folder, or a Hub id to download (resumed if broken off)."""
-    if model is None or model == EMBEDDED:
-        return EMBEDDED_FOLDER
-    folder = find_folder(model)
+    """A whole checkpoint's folder. None is the default, "small" and "nano" are the shipped ones; else a folder, or a
+    Hub id to download (resumed if broken off). One that names base parts is put together in the user's cache."""
+    if model is None:
+        return resolve_default()[0]
+    folder = SHIPPED / model if model in (EMBEDDED, SMALL) else find_folder(model)
     if folder is not None:
-        return folder
+        return whole(folder)
     if model.count("/") != 1 or model.startswith(("/", ".", "~")):
         raise CheckpointError(
             f"There is no checkpoint folder {model}; name a folder, {EMBEDDED!r}, or a Hub id owner/name."
         )
-    return download(model, allow_patterns=["*.json", "*.safetensors"])
+    return whole(download(model, allow_patterns=["*.json", "*.safetensors"]))
+
+
+def resolve_default() -> tuple[Path, str | None]:
+    """-> (the folder of "small", or of "nano" where its parts cannot be had, one line that says why it is nano)."""
+    if not (SHIPPED / SMALL / "config.json").is_file():
+        return EMBEDDED_FOLDER, None
+    try:
+        return resolve_checkpoint(SMALL), None
+    except SpeechXLError as error:
+        return EMBEDDED_FOLDER, f"{error} Until then {EMBEDDED} answers, which understands order-desk recordings only."
+
+
+def whole(folder: Path) -> Path:
+    """The folder itself, or what its base parts and it make together."""
+    config = load_config(folder) if (folder / "config.json").is_file() else None
+    return assembled(folder, config) if config is not None and config.parts else folder
 
 
 def find_folder(name: str) -> Path | None:
@@ -43,70 +64,9 @@ def find_folder(name: str) -> Path | None:
         return None
 
 
-def download(name: str, revision: str | None = None, **patterns: list[str]) -> Path:
-    """The snapshot of a Hub id (resumed if broken off); CheckpointError says why there is none."""
-    client = hub_client()
-    try:
-        return Path(client.snapshot_download(name, revision=revision, **patterns))
-    except client.errors.HFValidationError as error:
-        raise CheckpointError(f"{name!r} is neither a folder nor a valid Hub id ({error}).") from None
-    except hub_errors() as error:
-        raise CheckpointError(describe_hub_error(name, revision, error)) from None
-
-
-def hub_client() -> ModuleType:
-    """huggingface_hub, which reads HF_ENDPOINT when it is loaded; CheckpointError if that is no address at all."""
-    import huggingface_hub
-    import huggingface_hub.errors
-
-    try:
-        _ = huggingface_hub.snapshot_download, huggingface_hub.HfApi  # loads the parts that talk
-    except ValueError as error:
-        raise CheckpointError(f"HF_ENDPOINT is no web address ({error}); correct it or unset it.") from None
-    return huggingface_hub
-
-
-def hub_errors() -> tuple[type[Exception], ...]:
-    """What the Hub's client raises for networks and answers of every kind; its own errors are OSErrors or HTTPErrors."""
-    from huggingface_hub.utils import httpx  # the HTTP library of this version of the client, whatever its name
-
-    strange_answers = (ValueError, LookupError, AssertionError, RuntimeError)
-    return httpx.HTTPError, httpx.InvalidURL, OSError, *strange_answers
-
-
-def describe_hub_error(name: str, revision: str | None, error: Exception) -> str:
-    """Why there is no download of `name`, and what to do."""
-    from huggingface_hub import errors
-    from huggingface_hub.utils import httpx
-
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        if not isinstance(error.__cause__, errors.HfHubHTTPError):
-            return f"{name} is not on this machine and the Hub cannot be reached; connect, or download it first."
-        error = error.__cause__
-    if isinstance(error, errors.GatedRepoError):
-        return f"{name} is gated; accept its terms on huggingface.co, run `hf auth login`, and try again."
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{name} has no revision {revision}; look at its commits on huggingface.co."
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"The Hub has no {name}, or it is private; check the name or run `hf auth login`."
-    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
-        return f"HF_ENDPOINT is no web address ({error}); correct it or unset it."
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    if status in (401, 403):
-        return f"The Hub does not let this account read {name} ({status}); run `hf auth login` with one that may."
-    if status == 404:
-        return f"The Hub has no such file of {name}; look at it on huggingface.co."
-    if status == 429:
-        return f"The Hub had too many requests from here ({status}); run it again in some minutes, it continues."
-    if status is not None:
-        return f"The Hub did not answer about {name} ({status}); run it again later, it continues."
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"The download of {name} broke off ({lines[0]}); run it again, it continues."
-
-
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that a float checkpoint of `config` holds, in `config.layout`."""
-    e, a, d, s = config.encoder, config.adapter, config.decoder, config.sst
+    e, a, r, d, s = config.encoder, config.adapter, config.recognizer, config.decoder, config.sst
     shapes: dict[str, tuple[int, ...]] = {}
 
     def linear(name: str, inputs: int, outputs: int, bias: bool) -> None:
@@ -114,7 +74,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         if bias:
             shapes[f"{name}.bias"] = (outputs,)
 
-    def norm(name: str) -> None:
+    def norm(name: str) -> None:  # Whisper's: with a bias, unlike the decoder's
         shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (e.d_model,)
 
     def convolution(name: str, inputs: int) -> None:
@@ -122,20 +82,35 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"{name}.weight"] = torch_shape if config.layout == "torch" else mlx_shape
         shapes[f"{name}.bias"] = (e.d_model,)
 
+    def attention(name: str) -> None:
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            linear(f"{name}.{part}", e.d_model, e.d_model, bias=part != "k_proj")
+        norm(f"{name}_layer_norm")
+
     convolution("speech.encoder.conv1", e.num_mel_bins)
     convolution("speech.encoder.conv2", e.d_model)
     shapes["speech.encoder.embed_positions.weight"] = (e.max_source_positions, e.d_model)
     for i in range(e.encoder_layers):
         layer = f"speech.encoder.layers.{i}"
-        norm(f"{layer}.self_attn_layer_norm")
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            linear(f"{layer}.self_attn.{name}", e.d_model, e.d_model, bias=name != "k_proj")
+        attention(f"{layer}.self_attn")
         norm(f"{layer}.final_layer_norm")
         linear(f"{layer}.fc1", e.d_model, e.encoder_ffn_dim, bias=True)
         linear(f"{layer}.fc2", e.encoder_ffn_dim, e.d_model, bias=True)
     norm("speech.encoder.layer_norm")
-    linear("speech.adapter.linear_1", e.d_model * a.stack, a.hidden_size or d.hidden_size, a.bias)
-    if a.hidden_size is not None:
+    if r is not None:
+        shapes["speech.recognizer.embed_tokens.weight"] = (r.vocab_size, e.d_model)
+        shapes["speech.recognizer.embed_positions.weight"] = (r.max_target_positions, e.d_model)
+        for i in range(r.decoder_layers):
+            layer = f"speech.recognizer.layers.{i}"
+            attention(f"{layer}.self_attn")
+            attention(f"{layer}.encoder_attn")
+            norm(f"{layer}.final_layer_norm")
+            linear(f"{layer}.fc1", e.d_model, r.decoder_ffn_dim, bias=True)
+            linear(f"{layer}.fc2", r.decoder_ffn_dim, e.d_model, bias=True)
+        norm("speech.recognizer.layer_norm")
+    if a is not None:
+        linear("speech.adapter.linear_1", e.d_model * a.stack, a.hidden_size or d.hidden_size, a.bias)
+    if a is not None and a.hidden_size is not None:
         linear("speech.adapter.linear_2", a.hidden_size, d.hidden_size, a.bias)
 
     queries, keys = d.num_attention_heads * d.head_dim, d.num_key_value_heads * d.head_dim
@@ -185,6 +160,22 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def base_name(name: str) -> str:
+    """Our name of the tensor that a trained one started from: an SST projection starts as the plain one."""
+    return name.replace(".self_attn.sst_", ".self_attn.")
+
+
+def by_reference(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """What a checkpoint that stores `found` beside its base parts must hold: whole tensors, and factors in pairs."""
+    shapes = {name: shape for name, shape in expected.items() if name in found}
+    for name, shape in expected.items():
+        stored = [found[name + ending] for ending in LOW_RANK if name + ending in found]
+        if stored and len(shape) == 2:
+            rank = stored[0][0 if name + LOW_RANK[0] in found else -1]
+            shapes |= {name + LOW_RANK[0]: (rank, shape[1]), name + LOW_RANK[1]: (shape[0], rank)}
+    return shapes
+
+
 def check_checkpoint(folder: Path) -> ModelConfig:
     """The checked configuration of a folder; CheckpointError names a missing, misshapen or unknown tensor."""
     folder = Path(folder)
@@ -192,6 +183,8 @@ def check_checkpoint(folder: Path) -> ModelConfig:
         raise CheckpointError(f"There is no checkpoint folder {folder}; train it or name another model.")
     config = load_config(folder)
     found, expected = stored_shapes(folder), expected_tensors(config)
+    if config.parts:
+        expected = by_reference(found, expected)
     if config.quantization is not None:
         for name, shape in list(expected.items()):
             if f"{name.removesuffix('.weight')}.scales" in found:

@@ -1,4 +1,4 @@
-"""`python -m speech_xl`: ask a recording, listen to it once, or describe a file. Words in, words out.
+"""`python -m speech_xl`: ask a recording, write down its words, listen to it once, or describe a file.
 
 Answers and JSON go to stdout, progress and errors to stderr. Wrong input is one sentence and exit code 2.
 """
@@ -9,70 +9,51 @@ import argparse
 import dataclasses
 import json
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from speech_xl.arguments import parse_bytes, parse_ratio, parse_tokens, read_questions
 from speech_xl.asking import Answer
 from speech_xl.backend import BACKENDS
+from speech_xl.clock import clock, parse_time
 from speech_xl.conversation import Listening, ask
 from speech_xl.describe import describe
 from speech_xl.doctor import examine
 from speech_xl.errors import BackendError, OutputError, QuestionError, RecordingError, ScheduleError, SpeechXLError
 from speech_xl.memory import AudioMemory, load_memory, save_memory
 from speech_xl.model import DEFAULT, SpeechModel
-from speech_xl.schedule import Ratio, format_bytes
+from speech_xl.prompt import LONGEST_ANSWER
+from speech_xl.schedule import format_bytes
+from speech_xl.slices import check_span, slice_memory
 from speech_xl.storage import MEMORY_BITS
 from speech_xl.summarizers import SUMMARIZERS
+from speech_xl.transcript import FORMATS, text_lines, transcribe
+from speech_xl.whole_file import whole_file
 
-UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
-
-
-def parse_ratio(text: str) -> Ratio:
-    if text == "raw":
-        return None
-    if not re.fullmatch("[1-9][0-9]{0,5}", text):
-        raise ScheduleError(f"{text[:40]!r} is no ratio; give raw or a whole number such as 8.")
-    return int(text)
+Span = tuple[float | None, float | None]  # start and end in seconds, None where none was given
 
 
-def parse_bytes(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([a-zA-Z]*)", text.strip())
-    if not match or match[2].lower() not in UNITS:
-        raise ScheduleError(f"{text[:40]!r} is no amount of memory; write it like 64MiB.")
-    return int(float(match[1]) * UNITS[match[2].lower()])
+def load_model(arguments: argparse.Namespace) -> SpeechModel:
+    model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
+    if model.note:
+        print(model.note, file=sys.stderr)
+    return model
 
 
-def read_questions(path: Path) -> list[str]:
-    """One question a line, or JSON lines with a "question" field."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuestionError(f"The questions in {path} cannot be read ({error}); give a text file.") from error
-    questions = []
-    for number, line in enumerate(map(str.strip, lines), 1):
-        if line.startswith("{"):
-            try:
-                line = json.loads(line)["question"]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                line = None
-            if not isinstance(line, str):
-                raise QuestionError(f'{path}, line {number}: a JSON line needs a "question" field with text.')
-        if line:
-            questions.append(line)
-    if not questions:
-        raise QuestionError(f"{path} holds no question; write one a line.")
-    return questions
-
-
-def hear(model: SpeechModel, arguments: argparse.Namespace) -> tuple[AudioMemory, float]:
+def hear(model: SpeechModel, arguments: argparse.Namespace, span: Span = (None, None)) -> tuple[AudioMemory, float]:
     """Listen with a progress bar on stderr -> the memory, seconds it took."""
     ratio = DEFAULT if arguments.ratio is None else parse_ratio(arguments.ratio)
     budget = None if arguments.memory_budget is None else parse_bytes(arguments.memory_budget)
     listening = Listening(model, arguments.recording, ratio, budget, arguments.summarizer)
+    if span != (None, None):  # outside the recording: said before an hour is heard
+        try:
+            check_span(*span, listening.total_seconds)
+        except QuestionError:
+            listening.cancel()
+            raise
     if arguments.summarizer == "auto" and listening.summarizer.needs_training is False and listening.ratio is not None:
         print(f"Summarizer {listening.summarizer.name}: {listening.summarizer_reason}.", file=sys.stderr)
     bar_format = (
@@ -88,31 +69,60 @@ def hear(model: SpeechModel, arguments: argparse.Namespace) -> tuple[AudioMemory
                 bar.total = max(bar.total, heard.seconds)
             bar.update(heard.seconds - bar.n)
         took = bar.format_dict["elapsed"]
-    for warning in listening.memory.warnings:
-        print(warning, file=sys.stderr)
     return listening.memory, took
+
+
+def get_memory(model: SpeechModel, arguments: argparse.Namespace, span: Span) -> tuple[AudioMemory, float]:
+    """Of a memory file or a recording -> the memory, seconds that listening took. Its warnings go to stderr."""
+    if arguments.recording.suffix.lower() != ".sxl":
+        memory, took = hear(model, arguments, span)
+    elif arguments.ratio is not None or arguments.memory_budget is not None:
+        raise ScheduleError(
+            "A memory has its ratio already; leave out --ratio and --memory-budget, or give the recording."
+        )
+    else:
+        memory, took = load_memory(arguments.recording, model), 0.0
+    for warning in memory.warnings:
+        print(warning, file=sys.stderr)
+    return memory, took
+
+
+def parse_span(arguments: argparse.Namespace) -> Span:
+    start, end = (None if text is None else parse_time(text) for text in (arguments.start, arguments.end))
+    check_span(start, end, None)
+    return start, end
+
+
+def describe_recording(path: Path, memory: AudioMemory) -> dict[str, Any]:
+    source = memory.recording
+    seconds = {"seconds": source.seconds, "seconds_heard": source.seconds_heard}
+    return {"path": str(path), **seconds, "sha256": source.sha256}
+
+
+def describe_memory(memory: AudioMemory) -> dict[str, Any]:
+    return {
+        "intervals": memory.intervals, "ratio": memory.ratio, "slots": memory.slots,
+        "speech_tokens": memory.tokens, "bytes": memory.bytes,
+    }  # fmt: skip
 
 
 def answer_document(
     path: Path, model: SpeechModel, memory: AudioMemory, listen_seconds: float, answers: list[Answer]
 ) -> dict[str, Any]:
     """The one JSON document of `ask --json`."""
-    source = memory.recording
     return {
-        "recording": {
-            "path": str(path), "seconds": source.seconds, "seconds_heard": source.seconds_heard, "sha256": source.sha256
-        },
+        "recording": describe_recording(path, memory),
         "model": model.config.name,
         "backend": model.backend.name,
-        "memory": {
-            "intervals": memory.intervals, "ratio": memory.ratio, "slots": memory.slots,
-            "speech_tokens": memory.tokens, "bytes": memory.bytes,
-        },
+        "memory": describe_memory(memory),
         "timing": {
             "listen_seconds": round(listen_seconds, 3), "answer_seconds": round(sum(a.seconds for a in answers), 3)
         },
         "answers": [
-            {"question": a.question, "answer": a.answer, "evidence": [dataclasses.asdict(e) for e in a.evidence]}
+            {
+                "question": a.question, "answer": a.answer, "finish_reason": a.finish_reason,
+                "evidence": [dataclasses.asdict(e) for e in a.evidence],
+            }
             for a in answers
         ],
     }  # fmt: skip
@@ -124,20 +134,15 @@ def run_ask(arguments: argparse.Namespace) -> None:
         questions += read_questions(arguments.questions)
     if not questions:
         raise QuestionError("There is no question; write it after the recording or give --questions FILE.")
-    model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
+    span, longest = parse_span(arguments), parse_tokens(arguments.max_tokens)
+    model = load_model(arguments)
     for question in questions:
         model.prompt.question_ids(question)  # a question that cannot be asked is said before an hour is heard
-    if arguments.recording.suffix.lower() == ".sxl":
-        if arguments.ratio is not None or arguments.memory_budget is not None:
-            raise ScheduleError(
-                "A memory has its ratio already; leave out --ratio and --memory-budget, or give the recording."
-            )
-        memory, listen_seconds = load_memory(arguments.recording, model), 0.0
-    else:
-        memory, listen_seconds = hear(model, arguments)
-    answers = []
+    memory, listen_seconds = get_memory(model, arguments, span)
+    asked = memory if span == (None, None) else slice_memory(model, memory, *span)
+    answers: list[Answer] = []
     for question in questions:
-        asking = ask(model, memory, question)
+        asking = ask(model, asked, question, longest)
         if not arguments.json and len(questions) > 1:
             print(f"{question} ", end="", flush=True)
         for piece in asking:
@@ -147,15 +152,39 @@ def run_ask(arguments: argparse.Namespace) -> None:
         if not arguments.json:
             where = asking.answer.evidence[:1]
             print("".join(f"  [{clock(e.start)}-{clock(e.end)}]" for e in where))
+        if asking.answer.finish_reason == "length" and not arguments.json:
+            print(f"This answer was cut at {longest} tokens; --max-tokens allows more.", file=sys.stderr)
+    for warning in dict.fromkeys(w for a in answers for w in a.warnings):
+        print(warning, file=sys.stderr)
     if arguments.json:
         print(json.dumps(answer_document(arguments.recording, model, memory, listen_seconds, answers), indent=2))
 
 
-def clock(seconds: float) -> str:
-    """1:02:03 or 2:03."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def run_transcribe(arguments: argparse.Namespace) -> None:
+    span, output = parse_span(arguments), arguments.output
+    kind = arguments.format or (output.suffix[1:].lower() if output and output.suffix[1:].lower() in FORMATS else "txt")
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise OutputError(f"{output} is no file in a folder that exists; give another name.")
+    model = load_model(arguments)
+    memory, _ = get_memory(model, arguments, span)
+    segments = transcribe(model, memory, *span)
+    if kind == "json":
+        document = {
+            "recording": describe_recording(arguments.recording, memory),
+            "model": model.config.name,
+            "memory": describe_memory(memory),
+            "segments": [dataclasses.asdict(s) for s in segments],
+        }
+        lines = iter([json.dumps(document, indent=2)])
+    else:
+        lines = text_lines(segments, kind)
+    if output is not None:
+        text = "".join(f"{line}\n" for line in lines)
+        with whole_file(output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return
+    for line in lines:
+        print(line, flush=True)
 
 
 def run_listen(arguments: argparse.Namespace) -> None:
@@ -166,8 +195,10 @@ def run_listen(arguments: argparse.Namespace) -> None:
         raise OutputError(f"{output} must end in .sxl, so that `ask` knows it for a memory.")
     if not output.parent.is_dir():
         raise OutputError(f"There is no folder {output.parent}; make it first.")
-    model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
+    model = load_model(arguments)
     memory, _ = hear(model, arguments)
+    for warning in memory.warnings:
+        print(warning, file=sys.stderr)
     save_memory(memory, output, model)
     print(f"{output}: {clock(memory.seconds)} heard, {memory.slots} slots, {format_bytes(memory.bytes)}")
 
@@ -193,7 +224,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add_model(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--model", help="checkpoint folder or Hub id (default: the embedded model)")
+        command.add_argument("--model", help="small, nano, a checkpoint folder or a Hub id (default: small, else nano)")
         command.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
         command.add_argument("--ratio", help="speech tokens per memory slot: raw, 2, 4, 8, 16")
         command.add_argument("--summarizer", default="auto", choices=("auto", *SUMMARIZERS))
@@ -203,13 +234,29 @@ def build_parser() -> argparse.ArgumentParser:
             help="quantize the memory's keys and values to 8 or 4 bits (default 16: as the model computes)",
         )  # fmt: skip
 
+    def add_span(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--from", dest="start", metavar="T", help="this span alone: seconds, M:SS or H:MM:SS")
+        command.add_argument("--to", dest="end", metavar="T")
+
     asking = commands.add_parser("ask", help="answer questions about a recording or a memory (.sxl)")
     asking.add_argument("recording", type=Path)
     asking.add_argument("question", nargs="*")
     asking.add_argument("--questions", type=Path, metavar="FILE", help="one question a line, or JSON lines")
     asking.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    asking.add_argument(
+        "--max-tokens", default=str(LONGEST_ANSWER), metavar="N", help=f"of one answer (default {LONGEST_ANSWER})"
+    )
+    add_span(asking)
     add_model(asking)
     asking.set_defaults(run=run_ask)
+
+    transcribing = commands.add_parser("transcribe", help="write down what a recording or a memory (.sxl) says")
+    transcribing.add_argument("recording", type=Path)
+    transcribing.add_argument("--format", choices=FORMATS, help="default: by the output's name, else txt")
+    transcribing.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: print it")
+    add_span(transcribing)
+    add_model(transcribing)
+    transcribing.set_defaults(run=run_transcribe)
 
     listening = commands.add_parser("listen", help="hear a recording once and keep its memory")
     listening.add_argument("recording", type=Path)
@@ -222,7 +269,7 @@ def build_parser() -> argparse.ArgumentParser:
     info.set_defaults(run=run_info)
 
     doctor = commands.add_parser("doctor", help="check this machine: backends, numbers, speed on the shipped example")
-    doctor.add_argument("--model", help="checkpoint folder or Hub id (default: the embedded model)")
+    doctor.add_argument("--model", help="small, nano, a checkpoint folder or a Hub id (default: small, else nano)")
     doctor.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
     doctor.set_defaults(run=run_doctor)
     return parser

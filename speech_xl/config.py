@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from speech_xl.base_parts import BasePart, parts_from
 from speech_xl.errors import CheckpointError
 
 SAMPLING_RATE = 16_000  # Hz; every encoder here was trained at this rate
@@ -163,6 +165,7 @@ class ModelConfig:
     quantization: dict[str, int] | None = None  # {"group_size", "bits"} of the decoder's linear layers
     name: str = "unnamed"
     description: str = ""  # what it understands, in words that an interface can show
+    parts: tuple[BasePart, ...] = ()  # published weights that the checkpoint names instead of holding them
 
     def __post_init__(self) -> None:
         check(self)
@@ -205,6 +208,7 @@ class ModelConfig:
 _PARTS = {
     "encoder": EncoderConfig,
     "adapter": AdapterConfig,
+    "recognizer": RecognizerConfig,
     "decoder": DecoderConfig,
     "prompt": PromptConfig,
     "sst": SSTConfig,
@@ -213,25 +217,29 @@ _PARTS = {
 
 def check(config: ModelConfig) -> None:
     """Raise CheckpointError, naming the field, if the configuration contradicts itself."""
-    e, a, d, s = config.encoder, config.adapter, config.decoder, config.sst
+    e, a, r, d, s = config.encoder, config.adapter, config.recognizer, config.decoder, config.sst
 
     def require(holds: bool, sentence: str) -> None:
         if not holds:
             raise CheckpointError(f"config.json: {sentence}.")
 
-    for part in (e, a, d):
+    require((a is None) != (r is None), "there must be an adapter or a recognizer, and not both")
+    for part in filter(None, (e, a, r, d)):
         for f in dataclasses.fields(part):
             value = getattr(part, f.name)
-            least = 0 if f.name == "context_positions" else 1
+            least = 0 if f.name in ("context_positions", "end_id", "no_speech_id") else 1
             if f.type == "int" and (type(value) is not int or value < least):
                 raise CheckpointError(f"config.json: {f.name} must be a whole number from {least}, not {value!r}.")
     require(e.d_model % e.encoder_attention_heads == 0, "d_model must be a multiple of encoder_attention_heads")
     require(2 * e.context_positions < e.max_source_positions, "context_positions leaves nothing of a window")
-    require(
-        e.hop_frames % config.frames_per_token == 0 and e.context_frames % config.frames_per_token == 0,
-        f"a window of {e.hop_frames} frames and its context of {e.context_frames} must be multiples of the "
-        f"{config.frames_per_token} frames of one speech token",
-    )
+    if a is not None:
+        require(
+            e.hop_frames % config.frames_per_token == 0 and e.context_frames % config.frames_per_token == 0,
+            f"a window of {e.hop_frames} frames and its context of {e.context_frames} must be multiples of the "
+            f"{config.frames_per_token} frames of one speech token",
+        )
+    if r is not None:
+        check_recognizer(r, e, require)
     require(
         d.num_attention_heads % d.num_key_value_heads == 0,
         "num_attention_heads must be a multiple of num_key_value_heads",
@@ -256,6 +264,25 @@ def check(config: ModelConfig) -> None:
             require(s.interval % ratio == 0, f"sst.interval {s.interval} must be a multiple of ratio {ratio}")
 
 
+def check_recognizer(r: RecognizerConfig, e: EncoderConfig, require: Callable[[bool, str], None]) -> None:
+    require(e.context_positions == 0 and e.pool == 1, "a recognizer hears whole windows that are not pooled")
+    require(e.d_model % r.decoder_attention_heads == 0, "d_model must be a multiple of decoder_attention_heads")
+    ids = (*r.start_ids, r.end_id, r.no_speech_id, *r.suppressed_ids)
+    require(all(type(i) is int and 0 <= i < r.vocab_size for i in ids), "recognizer ids must be in its vocabulary")
+    require(0 < len(r.start_ids) < r.max_target_positions, "recognizer.start_ids must leave room for text")
+    require(r.end_id not in r.suppressed_ids, "recognizer.end_id must not be suppressed")
+    heads = {(layer, head) for layer in range(r.decoder_layers) for head in range(r.decoder_attention_heads)}
+    require(
+        bool(r.alignment_heads) and heads.issuperset(r.alignment_heads),
+        "recognizer.alignment_heads must be pairs of a layer and a head",
+    )
+
+
+def frozen(value: Any) -> Any:
+    """JSON's lists as tuples, at any depth."""
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+
 def from_dict(data: dict[str, Any]) -> ModelConfig:
     """Build a checked ModelConfig from parsed JSON; CheckpointError names a missing or unknown field."""
 
@@ -274,7 +301,7 @@ def from_dict(data: dict[str, Any]) -> ModelConfig:
         if missing:
             raise CheckpointError(f"config.json: {where} lacks {', '.join(missing)}.")
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            return cls(**{k: frozen(v) for k, v in values.items()})
         except TypeError as error:  # a field of another type than the checks of the whole calculate with
             raise CheckpointError(f"config.json: {where} has a field of the wrong type ({error}).") from None
 
@@ -284,12 +311,17 @@ def from_dict(data: dict[str, Any]) -> ModelConfig:
     for name, cls in _PARTS.items():
         if top.get(name) is not None:
             top[name] = build(cls, top[name], name)
+    if "parts" in top:
+        top["parts"] = parts_from(top["parts"])
     return build(ModelConfig, top, "the top level")
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:
     """The JSON form; `from_dict(to_dict(c)) == c`."""
-    return {"model_type": "speech_xl", **dataclasses.asdict(config)}
+    data = {"model_type": "speech_xl", **dataclasses.asdict(config)}
+    if not config.parts:  # a whole checkpoint names none
+        del data["parts"]
+    return data
 
 
 def load_config(folder: Path) -> ModelConfig:

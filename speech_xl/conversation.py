@@ -169,9 +169,12 @@ class Listening:
     def _make_memory(self, state: object, plans: list[IntervalPlan], tokens: int, digest: str) -> AudioMemory:
         config = self._model.config
         seconds = self._clip_to_end(tokens * config.seconds_per_token)
+        starts = np.arange(tokens, dtype=np.float64) * config.seconds_per_token
+        times = np.minimum(np.stack([starts, starts + config.seconds_per_token], axis=1), seconds).astype(np.float32)
         with self._model.lock:
             size = self._model.backend.memory_bytes(state)
-        warnings = tuple(self._reader.warnings)
+        last = max((int(p.speech_positions[-1]) for p in plans), default=-1)
+        warnings = (*self._reader.warnings, *self._model.position_warnings(last + 1))
         if self._budget is not None and size > self._budget:
             warnings += (
                 f"{self._path.name} is longer than it declares: its memory takes {format_bytes(size)}, more than "
@@ -180,14 +183,13 @@ class Listening:
         return AudioMemory(
             state=state,
             spans=join_spans(plans),
+            times=times,
             ratios=tuple(p.ratio for p in plans),
             interval=self._model.interval,
-            tokens=tokens,
             prefix=self._prefix,
             recording=RecordingSource(self._path.name, self.total_seconds, round(seconds, 3), digest),
             model=config.name,
             fingerprint=self._model.fingerprint,
-            seconds_per_token=config.seconds_per_token,
             summarizer=self.summarizer.name,
             bytes=size,
             warnings=warnings,

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from speech_xl.audio import probe
+from speech_xl.base_parts import BasePart
 from speech_xl.checkpoints import check_checkpoint, expected_tensors
 from speech_xl.config import SAMPLING_RATE, ModelConfig
 from speech_xl.memory import read_header
@@ -14,7 +15,7 @@ from speech_xl.schedule import format_bytes, memory_slots
 from speech_xl.summarizers import DEFAULT_INTERVAL, UNTRAINED_RATIOS
 
 FLOAT32 = 4  # bytes: what a CPU computes in
-PARTS = {"encoder": "speech.encoder.", "adapter": "speech.adapter.", "SSTs": "sst_", "decoder": "decoder."}
+PARTS = {"encoder": "speech.encoder.", "recognizer": "speech.recognizer.", "adapter": "speech.adapter.", "SSTs": "sst_", "decoder": "decoder."}
 
 
 def describe(path: Path) -> list[tuple[str, str]]:
@@ -68,12 +69,20 @@ def describe_checkpoint(folder: Path) -> list[tuple[str, str]]:
         ("weights", config.dtype + (f", decoder in {config.quantization['bits']} bits" if config.quantization else "")),
         ("SSTs", describe_ssts(config)),
     ]  # fmt: skip
+    lines += [("base part", describe_part(part)) for part in config.parts]
     for ratio, size in memory_per_hour(config):
         lines.append(
             (f"memory per hour, {'raw' if ratio is None else f'ratio {ratio}'}", f"{format_bytes(size)} in float32")
         )
     lines.append(("this machine", fits_here(sum(counts.values()))))
     return lines
+
+
+def describe_part(part: BasePart) -> str:
+    """Whose it is, its licence, and where it is fetched from."""
+    sources = dict.fromkeys(str(source) for file in part.files for source in file.sources)
+    whose = f"{part.name} of {part.origin}, licence {part.license}, {format_bytes(part.size)} ({part.format})"
+    return f"{whose}; from {', else '.join(sources)}"
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:

@@ -19,7 +19,7 @@ class ScheduleError(SpeechXLError):
 
 
 class QuestionError(SpeechXLError):
-    """A question that cannot be asked: empty, too long, or an unreadable list of questions."""
+    """A question that cannot be asked: empty, too long, an unreadable list, or about no span of the recording."""
 
 
 class MemoryFileError(SpeechXLError):

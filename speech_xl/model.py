@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from speech_xl.backend import Backend, load_backend
-from speech_xl.checkpoints import check_checkpoint, fingerprint, resolve_checkpoint
+from speech_xl.checkpoints import check_checkpoint, fingerprint, resolve_checkpoint, resolve_default
 from speech_xl.config import SAMPLING_RATE, ModelConfig
 from speech_xl.errors import ScheduleError
 from speech_xl.fair_lock import FairLock
@@ -21,22 +21,24 @@ DEFAULT = "default"  # the ratio that the checkpoint's training recommends
 
 class SpeechModel:
     """A loaded model: configuration, prompt and backend. `lock` admits one caller to the backend at a time,
-    in order of arrival."""
+    in order of arrival. `note`: a line for the user about which model this is, if there is one to say."""
 
-    def __init__(self, folder: Path, config: ModelConfig, prompt: Prompt, backend: Backend):
+    def __init__(self, folder: Path, config: ModelConfig, prompt: Prompt, backend: Backend, note: str | None = None):
         self.folder = folder
         self.config = config
         self.prompt = prompt
         self.backend = backend
         self.fingerprint = fingerprint(folder)
+        self.note = note
         self.lock = FairLock()
 
     @classmethod
     def load(cls, model: str | None = None, backend: str = "auto", memory_bits: int = 16) -> SpeechModel:
-        """Load the embedded model (None), a checkpoint folder or a Hub id. 16 memory bits: not quantized."""
-        folder = resolve_checkpoint(model)
+        """Load the default (None), "small", "nano", a checkpoint folder or a Hub id. 16 memory bits: not quantized."""
+        folder, note = resolve_default() if model is None else (resolve_checkpoint(model), None)
         config = check_checkpoint(folder)
-        return cls(folder, config, Prompt.load(folder, config), load_backend(backend, folder, config, memory_bits))
+        made = load_backend(backend, folder, config, memory_bits)
+        return cls(folder, config, Prompt.load(folder, config), made, note)
 
     @property
     def interval(self) -> int:
@@ -56,12 +58,24 @@ class SpeechModel:
     def bytes_per_slot(self) -> int:
         return self.backend.storage.bytes_per_slot(self.config, self.backend.itemsize)
 
+    def position_warnings(self, positions: int) -> tuple[str, ...]:
+        """A sentence if that many positions are more than the decoder was trained for, else nothing."""
+        known = self.config.decoder.max_position_embeddings
+        if positions <= known:
+            return ()
+        return (
+            f"{positions:,} positions are in use and the decoder was trained for {known:,}: answers may go wrong; "
+            "take a larger ratio or ask about a span.",
+        )
+
     def choose_ratio(self, ratio: Ratio | str, budget: int | None, seconds: float | None) -> Ratio:
         """The one ratio of a recording, from what was asked for and the length its file declares."""
         if budget is not None:
+            if ratio != DEFAULT:
+                raise ScheduleError("A memory budget chooses the ratio itself; give a ratio or a budget, not both.")
             if seconds is None:
                 raise ScheduleError(
-                    "The file does not say how long it is, so no budget can be kept; give --ratio instead."
+                    "The file does not say how long it is, so no budget can be kept; give a ratio instead."
                 )
             tokens = self.config.tokens_for(round(seconds * SAMPLING_RATE))
             prefix = len(self.prompt.prefix_ids)

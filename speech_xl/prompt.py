@@ -5,7 +5,9 @@ It knows the checkpoint's tokenizer and prompt templates, no audio and no tensor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -13,22 +15,34 @@ from tokenizers import Tokenizer
 from speech_xl.config import ModelConfig, PromptConfig
 from speech_xl.errors import CheckpointError, QuestionError
 
-LONGEST_ANSWER = 96  # tokens
+LONGEST_ANSWER = 256  # tokens, unless more are asked for
 LONGEST_QUESTION = 4000  # characters; a question is a sentence, not a document
 
 
 class Prompt:
-    """A checkpoint's tokenizer with its templates filled in."""
+    """A checkpoint's tokenizer with its templates filled in.
+
+    Special tokens count in the templates only: what a person types is text, "<|im_end|>" included.
+    """
 
     def __init__(self, tokenizer: Tokenizer, config: PromptConfig):
         self._tokenizer = tokenizer
         self._config = config
         self.prefix_ids = self._encode(config.before_audio)
+        # Between two special tokens a tokenizer reads text as one: there the template and the question stay together.
+        specials = [re.escape(t.content) for t in tokenizer.get_added_tokens_decoder().values() if t.special]
+        special = re.compile("|".join(sorted(specials, key=len, reverse=True)) or r"(?!)")
+        before, _, after = config.after_audio.partition("{question}")
+        start = max((m.end() for m in special.finditer(before)), default=0)
+        end = next((m.start() for m in special.finditer(after)), len(after))
+        self._head_ids, self._tail_ids = self._encode(before[:start]), self._encode(after[end:])
+        self._around = before[start:], after[:end]
         ends = {token: tokenizer.token_to_id(token) for token in config.end_tokens}
         unknown = [token for token, number in ends.items() if number is None]
         if unknown:
             raise CheckpointError(f"tokenizer.json lacks the end token {unknown[0]!r} that config.json names.")
         self.end_ids = frozenset(ends.values())
+        tokenizer.encode_special_tokens = True  # as plain text, from here on
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> Prompt:
@@ -59,8 +73,18 @@ class Prompt:
             raise QuestionError(f"The question has {len(question)} characters; ask it in {LONGEST_QUESTION} or fewer.")
         if not question.isascii() and any("\ud800" <= c <= "\udfff" for c in question):  # bytes of another encoding
             raise QuestionError("The question is not valid Unicode text; type it again in UTF-8.")
-        return self._encode(self._config.after_audio.replace("{question}", question))
+        before, after = self._around
+        return [*self._head_ids, *self._encode(before + question + after), *self._tail_ids]
+
+    @cached_property
+    def transcribe_ids(self) -> list[int]:
+        """Token ids of the question that asks for the words."""
+        return self.question_ids(self._config.transcribe)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special tokens left out, white space at its ends kept."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer's tokens, special tokens left out."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+        """The text of an answer's tokens."""
+        return self.text(ids).strip()

@@ -14,7 +14,8 @@ import pytest
 import soundfile as sf
 from safetensors.numpy import load_file, save_file
 
-from speech_xl.cli import main, parse_bytes, read_questions
+from speech_xl.arguments import parse_bytes, read_questions
+from speech_xl.cli import main
 from speech_xl.config import SSTConfig
 from speech_xl.errors import QuestionError, ScheduleError
 from tests.tiny import save_checkpoint, sound, tiny_config, write_sound

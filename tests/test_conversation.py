@@ -127,15 +127,15 @@ def test_a_question_that_cannot_be_asked_is_refused_at_once(
 
 
 def test_evidence_joins_neighbours_and_puts_the_strongest_first() -> None:
-    spans = np.stack([np.arange(0, 400, 8), np.arange(8, 408, 8)], axis=1)
+    times = 0.08 * np.stack([np.arange(0, 400, 8), np.arange(8, 408, 8)], axis=1)
     weights = np.full(50, 0.001)
     weights[[10, 11, 12]] = [0.1, 0.2, 0.1]  # one stretch
     weights[[30, 40]] = [0.3, 0.05]  # 0.3 alone is weaker than the stretch's 0.4
-    found = find_evidence(weights, spans, 0.08, seconds=32.0)
+    found = find_evidence(weights, times)
     assert [(e.start, e.end) for e in found] == [(6.4, 8.32), (19.2, 19.84), (25.6, 26.24)]
     assert sum(e.weight for e in found) <= 1
-    assert find_evidence(np.zeros(0), np.zeros((0, 2)), 0.08, 0.0) == []
-    heard_less = find_evidence(weights, spans, 0.08, seconds=19.0)  # slots of padding are no evidence
+    assert find_evidence(np.zeros(0), np.zeros((0, 2))) == []
+    heard_less = find_evidence(weights, np.minimum(times, 19.0))  # slots of padding are no evidence
     assert [(e.start, e.end) for e in heard_less] == [(6.4, 8.32)]
 
 

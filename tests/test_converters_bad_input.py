@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from converters.plan import read_config
+from converters.source import read_json
 from tests import families
 from tests.families import edit, refusal, run
 
@@ -28,7 +28,7 @@ def copied(source: Path, tmp_path: Path) -> Path:
 
 
 def edit_part(folder: Path, part: str, **changes: object) -> None:
-    edit(folder, **{part: read_config(folder)[part] | changes})
+    edit(folder, **{part: read_json(folder / "config.json")[part] | changes})
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ promises.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from speech_xl.backend import Step
@@ -117,6 +118,11 @@ class Backend:
     def fork(self, state: State) -> State:
         return State([layer.copy() for layer in state.memory], state.queued.clone())
 
+    @torch.inference_mode()
+    def slice(self, state: State, prefix: int, first: int, last: int) -> State:
+        rows = torch.cat([torch.arange(prefix), torch.arange(prefix + first, prefix + last)]).to(self._device)
+        return State([layer.take(rows[None]) for layer in state.memory], state.queued[:, :0].clone())
+
     def _read(
         self, ids: list[int], position: int, memory: list[KeyValues], cache: list[KeyValues]
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,6 +140,45 @@ class Backend:
             yield step
             position += len(ids)
             ids = [step.token]
+
+    @torch.inference_mode()
+    def answer_spans(
+        self,
+        state: State,
+        prefix: int,
+        spans: list[tuple[int, int]],
+        ids: list[int],
+        end_ids: Collection[int],
+        longest: int,
+    ) -> list[list[int]]:
+        first, last = torch.tensor(spans, device=self._device).T
+        slot = torch.arange(-prefix, int((last - first).max()), device=self._device)  # prefix rows are negative
+        padding = slot >= (last - first)[:, None]
+        rows = torch.where(padding, 0, prefix + slot + torch.where(slot < 0, 0, first[:, None]))
+        memory = [layer.take(rows) for layer in state.memory]
+        room = (0, 0, 0, len(ids) + longest - 1)  # behind the memories: columns for the text
+        keys = [F.pad(layer.keys, room) for layer in memory]
+        values = [F.pad(layer.values, room) for layer in memory]
+        said: list[list[int]] = [[] for _ in spans]
+        asked = list(range(len(spans)))  # the span of each batch row
+        text = torch.tensor([ids] * len(spans), device=self._device)
+        position, filled = prefix + last, rows.shape[1]
+        for _ in range(longest):
+            positions = position[:, None] + torch.arange(text.shape[1], device=self._device)
+            rotation = self.model.decoder.rotation(positions)
+            tokens = self.model.decoder.texts(text, rotation, keys, values, filled, padding).argmax(-1).tolist()
+            position, filled = position + text.shape[1], filled + text.shape[1]
+            going = [row for row, token in enumerate(tokens) if token not in end_ids]
+            for row in going:
+                said[asked[row]].append(tokens[row])
+            if not going:
+                break
+            if len(going) < len(asked):  # finished rows leave the batch
+                asked = [asked[row] for row in going]
+                keys, values = [k[going] for k in keys], [v[going] for v in values]
+                position, padding = position[going], padding[going]
+            text = torch.tensor([[tokens[row]] for row in going], device=self._device)
+        return said
 
     def memory_bytes(self, state: State) -> int:
         return sum(layer.nbytes for layer in state.memory)

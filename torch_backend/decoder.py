@@ -1,8 +1,8 @@
 """A Qwen2- or Llama-type decoder with a second set of projections for Speech Summarization Tokens.
 
-Three ways through the same layers: `interval` hears one interval and appends to the memory, `text` reads
-or writes text behind the memory, `whole` runs a whole recording with its questions in one masked pass
-(training). It executes the core's plans and decides nothing. Tensor names are Hugging Face's Qwen2 names;
+Four ways through the same layers: `interval` hears one interval and appends to the memory, `text` reads
+or writes text behind the memory, `texts` does so behind several memories at once, `whole` runs a whole
+recording with its questions in one masked pass (training). It executes the core's plans and decides nothing. Tensor names are Hugging Face's Qwen2 names;
 those that start with `sst_` are ours.
 
 Letters: B batch, R rows, n speech tokens of an interval, K SSTs, M memory slots, D width, H heads.
@@ -261,6 +261,34 @@ class Decoder(nn.Module):
             weights.append(weight[0, -1, : slots.length])
             x = layer.feed_forward(x + attention.output(out))
         return self.logits(x[:, -1]), torch.stack(weights)
+
+    def texts(
+        self,
+        ids: torch.Tensor,
+        rotation: Rotation,
+        keys: Sequence[torch.Tensor],
+        values: Sequence[torch.Tensor],
+        filled: int,
+        padding: torch.Tensor,
+    ) -> torch.Tensor:
+        """Read texts of the same length behind B memories: ids (B, R) -> logits of each last row, (B, vocab_size).
+
+        keys and values: per layer one buffer (B, kv_heads, M + longest text, head_dim) that starts with the M rows
+        of the memories, filled up to column `filled`; the text's own are written behind. padding (B, M) bool is
+        True at rows that belong to no memory: nobody sees these.
+        """
+        x = self.embed_tokens(ids)
+        rows, seen = x.shape[1], filled + x.shape[1]
+        mask = torch.ones(rows, seen, dtype=torch.bool, device=x.device).tril(filled).repeat(len(x), 1, 1, 1)
+        mask[..., : padding.shape[1]] &= ~padding[:, None, None]
+        for layer, own_keys, own_values in zip(self.layers, keys, values, strict=True):
+            attention = layer.self_attn
+            q, k, v = attention.project(layer.input_layernorm(x))
+            own_keys[:, :, filled:seen] = rotate(k, rotation)
+            own_values[:, :, filled:seen] = v
+            out = attention.attend(rotate(q, rotation), own_keys[:, :, :seen], own_values[:, :, :seen], mask)
+            x = layer.feed_forward(x + attention.output(out))
+        return self.logits(x[:, -1])
 
     def whole(
         self,

@@ -1,0 +1,67 @@
+"""A whole checkpoint from base parts and what was trained on top of them.
+
+What was trained is stored as whole tensors, or as a low-rank difference to the base one: W = base + B @ A with
+`<tensor>.lora_A` (r, in) and `<tensor>.lora_B` (out, r). The base of an SST projection is the plain projection of its
+layer. It knows our names; formats and foreign names are others'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from converters import whisper_qwen2
+from converters.chat_template import load_tokenizer, read_tokenizer
+from converters.convert import convert
+from converters.formats import open_source
+from converters.plan import DTYPES, FAMILIES, OWN, Options, Plan
+from converters.source import Source, Stored, tensors_of
+from converters.stream import Recipe
+from speech_xl.checkpoints import LOW_RANK, RECOGNIZER_TOKENIZER, base_name, check_checkpoint, expected_tensors
+from speech_xl.errors import CheckpointError
+
+
+def assemble(folder: Path, parts: list[Path], out: Path) -> None:
+    """Make `out` from the by-reference checkpoint `folder` and a folder for each of its parts: speech first, text last."""
+    config = check_checkpoint(folder)
+    target = dataclasses.replace(config, parts=())
+    sources = [open_source(part) for part in parts]
+    base, trained = base_tensors(sources), tensors_of(folder)
+    recipes = []
+    for name, shape in expected_tensors(target).items():
+        source = trained.get(name) or base.get(base_name(name))
+        if source is None or source.shape != shape:
+            what = "have no" if source is None else "have another shape of the"
+            raise CheckpointError(
+                f"The base parts of {folder} {what} tensor {name}; take the parts that it was trained from."
+            )
+        pair = tuple(trained[name + ending] for ending in LOW_RANK) if name + LOW_RANK[0] in trained else None
+        recipes.append(Recipe(name, shape, DTYPES[target.dtype], source, low_rank=pair))
+    tokenizer, heard = load_tokenizer(folder), folder / RECOGNIZER_TOKENIZER
+    if heard.is_file():
+        recognizer_tokenizer = read_tokenizer(heard)
+    else:
+        recognizer_tokenizer = sources[0].tokenizer() if target.recognizer is not None else None
+    plan = Plan(
+        family=OWN,
+        config=target,
+        recipes=recipes,
+        unused=[],
+        tokenizer=tokenizer if tokenizer is not None else sources[-1].tokenizer(),
+        recognizer_tokenizer=recognizer_tokenizer,
+        files=list(dict.fromkeys(tensor.path for tensor in (*base.values(), *trained.values()))),
+    )
+    convert(plan, Options(), out, overwrite=False)
+
+
+def base_tensors(sources: list[Source]) -> dict[str, Stored]:
+    """Every tensor of the parts that we have a name for, by our name."""
+    found: dict[str, Stored] = {}
+    for source in sources:
+        kind = source.config().get("model_type")
+        family = FAMILIES.get(kind, whisper_qwen2.WITH_RECOGNIZER)
+        prefix = "" if kind in FAMILIES else whisper_qwen2.SPEECH if kind == "whisper" else whisper_qwen2.TEXT
+        for theirs, tensor in source.tensors().items():
+            if (name := family.ours(prefix + theirs)) is not None:
+                found[name] = tensor
+    return found

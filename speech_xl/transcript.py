@@ -1,0 +1,142 @@
+"""What a memory says was said: each interval's words, asked from its own slots, as text with times.
+
+It knows how intervals are asked and how their texts join; how a segment is written in txt, SRT and VTT.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from speech_xl.clock import subtitle_clock
+from speech_xl.memory import AudioMemory
+from speech_xl.slices import check_span, overlapping
+
+if TYPE_CHECKING:
+    from speech_xl.model import SpeechModel
+
+INTERVALS_AT_ONCE = 8
+WORDS_PER_SPEECH_TOKEN = 2  # text tokens; an interval that says more has lost itself in a loop
+LONGEST_WORD = 24  # characters; a longer run without a space is another writing system, not half a word
+FORMATS = ("txt", "json", "srt", "vtt")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One interval's words. The texts of all segments, joined by spaces, are the whole transcript."""
+
+    start: float  # seconds
+    end: float
+    text: str
+
+
+@dataclass(frozen=True)
+class _Interval:
+    slots: tuple[int, int]  # [first, past the last), the prefix not counted
+    tokens: int  # speech tokens that they stand for
+    start: float  # seconds
+    end: float
+
+
+def transcribe(
+    model: SpeechModel, memory: AudioMemory, start: float | None = None, end: float | None = None
+) -> Iterator[Segment]:
+    """The segments that overlap [start, end] seconds, in order, a batch of intervals at a time.
+
+    An interval is asked whole, as in training, so the first and the last segment may reach beyond the span.
+    QuestionError at once if the span is empty or not inside the recording.
+    """
+    if memory.text_position is not None:
+        raise ValueError("a slice has lost where its intervals stood; give the whole memory and a span")
+    first, last = (0.0, memory.seconds)
+    if start is not None or end is not None:
+        first, last = check_span(start, end, memory.seconds)
+    return _segments(model, memory, intervals_between(memory, first, last))
+
+
+def intervals_between(memory: AudioMemory, start: float, end: float) -> list[_Interval]:
+    """The intervals that overlap a span, each with its own slots."""
+    number = memory.spans[:, 0] // memory.interval
+    first = np.flatnonzero(np.diff(number, prepend=-1))
+    stop = np.append(first[1:], len(number))[: len(first)]
+    tokens = np.stack([memory.spans[first, 0], memory.spans[stop - 1, 1]], axis=1)
+    times = np.stack([memory.times[tokens[:, 0], 0], memory.times[tokens[:, 1] - 1, 1]], axis=1)
+    chosen = overlapping(times, start, end)
+    rows = zip(first[chosen], stop[chosen], tokens[chosen], times[chosen], strict=True)
+    return [_Interval((int(a), int(b)), int(t[1] - t[0]), float(s[0]), float(s[1])) for a, b, t, s in rows]
+
+
+def _segments(model: SpeechModel, memory: AudioMemory, intervals: list[_Interval]) -> Iterator[Segment]:
+    said = _answers(model, memory, intervals)
+    # Where speech tokens are recognised words, intervals cut one text in pieces, and a piece tells by itself whether
+    # it goes on with a word. Otherwise each answer is a text of its own.
+    if model.config.recognizer is not None:
+        texts = join_words(said, model.prompt.text)
+    else:
+        texts = map(model.prompt.decode, said)
+    for interval, text in zip(intervals, texts, strict=True):
+        if text:
+            yield Segment(round(interval.start, 2), round(interval.end, 2), " ".join(text.split()))
+
+
+def _answers(model: SpeechModel, memory: AudioMemory, intervals: list[_Interval]) -> Iterator[list[int]]:
+    """Token ids of each interval's words."""
+    prompt, prefix = model.prompt, len(memory.prefix)
+    for at in range(0, len(intervals), INTERVALS_AT_ONCE):
+        batch = intervals[at : at + INTERVALS_AT_ONCE]
+        limits = [WORDS_PER_SPEECH_TOKEN * interval.tokens for interval in batch]
+        with model.lock:
+            said = model.backend.answer_spans(
+                memory.state, prefix, [i.slots for i in batch], prompt.transcribe_ids, prompt.end_ids, max(limits)
+            )
+        for ids, limit in zip(said, limits, strict=True):
+            yield ids[:limit]
+
+
+def join_words(pieces: Iterable[list[int]], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+    """One text per piece of a token sequence. A word that a border cuts goes whole to the piece where it begins.
+
+    Neighbours are decoded together: a tokenizer may hide a leading space, and half a character may stand on each
+    side of a border.
+    """
+    before: list[int] = []  # the last piece that held something
+    held: list[str] = []  # texts that wait for the rest of a word: one, and empty ones behind it
+    for ids in pieces:
+        if not ids:
+            held.append("")
+            continue
+        alone, both = decode(before), decode(before + ids)
+        shared = len(os.path.commonprefix([alone, both]))  # noqa: RUF071 (characters are meant, not folders)
+        added, before = both[shared:], ids
+        if held:
+            held[0] = held[0][: len(held[0]) - (len(alone) - shared)]
+            rest = re.match(rf"\S{{1,{LONGEST_WORD}}}(?!\S)", added)
+            if rest is not None and held[0] and not held[0][-1].isspace():
+                held[0] += rest[0]
+                added = added[rest.end() :]
+                if not added.strip():
+                    held.append("")
+                    continue
+        yield from map(str.strip, held)
+        held = [added]
+    yield from map(str.strip, held)
+
+
+def text_lines(segments: Iterable[Segment], kind: str) -> Iterator[str]:
+    """A transcript as txt (a segment a line), srt (SubRip) or vtt (https://www.w3.org/TR/webvtt1/), line by line."""
+    if kind == "vtt":
+        yield from ("WEBVTT", "")
+    for number, s in enumerate(segments, 1):
+        if kind == "txt":
+            yield s.text
+            continue
+        point = "," if kind == "srt" else "."
+        text = s.text if kind == "srt" else s.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        times = f"{subtitle_clock(s.start, point)} --> {subtitle_clock(s.end, point)}"
+        yield from ([str(number)] if kind == "srt" else [])
+        yield from (times, text, "")
