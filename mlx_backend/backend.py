@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from mlx_backend.decoder import Pooled
 from mlx_backend.memory import KeyValues
 from mlx_backend.model import SpeechXL
 from speech_xl.backend import Step
@@ -105,6 +106,13 @@ class Backend:
 
         self._run(work)
 
+    def _pooled(self, plan: IntervalPlan) -> Pooled | None:
+        if not (plan.ssts and self.config.sst.pooled):
+            return None
+        tokens = plan.pooled_tokens()[None]
+        columns = np.broadcast_to(self.config.sst.pool_columns(plan.ratio), tokens.shape)
+        return mx.array(tokens), mx.array(columns)
+
     def close_interval(self, state: State, plan: IntervalPlan) -> None:
         def work() -> None:
             decoder = self.model.decoder
@@ -121,6 +129,8 @@ class Backend:
                 mx.array(plan.sst_mask()),
                 None if plan.selection is None else mx.array(plan.selection).astype(self.dtype),
                 plan.kept if plan.attended else 0,
+                (plan.hidden_from, plan.hidden),
+                self._pooled(plan),
             )
             self._evaluate(state)  # release this interval's graph before the next one
 

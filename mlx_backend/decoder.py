@@ -20,6 +20,7 @@ from mlx_backend.cpu import attend
 from mlx_backend.memory import KeyValues
 from speech_xl.config import DecoderConfig, SSTConfig
 
+Pooled = tuple[mx.array, mx.array]  # tokens and columns, see Attention.pool
 Rotation = tuple[mx.array, mx.array]  # cos, sin of shape (..., R, head_dim), broadcast over heads
 
 
@@ -28,6 +29,12 @@ def rotate(x: mx.array, rotation: Rotation) -> mx.array:
     cos, sin = rotation
     left, right = mx.split(x, 2, axis=-1)
     return x * cos + mx.concatenate([-right, left], axis=-1) * sin
+
+
+def without(rows: mx.array, hidden: tuple[int, int]) -> mx.array:
+    """Rows (1, kv_heads, M, head_dim) but hidden[1] of them from row hidden[0] on: those beyond the listening horizon."""
+    first, count = hidden
+    return mx.concatenate([rows[:, :, :first], rows[:, :, first + count :]], axis=2) if count else rows
 
 
 class Attention(nn.Module):
@@ -49,12 +56,25 @@ class Attention(nn.Module):
             self.sst_v_proj = nn.Linear(width, keys, bias=bias)
             if sst.output_projection:
                 self.sst_o_proj = nn.Linear(queries, width, bias=config.attention_output_bias)
+            if sst.pooled:
+                self.sst_pool = mx.zeros((2, self.kv_heads, sum(sst.ratios)))
 
     def project(self, x: mx.array, sst: bool = False) -> tuple[mx.array, mx.array, mx.array]:
         """(B, R, D) -> unrotated q (B, H, R, head_dim), k and v (B, kv_heads, R, head_dim)."""
         layers = (self.sst_q_proj, self.sst_k_proj, self.sst_v_proj) if sst else (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (layer(x).reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3) for layer in layers)
         return q, k, v
+
+    def pool(self, part: int, rows: mx.array, tokens: mx.array, columns: mx.array) -> mx.array:
+        """(B, kv_heads, K, head_dim): for each SST a weighted sum of unrotated keys (part 0) or values (part 1).
+
+        rows (B, kv_heads, n, head_dim); tokens (B, K, R) int64, the rows that each SST stands for; columns (B, K, R)
+        int64, the weight of each, sum of the ratios where there is none. The weights are one row per head, so that
+        heads can keep different tokens of a block: together they keep more than any mean does.
+        """
+        weights = mx.pad(self.sst_pool[part], ((0, 0), (0, 1)))[:, columns].swapaxes(0, 1)  # (B, kv_heads, K, R)
+        chosen = (tokens[..., None] == mx.arange(rows.shape[2])).astype(rows.dtype)  # (B, K, R, n)
+        return (weights[..., None, :] @ chosen[:, None])[..., 0, :] @ rows
 
     def output(self, x: mx.array, sst: bool = False) -> mx.array:
         """(B, H, R, head_dim) -> (B, R, D)."""
@@ -174,6 +194,8 @@ class Decoder(nn.Module):
         sst_mask: mx.array,
         selection: mx.array | None = None,
         attended: int = 0,
+        hidden: tuple[int, int] = (0, 0),
+        pooled: Pooled | None = None,
     ) -> None:
         """Hear one interval: speech (1, n, D); appends the keys and values of what it leaves.
 
@@ -188,7 +210,7 @@ class Decoder(nn.Module):
         last = len(self.layers) - 1
         for number, (layer, cache) in enumerate(zip(self.layers, memory, strict=True)):
             attention = layer.self_attn
-            past_k, past_v = cache.keys, cache.values  # what lies before this interval
+            past_k, past_v = without(cache.keys, hidden), without(cache.values, hidden)  # what lies before this interval
             m = past_k.shape[2]
             q, unrotated, value = attention.project(layer.input_layernorm(x))
             q, key = rotate(q, speech_rotation), rotate(unrotated, speech_rotation)
@@ -200,6 +222,9 @@ class Decoder(nn.Module):
                 cache.append(key, value)
             else:
                 sst_q, sst_k, sst_v = attention.project(layer.input_layernorm(s), sst=True)
+                if pooled is not None:
+                    sst_k = sst_k + attention.pool(0, unrotated, *pooled)
+                    sst_v = sst_v + attention.pool(1, value, *pooled)
                 sst_k = rotate(sst_k, slot_rotation)
                 cache.append(sst_k, sst_v)
             if number == last:  # nothing reads the last layer's output for audio rows
@@ -244,9 +269,12 @@ class Decoder(nn.Module):
         key_positions: mx.array,
         mask: mx.array,
         sst_rows: slice,
+        pooled: Pooled | None = None,
         layer_outputs: list[mx.array] | None = None,
     ) -> mx.array:
         """One masked pass: x (B, R, D) with SST embeddings in place, positions (B, R), mask (B, 1, R, R).
+
+        `pooled`: rows and columns as `Attention.pool` takes them, rows counted from the first of x.
 
         Returns (B, R, D) before the final norm; each layer's output is appended to `layer_outputs`.
         """
@@ -257,7 +285,11 @@ class Decoder(nn.Module):
             h = layer.input_layernorm(x)
             parts = [attention.project(h[:, before]), attention.project(h[:, after])]
             if sst_rows.stop > sst_rows.start:
-                parts.insert(1, attention.project(h[:, sst_rows], sst=True))
+                sst_q, sst_k, sst_v = attention.project(h[:, sst_rows], sst=True)
+                if pooled is not None:
+                    heard = parts[0]
+                    sst_k, sst_v = sst_k + attention.pool(0, heard[1], *pooled), sst_v + attention.pool(1, heard[2], *pooled)
+                parts.insert(1, (sst_q, sst_k, sst_v))
             q, k, v = (mx.concatenate(p, axis=2) for p in zip(*parts, strict=True))
             out = attention.attend(rotate(q, q_rotation), rotate(k, k_rotation), v, mask)
             outputs = [attention.output(out[:, :, before]), attention.output(out[:, :, after])]

@@ -128,6 +128,8 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         for name in ("gate_proj", "up_proj"):
             linear(f"{layer}.mlp.{name}", d.hidden_size, d.intermediate_size, d.mlp_bias)
         linear(f"{layer}.mlp.down_proj", d.intermediate_size, d.hidden_size, d.mlp_bias)
+        if s is not None and s.pooled:
+            shapes[f"{layer}.self_attn.sst_pool"] = (2, d.num_key_value_heads, sum(s.ratios))
     shapes["decoder.norm.weight"] = (d.hidden_size,)
     if not d.tie_word_embeddings:
         shapes["decoder.lm_head.weight"] = (d.vocab_size, d.hidden_size)

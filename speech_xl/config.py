@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from speech_xl.base_parts import BasePart, parts_from
 from speech_xl.errors import CheckpointError
 
@@ -124,6 +126,17 @@ class SSTConfig:
     output_projection: bool = False  # a second o projection beside q, k and v
     trained: bool = True
     horizon: int | None = None  # memory slots before its own that an interval sees while it is heard; None: all
+    pooled: bool = False  # an SST's key and value also hold a learned mix of those of the tokens it stands for
+
+    def pool_columns(self, ratio: int) -> range:
+        """Which of a layer's pooling weights (2, kv_heads, sum of `ratios`) serve `ratio`, the nearest token first."""
+        first = sum(r for r in self.ratios if r < ratio)
+        return range(first, first + ratio)
+
+    def pooling_columns(self, ranks: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+        """(K, most) int64 columns of a whole pass's SSTs, see schedule.WholePass; the sum of the ratios where ranks is -1."""
+        first = np.array([self.pool_columns(r).start for r in ratios.tolist()], np.int64)
+        return np.where(ranks < 0, sum(self.ratios), first[:, None] + ranks)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,9 @@ class Listening:
             raise
         self._budget = memory_budget
         self._prefix = tuple(model.prompt.prefix_ids)
-        self._scheduler = Scheduler(model.interval, FixedRatio(self.ratio), len(self._prefix), self.summarizer.plan)
+        self._scheduler = Scheduler(
+            model.interval, FixedRatio(self.ratio), len(self._prefix), self.summarizer.plan, model.horizon
+        )
         with model.lock:
             self._state = model.backend.start(list(self._prefix))
         self._plans: list[IntervalPlan] = []

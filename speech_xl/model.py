@@ -45,6 +45,11 @@ class SpeechModel:
         return self.config.sst.interval if self.config.sst else DEFAULT_INTERVAL
 
     @property
+    def horizon(self) -> int | None:
+        """Memory slots that an interval sees while it is heard; None: all."""
+        return self.config.sst.horizon if self.config.sst else None
+
+    @property
     def ratios(self) -> tuple[int, ...]:
         """Ratios that may be asked for, beside raw."""
         return self.config.sst.ratios if self.config.sst else UNTRAINED_RATIOS

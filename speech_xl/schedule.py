@@ -13,6 +13,7 @@ Source: Speech-XL (arXiv 2602.05373), interleaving after Activation Beacon (arXi
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -149,6 +150,9 @@ class IntervalPlan:
     # Memory slots [evict_from, evict_from + evicted) leave first, and those behind them move up.
     evict_from: int = 0
     evicted: int = 0
+    # Beyond the listening horizon: memory slots [hidden_from, hidden_from + hidden) are not seen by this interval.
+    hidden_from: int = 0
+    hidden: int = 0
 
     @property
     def tokens(self) -> int:
@@ -163,8 +167,16 @@ class IntervalPlan:
         """Memory slots that this interval adds, m_i."""
         return len(self.slot_positions) - self.evicted
 
+    def pooled_tokens(self) -> np.ndarray:
+        """(K, ratio) int64: the interval's tokens that each SST stands for, backwards from the one before it.
+
+        Where the interval has fewer, its first one is repeated; the SST of a ragged tail reaches into the block before.
+        """
+        back = np.arange(self.ratio or 0)
+        return np.maximum(self.sst_after[:, None] - back[None, :], 0)
+
     def sst_mask(self) -> np.ndarray:
-        """(K, n + K) bool: which rows of its own interval each SST sees. Memory is always visible."""
+        """(K, n + K) bool: which rows of its own interval each SST sees. Memory within the horizon is always visible."""
         speech = np.arange(self.tokens)[None, :] <= self.sst_after[:, None]
         return np.concatenate([speech, np.eye(self.ssts, dtype=bool)], axis=1)
 
@@ -193,14 +205,26 @@ Planner = Callable[[int, int, int, int, Ratio, int], IntervalPlan]  # plan_inter
 
 
 class Scheduler:
-    """Hands out the plans of one recording in order, keeping the compressed clock."""
+    """Hands out the plans of one recording in order, keeping the compressed clock.
 
-    def __init__(self, interval: int, policy: RatioPolicy, prefix: int = 0, plan: Planner = plan_interval):
+    `horizon`: memory slots before its own, prefix apart, that an interval sees; None: all of them. With 0 every
+    interval is heard as if it were the first, but at its own positions.
+    """
+
+    def __init__(
+        self,
+        interval: int,
+        policy: RatioPolicy,
+        prefix: int = 0,
+        plan: Planner = plan_interval,
+        horizon: int | None = None,
+    ):
         if interval < 1:
             raise ScheduleError(f"An interval of {interval} speech tokens cannot hold anything; choose 1 or more.")
         self.interval = interval
         self.policy = policy
         self.prefix = prefix
+        self.horizon = horizon
         self._plan = plan
         self.index = 0
         self.tokens = 0
@@ -214,6 +238,10 @@ class Scheduler:
         if ratio is not None and self.interval % ratio:
             check_ratio(ratio, self.interval, (ratio,))
         plan = self._plan(self.index, self.tokens, self.base, tokens, ratio, self.prefix)
+        if self.horizon is not None:
+            audio_slots = self.base - plan.evicted - self.prefix
+            hidden = max(0, audio_slots - self.horizon)
+            plan = dataclasses.replace(plan, hidden_from=self.prefix, hidden=hidden)
         self.index += 1
         self.tokens += tokens
         self.base += plan.kept
@@ -240,36 +268,54 @@ class WholePass:
     query_positions: np.ndarray  # (R,) int64
     key_positions: np.ndarray  # (R,) int64; differs from the query's only at SST rows
     mask: np.ndarray  # (R, R) bool, True where the row (query) sees the column (key)
+    pooled_rows: np.ndarray  # (K, most) int64: the rows of the speech tokens that each SST stands for, filled with 0 ...
+    pooled_ranks: np.ndarray  # (K, most) int64: ... each one's place in its block, backwards from 0; -1 where filled
+    sst_ratios: np.ndarray  # (K,) int64
 
     @property
     def sst_rows(self) -> slice:
         return slice(self.prefix + self.speech, self.prefix + self.speech + self.ssts)
 
 
+View = tuple[int, int]  # intervals [first, past the last) that a text block sees
+
+
 def whole_pass(
-    prefix: int, plans: Sequence[IntervalPlan], text_lengths: Sequence[int] = (), skipped: np.ndarray | None = None
+    prefix: int,
+    plans: Sequence[IntervalPlan],
+    text_lengths: Sequence[int] = (),
+    skipped: np.ndarray | None = None,
+    views: Sequence[View] | None = None,
 ) -> WholePass:
     """Positions and visibility of every row of a recording followed by separate text blocks.
 
-    Each text block starts at B_J and sees the prefix, the whole memory and itself, never another block.
-    `skipped` ((J + 1,) int64, non-decreasing), used in training only, moves interval i (and, its last
-    entry, the text) forward by that many positions, as if that much more memory lay before it: a short
-    recording then practises the positions of an hour.
+    Each text block sees the prefix, the memory and itself, never another block, and starts at B_J. With `views`
+    block b sees the memory of the intervals views[b] alone and starts right behind it, as a question about a span
+    does. `skipped` ((J + 1,) int64, non-decreasing), used in training only, moves interval i (and, its last entry,
+    the text behind the whole memory) forward by that many positions, as if that much more memory lay before it: a
+    short recording then practises the positions of an hour.
     """
     shift = np.zeros(len(plans) + 1, np.int64) if skipped is None else skipped
+    seen = [(0, len(plans))] * len(text_lengths) if views is None else list(views)
     none = np.zeros(0, np.int64)
 
     def joined(arrays: list[np.ndarray]) -> np.ndarray:
         return np.concatenate([none, *arrays])
+
+    def end_of(view: View) -> int:
+        """Position right behind the memory that a block sees."""
+        last = view[1] - 1
+        if last < 0:
+            return prefix
+        return plans[last].base + plans[last].kept + int(shift[-1] if view[1] == len(plans) else shift[last])
 
     interval_of_speech = joined([np.full(p.tokens, j) for j, p in enumerate(plans)])
     interval_of_sst = joined([np.full(p.ssts, j) for j, p in enumerate(plans)])
     speech_positions = joined([p.speech_positions + shift[j] for j, p in enumerate(plans)])
     sst_query = joined([p.sst_query_positions + shift[j] for j, p in enumerate(plans)])
     sst_key = joined([p.slot_positions + shift[j] for j, p in enumerate(plans) if p.ratio is not None])
-    end = (plans[-1].base + plans[-1].kept if plans else prefix) + shift[-1]
     text_block = joined([np.full(n, b) for b, n in enumerate(text_lengths)])
-    text_positions = joined([end + np.arange(n) for n in text_lengths])
+    text_positions = joined([end_of(view) + np.arange(n) for view, n in zip(seen, text_lengths, strict=True)])
     head = np.arange(prefix)
 
     n, k, t = len(speech_positions), len(sst_query), len(text_block)
@@ -282,23 +328,47 @@ def whole_pass(
 
     is_raw = np.array([p.ratio is None for p in plans], bool)
     raw_speech = is_raw[interval_of_speech] if n else np.zeros(0, bool)
+    # The memory slot of every row that stays: raw speech keeps its own. Which slots interval i sees starts at nearest[i].
+    slot_of_speech = joined([p.base + np.arange(p.tokens) for p in plans])
+    slot_of_sst = joined([p.base + np.arange(p.ssts) for p in plans])
+    nearest = np.array([p.hidden_from + p.hidden for p in plans], np.int64)
     token = np.arange(n)
     after = joined([p.first_token - plans[0].first_token + p.sst_after for p in plans])
     block(pre, pre, np.tri(prefix, dtype=bool))
     for rows in (sp, ss, tx):
         block(rows, pre, True)
     i, j = interval_of_speech[:, None], interval_of_speech[None, :]
-    block(sp, sp, ((i == j) & (token[None, :] <= token[:, None])) | ((j < i) & raw_speech[None, :]))
-    block(sp, ss, interval_of_sst[None, :] < i)
+    past_speech, past_sst = raw_speech[None, :], interval_of_sst[None, :]
+    near = slot_of_speech[None, :] >= nearest[i]
+    block(sp, sp, ((i == j) & (token[None, :] <= token[:, None])) | ((j < i) & past_speech & near))
+    block(sp, ss, (past_sst < i) & (slot_of_sst[None, :] >= nearest[i]))
     i = interval_of_sst[:, None]
-    block(ss, sp, ((i == j) & (token[None, :] <= after[:, None])) | ((j < i) & raw_speech[None, :]))
-    block(ss, ss, (interval_of_sst[None, :] < i) | np.eye(k, dtype=bool))
-    block(tx, sp, np.broadcast_to(raw_speech, (t, n)))
-    block(tx, ss, True)
+    near = slot_of_speech[None, :] >= nearest[i]
+    block(ss, sp, ((i == j) & (token[None, :] <= after[:, None])) | ((j < i) & past_speech & near))
+    block(ss, ss, ((past_sst < i) & (slot_of_sst[None, :] >= nearest[i])) | np.eye(k, dtype=bool))
+    first, stop = (np.array([view[end] for view in seen], np.int64)[text_block][:, None] for end in (0, 1))
+    block(tx, sp, past_speech & (j >= first) & (j < stop))
+    block(tx, ss, (past_sst >= first) & (past_sst < stop))
     block(tx, tx, (text_block[:, None] == text_block[None, :]) & np.tri(t, dtype=bool))
     return WholePass(
         prefix, n, k,
         np.concatenate([head, speech_positions, sst_query, text_positions]),
         np.concatenate([head, speech_positions, sst_key, text_positions]),
         mask,
+        *_pooling(prefix, plans),
     )  # fmt: skip
+
+
+def _pooling(prefix: int, plans: Sequence[IntervalPlan]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """WholePass.pooled_rows, pooled_ranks and sst_ratios."""
+    blocks = [p for p in plans if p.ssts]
+    most = max((p.ratio for p in blocks), default=0)
+    rows = np.zeros((sum(p.ssts for p in blocks), most), np.int64)
+    ranks, ratios = np.full_like(rows, -1), np.zeros(len(rows), np.int64)
+    at = 0
+    for p in blocks:
+        here = slice(at, at + p.ssts)
+        rows[here, : p.ratio] = prefix + p.first_token - plans[0].first_token + p.pooled_tokens()
+        ranks[here, : p.ratio], ratios[here] = np.arange(p.ratio), p.ratio
+        at += p.ssts
+    return rows, ranks, ratios

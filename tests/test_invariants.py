@@ -38,7 +38,7 @@ def random_mel(config: ModelConfig, windows: int, seed: int) -> np.ndarray:
 def hear_tokens(model: SpeechModel, mel: np.ndarray, listed: list, groups: list[int]):
     """Windows in `groups`, intervals closed as soon as they fill, tail last -> (state, scheduler)."""
     backend, per_window = model.backend, model.config.tokens_per_window
-    scheduler = Scheduler(model.interval, ListedRatios(tuple(listed)), len(model.prompt.prefix_ids))
+    scheduler = Scheduler(model.interval, ListedRatios(tuple(listed)), len(model.prompt.prefix_ids), horizon=model.horizon)
     state, queued, at = backend.start(model.prompt.prefix_ids), 0, 0
     for size in groups:
         part = mel[at : at + size]
@@ -124,7 +124,7 @@ def test_6_nothing_later_depends_on_raw_keys_of_a_closed_interval(backend: str, 
         half = len(mel) // 2
         per_window = config.tokens_per_window
         first_tokens = half * per_window // model.interval * model.interval
-        scheduler = Scheduler(model.interval, ListedRatios((ratio,)), len(model.prompt.prefix_ids))
+        scheduler = Scheduler(model.interval, ListedRatios((ratio,)), len(model.prompt.prefix_ids), horizon=model.horizon)
         state = model.backend.start(model.prompt.prefix_ids)
         positions = np.full(len(mel), config.encoder.max_source_positions)
         model.backend.hear(state, mel, positions, [per_window] * len(mel))

@@ -17,7 +17,7 @@ from speech_xl.conversation import Listening
 from speech_xl.model import SpeechModel
 from speech_xl.schedule import ListedRatios, Ratio, Scheduler, whole_pass
 from tests.test_torch_models import qwen2
-from tests.tiny import configs, tiny_model, write_sound
+from tests.tiny import configs, pooled_of, tiny_model, write_sound
 from torch_backend.backend import Backend, State
 
 few = settings(max_examples=15, deadline=None)
@@ -42,7 +42,7 @@ def ids_of(config: ModelConfig, count: int, seed: int = 1) -> torch.Tensor:
 
 
 def hear(backend: Backend, speech: torch.Tensor, prefix: torch.Tensor, ratios: list[Ratio]) -> tuple[State, Scheduler]:
-    scheduler = Scheduler(backend.config.sst.interval, ListedRatios(tuple(ratios)), len(prefix))
+    scheduler = Scheduler(backend.config.sst.interval, ListedRatios(tuple(ratios)), len(prefix), horizon=backend.config.sst.horizon)
     state = backend.start(prefix.tolist())
     state.queued = speech
     for plan in list(scheduler.plan_all(speech.shape[1])):
@@ -61,13 +61,13 @@ def logits_behind(backend: Backend, state: State, base: int, text: torch.Tensor)
 def run_whole(backend: Backend, speech: torch.Tensor, prefix: torch.Tensor, ratios: list[Ratio], text: torch.Tensor):
     """speech (B, N, D), prefix (B, P), text (B, T) -> logits (B, R, vocab_size) of one masked pass."""
     decoder, rows = backend.model.decoder, len(speech)
-    scheduler = Scheduler(backend.config.sst.interval, ListedRatios(tuple(ratios)), prefix.shape[1])
+    scheduler = Scheduler(backend.config.sst.interval, ListedRatios(tuple(ratios)), prefix.shape[1], horizon=backend.config.sst.horizon)
     passed = whole_pass(prefix.shape[1], list(scheduler.plan_all(speech.shape[1])), [text.shape[1]])
     ssts = decoder.sst_embedding.expand(rows, passed.ssts, -1)
     x = torch.cat([decoder.embed_tokens(prefix), speech, ssts, decoder.embed_tokens(text)], dim=1)
     positions = [torch.from_numpy(p).expand(rows, -1) for p in (passed.query_positions, passed.key_positions)]
     mask = torch.from_numpy(passed.mask).expand(rows, 1, -1, -1)
-    return decoder.logits(decoder.whole(x, *positions, mask, passed.sst_rows))
+    return decoder.logits(decoder.whole(x, *positions, mask, passed.sst_rows, pooled_of(backend.config, passed, len(x))))
 
 
 @pytest.mark.parametrize("seconds", [0.1, 2.5, 6.41])
@@ -75,7 +75,7 @@ def test_1_the_size_of_decoded_blocks_changes_no_bit(
     monkeypatch: pytest.MonkeyPatch, tiny_speech_model: SpeechModel, tmp_path, seconds: float
 ) -> None:
     """Through the real pipeline: file, decoder, features, encoder, intervals."""
-    from speech_xl import listening as module
+    from speech_xl import prefetch as module
 
     path, found = write_sound(tmp_path / "talk.wav", seconds, rate=22_050), []
     reader = module.AudioReader
@@ -146,7 +146,7 @@ def test_5_and_6_a_closed_interval_is_its_slots_and_nothing_else(
     backend, ratios, w = make(config, torch.float32), listed(config, drawn), config.sst.interval
     speech, prefix = speech_of(config, intervals * w, dtype=torch.float32), ids_of(config, 2)
     state, scheduler = hear(backend, speech, prefix, ratios)
-    again = Scheduler(w, ListedRatios(tuple(ratios)), 2)
+    again = Scheduler(w, ListedRatios(tuple(ratios)), 2, horizon=config.sst.horizon)
     carried = backend.start(prefix.tolist())
     for plan in list(again.plan_all(intervals * w)):
         before = backend.export_memory(carried)

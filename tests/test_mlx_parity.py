@@ -18,7 +18,7 @@ from speech_xl.errors import BackendError
 from speech_xl.memory import load_memory, save_memory
 from speech_xl.model import SpeechModel
 from speech_xl.schedule import ListedRatios, Scheduler, whole_pass
-from tests.tiny import configs, save_checkpoint, tiny_config, write_sound
+from tests.tiny import configs, pooled_of, save_checkpoint, tiny_config, write_sound
 
 pytest.importorskip("mlx.core", reason="MLX is not installed")
 import mlx.core as mx
@@ -37,20 +37,22 @@ def test_logits_agree_in_one_masked_pass(config: ModelConfig, tokens: int, drawn
     with tempfile.TemporaryDirectory() as folder:
         models = both(config, folder)
         listed = tuple(None if r == "raw" else config.sst.ratios[r] for r in drawn)
-        passed = whole_pass(2, list(Scheduler(config.sst.interval, ListedRatios(listed), 2).plan_all(tokens)), [3])
+        passed = whole_pass(2, list(Scheduler(config.sst.interval, ListedRatios(listed), 2, horizon=config.sst.horizon).plan_all(tokens)), [3])
         x = (
             np.random.default_rng(0)
             .standard_normal((1, len(passed.mask), config.decoder.hidden_size))
             .astype(np.float32)
         )
         arrays = [x, passed.query_positions[None], passed.key_positions[None], passed.mask[None, None]]
+        pooled = pooled_of(config, passed)
         decoder = models["torch"].backend.model.decoder
         with torch.inference_mode():
-            ours = decoder.logits(decoder.whole(*map(torch.from_numpy, arrays), passed.sst_rows)).numpy()
+            ours = decoder.logits(decoder.whole(*map(torch.from_numpy, arrays), passed.sst_rows, pooled)).numpy()
 
         def on_mlx() -> np.ndarray:
             twin = models["mlx"].backend.model.decoder
-            return np.array(twin.logits(twin.whole(*map(mx.array, arrays), passed.sst_rows)))
+            theirs = pooled and tuple(mx.array(p.numpy()) for p in pooled)
+            return np.array(twin.logits(twin.whole(*map(mx.array, arrays), passed.sst_rows, theirs)))
 
         np.testing.assert_allclose(models["mlx"].backend._run(on_mlx), ours, atol=1e-4, rtol=1e-4)
 

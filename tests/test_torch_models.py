@@ -79,7 +79,7 @@ def test_streaming_equals_one_masked_pass(config: ModelConfig, tokens: int, pref
     speech = torch.randn(1, tokens, config.decoder.hidden_size)
     texts = [torch.randint(0, config.decoder.vocab_size, (n,)) for n in (4, 2)]
     listed = [None if r == "raw" else config.sst.ratios[r] for r in drawn]
-    scheduler = Scheduler(config.sst.interval, ListedRatios(tuple(listed)), prefix)
+    scheduler = Scheduler(config.sst.interval, ListedRatios(tuple(listed)), prefix, horizon=config.sst.horizon)
     plans = list(scheduler.plan_all(tokens))
     with torch.inference_mode():
         logits, passed = one_pass(decoder, ids, speech, plans, texts)

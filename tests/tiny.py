@@ -21,6 +21,7 @@ from speech_xl.config import (
     SSTConfig,
     save_config,
 )
+from speech_xl.schedule import WholePass
 from torch_backend.model import SpeechXL
 from torch_backend.training.text import ANSWER, BEGIN, END, build_tokenizer
 
@@ -74,6 +75,14 @@ def save_checkpoint(folder: Path, config: ModelConfig, seed: int = 0) -> Path:
     return folder
 
 
+def pooled_of(config: ModelConfig, passed: WholePass, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What `Decoder.whole` wants of a whole pass where SSTs pool."""
+    if not (config.sst.pooled and passed.ssts):
+        return None
+    columns = config.sst.pooling_columns(passed.pooled_ranks, passed.sst_ratios)
+    return tuple(torch.from_numpy(a).expand(batch, -1, -1) for a in (passed.pooled_rows, columns))
+
+
 def sound(seconds: float, seed: int = 0, rate: int = SAMPLING_RATE) -> np.ndarray:
     """(n,) float32 that changes all the time: chirps in noise."""
     rng = np.random.default_rng(seed)
@@ -103,5 +112,6 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         decoder__attention_bias=draw(st.booleans()),
         decoder__tie_word_embeddings=draw(st.booleans()),
         prompt__before_audio=draw(st.sampled_from(["", BEGIN, BEGIN + "a b c"])),
-        sst=SSTConfig(max(ratios) * draw(st.integers(1, 3)), ratios, ratios[0], output_projection=draw(st.booleans())),
+        sst=SSTConfig(max(ratios) * draw(st.integers(1, 3)), ratios, ratios[0], output_projection=draw(st.booleans()),
+                      horizon=draw(st.sampled_from([None, None, 0, 3])), pooled=draw(st.booleans())),
     )

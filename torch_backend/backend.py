@@ -18,6 +18,7 @@ from speech_xl.backend import Step
 from speech_xl.config import ModelConfig
 from speech_xl.schedule import IntervalPlan
 from speech_xl.storage import memory_storage
+from torch_backend.decoder import Pooled
 from torch_backend.memory import KeyValues
 from torch_backend.model import SpeechXL
 
@@ -86,6 +87,13 @@ class Backend:
         kept = [window[:count] for window, count in zip(speech, tokens, strict=True)]
         state.queued = torch.cat([state.queued[0], *kept])[None]
 
+    def _pooled(self, plan: IntervalPlan) -> Pooled | None:
+        if not (plan.ssts and self.config.sst.pooled):
+            return None
+        tokens = plan.pooled_tokens()[None]
+        columns = np.broadcast_to(self.config.sst.pool_columns(plan.ratio), tokens.shape)
+        return self._tensor(tokens), self._tensor(columns)
+
     @torch.inference_mode()
     def close_interval(self, state: State, plan: IntervalPlan) -> None:
         decoder = self.model.decoder
@@ -102,6 +110,8 @@ class Backend:
             self._tensor(plan.sst_mask()),
             None if plan.selection is None else self._tensor(plan.selection).to(self.dtype),
             plan.kept if plan.attended else 0,
+            (plan.hidden_from, plan.hidden),
+            self._pooled(plan),
         )
 
     def fork(self, state: State) -> State:

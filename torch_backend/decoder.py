@@ -20,6 +20,7 @@ from torch import nn
 from speech_xl.config import DecoderConfig, SSTConfig
 from torch_backend.memory import KeyValues
 
+Pooled = tuple[torch.Tensor, torch.Tensor]  # tokens and columns, see Attention.pool
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cos, sin of shape (..., R, head_dim), broadcast over heads
 
 
@@ -28,6 +29,12 @@ def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     cos, sin = rotation
     left, right = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-right, left], dim=-1) * sin
+
+
+def without(rows: torch.Tensor, hidden: tuple[int, int]) -> torch.Tensor:
+    """Rows (1, kv_heads, M, head_dim) but hidden[1] of them from row hidden[0] on: those beyond the listening horizon."""
+    first, count = hidden
+    return torch.cat([rows[:, :, :first], rows[:, :, first + count :]], dim=2) if count else rows
 
 
 class Attention(nn.Module):
@@ -49,12 +56,26 @@ class Attention(nn.Module):
             self.sst_v_proj = nn.Linear(width, keys, bias=bias)
             if sst.output_projection:
                 self.sst_o_proj = nn.Linear(queries, width, bias=config.attention_output_bias)
+            if sst.pooled:
+                self.sst_pool = nn.Parameter(torch.zeros(2, self.kv_heads, sum(sst.ratios)))
 
     def project(self, x: torch.Tensor, sst: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, R, D) -> unrotated q (B, H, R, head_dim), k and v (B, kv_heads, R, head_dim)."""
         layers = (self.sst_q_proj, self.sst_k_proj, self.sst_v_proj) if sst else (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (layer(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for layer in layers)
         return q, k, v
+
+    def pool(self, part: int, rows: torch.Tensor, tokens: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """(B, kv_heads, K, head_dim): for each SST a weighted sum of unrotated keys (part 0) or values (part 1).
+
+        rows (B, kv_heads, n, head_dim); tokens (B, K, R) int64, the rows that each SST stands for; columns (B, K, R)
+        int64, the weight of each, sum of the ratios where there is none. The weights are one row per head, so that
+        heads can keep different tokens of a block: together they keep more than any mean does.
+        """
+        weights = F.pad(self.sst_pool[part], (0, 1))[:, columns].transpose(0, 1)  # (B, kv_heads, K, R)
+        # As a matrix over the rows: products are fast in both directions, gathered rows are slow to train through.
+        mix = weights.new_zeros(*weights.shape[:3], rows.shape[2])
+        return mix.scatter_add(3, tokens[:, None].expand(weights.shape), weights) @ rows
 
     def output(self, x: torch.Tensor, sst: bool = False) -> torch.Tensor:
         """(B, H, R, head_dim) -> (B, R, D)."""
@@ -173,6 +194,8 @@ class Decoder(nn.Module):
         sst_mask: torch.Tensor,
         selection: torch.Tensor | None = None,
         attended: int = 0,
+        hidden: tuple[int, int] = (0, 0),
+        pooled: Pooled | None = None,
     ) -> None:
         """Hear one interval: speech (1, n, D); appends the keys and values of what it leaves.
 
@@ -187,7 +210,7 @@ class Decoder(nn.Module):
         last = len(self.layers) - 1
         for number, (layer, cache) in enumerate(zip(self.layers, memory, strict=True)):
             attention = layer.self_attn
-            past_k, past_v = cache.keys, cache.values  # views of what lies before this interval
+            past_k, past_v = without(cache.keys, hidden), without(cache.values, hidden)
             m = past_k.shape[2]
             q, unrotated, value = attention.project(layer.input_layernorm(x))
             q, key = rotate(q, speech_rotation), rotate(unrotated, speech_rotation)
@@ -199,6 +222,9 @@ class Decoder(nn.Module):
                 cache.append(key, value)
             else:
                 sst_q, sst_k, sst_v = attention.project(layer.input_layernorm(s), sst=True)
+                if pooled is not None:
+                    sst_k = sst_k + attention.pool(0, unrotated, *pooled)
+                    sst_v = sst_v + attention.pool(1, value, *pooled)
                 sst_k = rotate(sst_k, slot_rotation)
                 cache.append(sst_k, sst_v)
             if number == last:  # nothing reads the last layer's output for audio rows
@@ -243,9 +269,12 @@ class Decoder(nn.Module):
         key_positions: torch.Tensor,
         mask: torch.Tensor,
         sst_rows: slice,
+        pooled: Pooled | None = None,
         layer_outputs: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """One masked pass: x (B, R, D) with SST embeddings in place, positions (B, R), mask (B, 1, R, R).
+
+        `pooled`: rows and columns as `Attention.pool` takes them, rows counted from the first of x.
 
         Returns (B, R, D) before the final norm; each layer's output is appended to `layer_outputs`.
         """
@@ -256,8 +285,10 @@ class Decoder(nn.Module):
             attention = layer.self_attn
             h = layer.input_layernorm(x)
             if has_ssts:
-                parts = [attention.project(h[:, before]), attention.project(h[:, sst_rows], sst=True),
-                         attention.project(h[:, after])]  # fmt: skip
+                heard, (sst_q, sst_k, sst_v) = attention.project(h[:, before]), attention.project(h[:, sst_rows], sst=True)
+                if pooled is not None:
+                    sst_k, sst_v = sst_k + attention.pool(0, heard[1], *pooled), sst_v + attention.pool(1, heard[2], *pooled)
+                parts = [heard, (sst_q, sst_k, sst_v), attention.project(h[:, after])]
                 q, k, v = (torch.cat(p, dim=2) for p in zip(*parts, strict=True))
             else:
                 q, k, v = attention.project(h)
