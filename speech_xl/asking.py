@@ -65,5 +65,5 @@ class Asking:
         if text.startswith(shown) and len(text) > len(shown):
             yield text[len(shown) :]
         weights = attention[len(memory.prefix) :] / max(1, rows)
-        evidence = find_evidence(weights, memory.spans, memory.seconds_per_token, memory.seconds)
+        evidence = find_evidence(weights, memory.slot_times)
         self.answer = Answer(self._question, text, evidence, time.monotonic() - started, memory.seconds)

@@ -24,22 +24,23 @@ class Evidence:
     weight: float
 
 
-def find_evidence(weights: np.ndarray, spans: np.ndarray, seconds_per_token: float, seconds: float) -> list[Evidence]:
+def find_evidence(weights: np.ndarray, slot_times: np.ndarray) -> list[Evidence]:
     """Join strongly attended neighbouring slots into spans, strongest first.
 
-    weights (M,) float: attention to each memory slot, prefix left out; spans (M, 2): its speech tokens.
+    weights (M,) float: attention to each memory slot, prefix left out; slot_times (M, 2): its start and end in
+    seconds, see AudioMemory. A slot without any duration is no evidence: some models keep tokens of the padding
+    behind the recording's end.
     The weights of the result sum to at most 1.
     """
-    # Some models keep tokens of the padding behind the recording's end.
-    weights = np.where(spans[:, 0] * seconds_per_token < seconds, weights, 0)
+    weights = np.where(slot_times[:, 0] < slot_times[:, 1], weights, 0)
     if not len(weights) or weights.max() <= 0:
         return []
     strong = np.flatnonzero(weights >= LEAST_SHARE * weights.max())
     found: list[list[float]] = []
     for slot in strong:
-        start, end = spans[slot] * seconds_per_token
+        start, end = slot_times[slot].tolist()
         if found and start - found[-1][1] <= LARGEST_GAP:
-            found[-1][1] = end
+            found[-1][1] = max(end, found[-1][1])
             found[-1][2] += float(weights[slot])
         else:
             found.append([start, end, float(weights[slot])])
@@ -47,6 +48,6 @@ def find_evidence(weights: np.ndarray, spans: np.ndarray, seconds_per_token: flo
     total = max(1.0, sum(span[2] for span in found))
     return [
         # Rounded down, so that the sum of the printed weights stays within 1.
-        Evidence(round(float(start), 2), round(float(min(end, seconds)), 2), math.floor(weight / total * 1e4) / 1e4)
+        Evidence(round(start, 2), round(end, 2), math.floor(weight / total * 1e4) / 1e4)
         for start, end, weight in found[:MOST_SPANS]
     ]

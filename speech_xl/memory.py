@@ -28,7 +28,7 @@ from speech_xl.summarizers import SUMMARIZERS
 if TYPE_CHECKING:
     from speech_xl.model import SpeechModel
 
-FORMAT, VERSION = "speech-xl-memory", 1
+FORMAT, VERSION = "speech-xl-memory", 2
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,26 @@ class AudioMemory:
 
     state: State
     spans: np.ndarray  # (M, 2) int64: speech tokens [first, past the last) that each slot stands for
+    times: np.ndarray  # (N, 2) float32: seconds of the recording, start and end, that each speech token stands for
     ratios: tuple[Ratio, ...]  # of each interval; None is raw
     interval: int  # speech tokens per interval
-    tokens: int  # speech tokens heard
     prefix: tuple[int, ...]  # token ids before the audio
     recording: RecordingSource
     model: str
     fingerprint: str
-    seconds_per_token: float
     summarizer: str  # the rule that made the slots; see summarizers.py
     bytes: int  # of keys and values, prefix included
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # what a listener should know of the recording, a sentence each
+
+    @property
+    def tokens(self) -> int:
+        """Speech tokens heard."""
+        return len(self.times)
+
+    @property
+    def slot_times(self) -> np.ndarray:
+        """(M, 2) float32: start and end in seconds of what each slot stands for."""
+        return np.stack([self.times[self.spans[:, 0], 0], self.times[self.spans[:, 1] - 1, 1]], axis=1)
 
     @property
     def slots(self) -> int:
@@ -90,8 +99,8 @@ class MemoryHeader:
     recording: RecordingSource
     model: str
     fingerprint: str
-    seconds_per_token: float
     summarizer: str
+    warnings: tuple[str, ...]
 
     @classmethod
     def from_json(cls, text: str) -> MemoryHeader:
@@ -109,17 +118,18 @@ class MemoryHeader:
         require(_is_amount(source["seconds_heard"]), "recording.seconds_heard")
         for name in ("model", "fingerprint"):
             require(isinstance(data[name], str), name)
-        require(_is_amount(data["seconds_per_token"]) and data["seconds_per_token"] > 0, "seconds_per_token")
         require(data["summarizer"] in list(SUMMARIZERS), "summarizer")
         require(_is_count(data["tokens"]), "tokens")
         interval = data["interval"]
         require(_is_count(interval) and interval > 0, "interval")
         require(isinstance(data["prefix"], list) and all(map(_is_count, data["prefix"])), "prefix")
+        warnings = data["warnings"]
+        require(isinstance(warnings, list) and all(isinstance(w, str) for w in warnings), "warnings")
         ratios = data["ratios"]
         require(isinstance(ratios, list) and len(ratios) == -(-data["tokens"] // interval), "ratios")
         require(all(r is None or (_is_count(r) and r > 0 and interval % r == 0) for r in ratios), "ratios")
-        data |= {"ratios": tuple(ratios), "prefix": tuple(data["prefix"]), "recording": RecordingSource(**source)}
-        return cls(**data)
+        data |= {"ratios": tuple(ratios), "prefix": tuple(data["prefix"]), "warnings": tuple(warnings)}
+        return cls(**(data | {"recording": RecordingSource(**source)}))
 
     @property
     def slots(self) -> int:
@@ -149,6 +159,15 @@ def _is_amount(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < 1e12
 
 
+def are_times(times: np.ndarray, tokens: int, seconds: float) -> bool:
+    """Whether an array can be `AudioMemory.times` of a recording: finite, in order and inside it."""
+    if times.dtype != np.float32 or times.shape != (tokens, 2) or not np.isfinite(times).all():
+        return False
+    starts, ends = times.T
+    last = np.float32(seconds) + 0.001  # seconds are kept to a thousandth
+    return bool((starts >= 0).all() and (np.diff(starts) >= 0).all() and (starts <= ends).all() and (ends <= last).all())
+
+
 def join_spans(plans: list[IntervalPlan]) -> np.ndarray:
     """(M, 2) int64: the speech tokens that each slot of the memory stands for."""
     if not any(p.evicted for p in plans):
@@ -174,7 +193,7 @@ def save_memory(memory: AudioMemory, path: Path, model: SpeechModel) -> None:
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would leave 0600
-        save_file(arrays | {"spans": memory.spans}, temporary, metadata=metadata)
+        save_file(arrays | {"spans": memory.spans, "times": memory.times}, temporary, metadata=metadata)
         temporary.chmod(mode)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:  # a full disk is a SafetensorError
@@ -217,10 +236,10 @@ def load_memory(path: Path, model: SpeechModel) -> AudioMemory:
         )
     try:
         with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in ("keys", "values", "spans")}
+            arrays = {name: file.get_tensor(name) for name in ("keys", "values", "spans", "times")}
     except (SafetensorError, OSError, TypeError) as error:  # TypeError: a type that numpy lacks
         raise MemoryFileError(f"{path} is damaged ({error}); listen to the recording again.") from error
-    spans = arrays.pop("spans")
+    spans, times = arrays.pop("spans"), arrays.pop("times")
     d = model.config.decoder
     shape = (d.num_hidden_layers, d.num_key_value_heads, header.slots, d.head_dim)
     is_whole = (
@@ -229,7 +248,7 @@ def load_memory(path: Path, model: SpeechModel) -> AudioMemory:
         and len(header.prefix) + len(spans) == header.slots
         and np.array_equal(spans, header.spans())
         and header.prefix == tuple(model.prompt.prefix_ids)
-        and header.seconds_per_token == model.config.seconds_per_token
+        and are_times(times, header.tokens, header.recording.seconds_heard)
         and all(a.dtype in (np.float16, np.float32) and a.shape == shape for a in arrays.values())
         and all(np.isfinite(a).all() for a in arrays.values())
     )
@@ -240,5 +259,5 @@ def load_memory(path: Path, model: SpeechModel) -> AudioMemory:
     with model.lock:
         state = model.backend.import_memory(arrays)
         size = model.backend.memory_bytes(state)
-    known = {f.name: getattr(header, f.name) for f in dataclasses.fields(header)}
-    return AudioMemory(state=state, spans=spans, bytes=size, **known)
+    known = {f.name: getattr(header, f.name) for f in dataclasses.fields(header) if f.name != "tokens"}
+    return AudioMemory(state=state, spans=spans, times=times, bytes=size, **known)

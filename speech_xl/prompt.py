@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from speech_xl.config import ModelConfig, PromptConfig
@@ -49,6 +50,12 @@ class Prompt:
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
+
+    def word_ids(self, word: str) -> tuple[list[int], list[float]]:
+        """Token ids of a word behind a blank, and the share of its characters, 0 to 1, at which each of them ends."""
+        encoding = self._tokenizer.encode(f" {word}", add_special_tokens=False)
+        reach = np.maximum.accumulate([end for _, end in encoding.offsets]) / (len(word) + 1)
+        return encoding.ids, np.minimum(reach, 1.0).tolist()
 
     def question_ids(self, question: str) -> list[int]:
         """Token ids of everything behind the audio, up to where the answer starts."""

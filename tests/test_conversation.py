@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import threading
@@ -16,7 +17,7 @@ from speech_xl.conversation import Listening, ask
 from speech_xl.errors import QuestionError
 from speech_xl.evidence import find_evidence
 from speech_xl.model import SpeechModel
-from speech_xl.prefetch import TokenEnergy
+from speech_xl.prefetch import Levels, WindowReader
 from tests.tiny import sound, write_sound
 
 
@@ -127,21 +128,73 @@ def test_a_question_that_cannot_be_asked_is_refused_at_once(
 
 
 def test_evidence_joins_neighbours_and_puts_the_strongest_first() -> None:
-    spans = np.stack([np.arange(0, 400, 8), np.arange(8, 408, 8)], axis=1)
+    times = 0.08 * np.stack([np.arange(0, 400, 8), np.arange(8, 408, 8)], axis=1)
     weights = np.full(50, 0.001)
     weights[[10, 11, 12]] = [0.1, 0.2, 0.1]  # one stretch
     weights[[30, 40]] = [0.3, 0.05]  # 0.3 alone is weaker than the stretch's 0.4
-    found = find_evidence(weights, spans, 0.08, seconds=32.0)
+    found = find_evidence(weights, times)
     assert [(e.start, e.end) for e in found] == [(6.4, 8.32), (19.2, 19.84), (25.6, 26.24)]
     assert sum(e.weight for e in found) <= 1
-    assert find_evidence(np.zeros(0), np.zeros((0, 2)), 0.08, 0.0) == []
-    heard_less = find_evidence(weights, spans, 0.08, seconds=19.0)  # slots of padding are no evidence
+    assert find_evidence(np.zeros(0), np.zeros((0, 2))) == []
+    heard_less = find_evidence(weights, np.minimum(times, 19.0))  # slots of padding are no evidence
     assert [(e.start, e.end) for e in heard_less] == [(6.4, 8.32)]
 
 
-def test_token_energy_covers_every_sample() -> None:
-    energy = TokenEnergy(10)
+def test_levels_cover_every_sample() -> None:
+    levels = Levels(10)
     for n in (3, 12, 9, 11):
-        energy.push(np.full(n, 2.0, np.float32))
-    energy.finish()
-    assert energy.take(3).tolist() == [4, 4, 4] and energy.take(2).tolist() == [4, 0]
+        levels.push(np.full(n, 2.0, np.float32))
+    levels.finish()
+    assert levels.take(25, False).tolist() == [4, 4] and levels.take(35, True).tolist() == [4, 4]
+
+
+def test_a_recording_that_vanishes_while_it_is_heard_still_becomes_a_memory(
+    tiny_speech_model: SpeechModel, tmp_path: Path
+) -> None:
+    path = write_sound(tmp_path / "gone.wav", 60)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    listening = Listening(tiny_speech_model, path)
+    for number, _ in enumerate(listening):
+        if number == 0:
+            path.unlink()
+    assert listening.memory.recording.sha256 == digest and listening.memory.seconds == 60
+
+
+@pytest.mark.parametrize("broken_off", [True, False])
+def test_a_recording_is_heard_once_or_not_at_all(
+    tiny_speech_model: SpeechModel, recording: Path, broken_off: bool
+) -> None:
+    listening = Listening(tiny_speech_model, recording)
+    events = iter(listening)
+    next(events)
+    events.close() if broken_off else list(events)
+    with pytest.raises(RuntimeError, match="once"):
+        next(iter(listening))
+    if broken_off:
+        with pytest.raises(RuntimeError, match="end"):
+            _ = listening.memory
+
+
+def test_a_reader_may_be_closed_from_any_thread_at_any_time(tiny_speech_model: SpeechModel, recording: Path) -> None:
+    for _ in range(20):
+        reader = WindowReader(recording, tiny_speech_model.config)
+        failures = []
+
+        def close(reader: WindowReader = reader, failures: list = failures) -> None:
+            try:
+                reader.close()
+            except ValueError as error:  # "generator already executing"
+                failures.append(error)
+
+        closer = threading.Thread(target=close)
+        closer.start()
+        list(reader)
+        closer.join()
+        assert not failures and list(WindowReader(recording, tiny_speech_model.config))
+    assert not reader_threads()
+
+
+def test_a_closed_reader_reads_nothing(tiny_speech_model: SpeechModel, recording: Path) -> None:
+    reader = WindowReader(recording, tiny_speech_model.config)
+    reader.close()
+    assert list(reader) == [] and not reader_threads()
