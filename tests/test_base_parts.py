@@ -128,6 +128,13 @@ def test_only_what_changed_is_stored(shipped: dict[str, Path]) -> None:
     assert stored[CHANGED.format("") + ".lora_B"].shape == (32, RANK)
 
 
+def test_it_converts_as_any_checkpoint_does(home: Path, tmp_path: Path) -> None:
+    assert main(["--hf-path", str(home), "--to", "mlx", "--mlx-path", str(tmp_path / "mlx")]) == 0
+    config = check_checkpoint(tmp_path / "mlx")
+    assert config.layout == "mlx" and not config.parts
+    assert (tmp_path / "mlx/recognizer_tokenizer.json").is_file()
+
+
 def test_afterwards_neither_sources_nor_parts_are_needed(home: Path, cache: Path) -> None:
     out = resolve_checkpoint(str(home))
     shutil.rmtree(home / "parts")
