@@ -229,7 +229,7 @@ def check(config: ModelConfig) -> None:
             raise CheckpointError(f"config.json: {sentence}.")
 
     require((a is None) != (r is None), "there must be an adapter or a recognizer, and not both")
-    for part in filter(None, (e, a, r, d)):
+    for part in (e, a or r, d):
         for f in dataclasses.fields(part):
             value = getattr(part, f.name)
             least = 0 if f.name in ("context_positions", "end_id", "no_speech_id") else 1

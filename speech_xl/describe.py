@@ -85,6 +85,8 @@ def describe_part(part: BasePart) -> str:
     sources = dict.fromkeys(str(source) for file in part.files for source in file.sources)
     whose = f"{part.name} of {part.origin}, licence {part.license}, {format_bytes(part.size)} ({part.format})"
     return f"{whose}; from {', else '.join(sources)}"
+
+
 def describe_speech_tokens(config: ModelConfig) -> str:
     if config.recognizer is not None:
         return "the words that are said, about 3 tokens a second; none where nobody speaks"
