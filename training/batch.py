@@ -16,22 +16,23 @@ from speech_xl.config import SSTConfig
 from speech_xl.prompt import Prompt
 from speech_xl.schedule import FixedRatio, IntervalPlan, Ratio, Scheduler, StepRandomRatio, View, WholePass, whole_pass
 from training.recipe import Stage
-from training.samples import Exchange, Sample
+from training.samples import Sample
 
 TRANSCRIPT = "transcript"
 
 
 @dataclass(frozen=True)
 class Block:
-    """One exchange behind the memory of the intervals `view`; `group` is where its figures are counted."""
+    """A question and its answer behind the memory of the intervals `view`; `group` is where its figures are counted."""
 
-    exchange: Exchange
+    question: list[int]
+    answer: list[int]  # the end token included
     view: View
     group: tuple[str, str]  # kind, ratio
 
     @property
     def rows(self) -> int:
-        return len(self.exchange.question) + len(self.exchange.answer) - 1
+        return len(self.question) + len(self.answer) - 1
 
 
 @dataclass(frozen=True)
@@ -85,17 +86,19 @@ class Batcher:
         self, sample: Sample, policy: FixedRatio | StepRandomRatio, rng: np.random.Generator, transcripts: float,
         shift: int | None = None,
     ) -> tuple[Sample, WholePass, list[Block]]:  # fmt: skip
-        if not sample.exchanges:
+        if not sample.questions:
             sample = sample.window(self.stage.max_tokens, rng)
         horizon = self.sst.horizon if self.sst else None
         scheduler = Scheduler(self.interval, policy, len(self.prompt.prefix_ids), horizon=horizon)
         plans = list(scheduler.plan_all(len(sample.speech)))
         ratios = {name_of(p.ratio) for p in plans}
         ratio = ratios.pop() if len(ratios) == 1 else "mixed"
-        chosen = sample.exchanges
-        if len(chosen) > self.stage.questions:
-            chosen = [chosen[i] for i in np.sort(rng.permutation(len(chosen))[: self.stage.questions])]
-        blocks = [Block(e, (0, len(plans)), (e.kind, ratio)) for e in chosen]
+        chosen = np.sort(rng.permutation(len(sample.questions))[: self.stage.questions])
+        blocks = [
+            Block(self.prompt.question_ids(q.text), [*self.prompt.text_ids(q.answer), self.prompt.end_id],
+                  (0, len(plans)), (q.kind, ratio))
+            for q in (sample.questions[i] for i in chosen)
+        ]  # fmt: skip
         asked = rng.random(len(plans)) < transcripts
         if not blocks and not asked.any():
             asked[rng.integers(len(plans))] = True
@@ -108,8 +111,8 @@ class Batcher:
     def _transcript(self, sample: Sample, plan: IntervalPlan) -> Block:
         """An interval's words, asked for behind its own slots."""
         words = sample.speech[plan.first_token : plan.first_token + plan.tokens].tolist()
-        exchange = Exchange(self._transcribe, [*words, self.prompt.end_id], TRANSCRIPT)
-        return Block(exchange, (plan.index, plan.index + 1), (TRANSCRIPT, name_of(plan.ratio)))
+        view, group = (plan.index, plan.index + 1), (TRANSCRIPT, name_of(plan.ratio))
+        return Block(self._transcribe, [*words, self.prompt.end_id], view, group)
 
     def _collate(self, drawn: Sequence[tuple[Sample, WholePass, list[Block]]]) -> Batch:
         p, b = len(self.prompt.prefix_ids), len(drawn)
@@ -139,7 +142,7 @@ class Batcher:
                 columns[i, : w.ssts, :wide] = self.sst.pooling_columns(w.pooled_ranks, w.sst_ratios)
             at = 0
             for block in blocks:
-                question, answer = block.exchange.question, block.exchange.answer
+                question, answer = block.question, block.answer
                 text[i, at : at + block.rows] = (question + answer)[:-1]
                 first = at + len(question) - 1
                 answer_rows += [(i, first + j) for j in range(len(answer))]

@@ -56,7 +56,7 @@ class Loop:
         """Train from where the folder's state is to the stage's end; False: stopped before, with the state saved."""
         self._resume()
         stage, main = self.stage, self.accelerator.is_main_process
-        order = Order([s.rows for s in samples], stage.batch, self.seed)
+        order = Order([s.size for s in samples], stage.batch, self.seed)
         sums: Sums = defaultdict(lambda: np.zeros(3))
         speech_tokens, since = 0, time.monotonic()
         with stop_signals() as stopped, tqdm(total=stage.steps, initial=self.step, unit="step", disable=not main) as bar:

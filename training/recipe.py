@@ -137,9 +137,12 @@ def recipe_from_dict(data: Any) -> Recipe:
     return _build(Recipe, top, "top level")
 
 
-def to_dict(recipe: Recipe | Stage) -> dict[str, Any]:
-    """The JSON form with every field; what a fingerprint is taken of."""
-    return dataclasses.asdict(recipe)
+def settings_of(stage: Stage) -> dict[str, Any]:
+    """The fields of a stage that say something else than the values above: what a fingerprint is taken of."""
+    values = dataclasses.asdict(stage)
+    defaults = {f.name: getattr(Stage(stage.name, stage.kind, stage.steps), f.name) for f in dataclasses.fields(Stage)}
+    named = ("name", "kind", "steps")
+    return {n: v for n, v in values.items() if n in named or getattr(stage, n) != defaults[n]}
 
 
 def _fields(values: Any, where: str) -> dict[str, Any]:

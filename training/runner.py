@@ -23,7 +23,7 @@ from training.batch import Batcher
 from training.data import hash_files, read_recordings
 from training.loop import Loop
 from training.network import choose_trained, export, load_network, replace_folder
-from training.recipe import Recipe, RecipeError, Stage, to_dict
+from training.recipe import Recipe, RecipeError, Stage, settings_of
 from training.samples import build_samples
 from training.state import StageFolder, stage_fingerprint
 
@@ -56,7 +56,7 @@ class Runner:
     def _stage(self, stage: Stage, source: Path, sst: SSTConfig | None) -> Path | None:
         """The checkpoint that a stage makes of `source`; None if it was stopped before its end."""
         facts = {
-            "stage": to_dict(stage), "seed": self.recipe.seed, "sst": sst,
+            "stage": settings_of(stage), "seed": self.recipe.seed, "sst": sst,
             "data": hash_files(self.data), "model": fingerprint(source),
         }  # fmt: skip
         key = stage_fingerprint(facts)

@@ -11,29 +11,25 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from speech_xl.prompt import Prompt
-from training.data import DataError, Recording
+from training.data import DataError, Question, Recording
 
-
-@dataclass(frozen=True)
-class Exchange:
-    """A question and its answer, the end token included, as ids of the decoder's tokenizer."""
-
-    question: list[int]
-    answer: list[int]
-    kind: str
+CHARACTERS_PER_TOKEN = 4  # of English, roughly
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One recording. `speech` (N,) int32: ids of the recognised words, whose embeddings are the speech tokens."""
+    """One recording. `speech` (N,) int32: ids of the recognised words, whose embeddings are the speech tokens.
+
+    Its questions are text until a step needs them: a run reads few of many.
+    """
 
     speech: np.ndarray
-    exchanges: tuple[Exchange, ...] = ()
+    questions: tuple[Question, ...] = ()
 
     @property
-    def rows(self) -> int:
+    def size(self) -> float:
         """Rows that the recording takes, roughly: recordings of like size share a batch."""
-        return len(self.speech) + sum(len(e.question) + len(e.answer) for e in self.exchanges)
+        return len(self.speech) + sum(len(q.text) + len(q.answer) for q in self.questions) / CHARACTERS_PER_TOKEN
 
     def window(self, most: int, rng: np.random.Generator) -> Sample:
         """At most so many of its speech tokens, from anywhere. Only for recordings without questions."""
@@ -59,12 +55,8 @@ def build_samples(recordings: Sequence[Recording], prompt: Prompt, max_tokens: i
             ids += ids_of[word]
         if recording.questions and len(ids) > max_tokens:
             too_long += 1
-            continue
-        exchanges = tuple(
-            Exchange(prompt.question_ids(q.text), [*prompt.text_ids(q.answer), prompt.end_id], q.kind)
-            for q in recording.questions
-        )
-        samples.append(Sample(np.array(ids, np.int32), exchanges))
+        else:
+            samples.append(Sample(np.array(ids, np.int32), recording.questions))
     if not samples:
         raise DataError(f"Every recording is longer than max_tokens {max_tokens}; raise it in the recipe.")
     return samples, too_long
@@ -79,7 +71,7 @@ class Order:
 
     POOL = 32  # batches that are sorted by size together
 
-    def __init__(self, sizes: Sequence[int], batch: int, seed: int):
+    def __init__(self, sizes: Sequence[float], batch: int, seed: int):
         self._sizes, self._batch, self._seed = np.array(sizes), batch, seed
         self._epoch, self._batches = -1, np.zeros((0, batch), np.int64)
 
