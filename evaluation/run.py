@@ -9,8 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from speech_xl.transcript import transcribe
-
 from evaluation.data import Data, Item
 from evaluation.metrics import score_answer, score_transcript
 from evaluation.results import Method, Result, ResultsFile
@@ -19,6 +17,7 @@ from speech_xl.memory import AudioMemory
 from speech_xl.model import SpeechModel
 from speech_xl.schedule import Ratio, check_ratio
 from speech_xl.summarizers import choose_summarizer
+from speech_xl.transcript import transcribe
 
 RAW = Method("raw", None)
 

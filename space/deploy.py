@@ -18,7 +18,7 @@ NEEDED = (
     "README.md", "LICENSE", "app.py", "requirements.txt", "packages.txt", "docs/images/*.png", "speech_xl/*.py",
     "space/*.py", "space/*.css", "space/*.js", "space/examples/order_desk.*", "torch_backend/*.py", "checkpoints/nano/*",
 )  # fmt: skip
-LEFT_OUT = ("torch_backend/training/*", "space/make_example.py", "space/deploy.py", "*__pycache__*", "*/.*")
+LEFT_OUT = ("space/deploy.py", "*__pycache__*", "*/.*")
 
 
 def space_files(root: Path = ROOT) -> list[str]:

@@ -46,15 +46,7 @@ _FIRST = ("What is the first sentence?", "What was said first?", "Quote the firs
 _LAST = ("What is the last sentence?", "What was said last?", "Quote the last sentence.", "How does the recording end?")
 _DEFINED = ("What is {}?", "What is meant by {}?", "How is {} explained?", "What does {} mean?")
 _COMMON = set(
-    "about above after again against almost along already although always among another answer anything around because "
-    "become before began begin behind being below between beyond both bring called cannot could does doing done down "
-    "during each either else enough even ever every everything first found from gave give given going great have having "
-    "hence here himself however indeed into itself just knew know known large least less like little long made make "
-    "many might more most much must myself neither never next nothing often once only other others ought over people "
-    "perhaps place quite rather really right said same seem several shall should since small some someone something "
-    "still such sure take taken than that their them themselves then there these they thing things think this those "
-    "though thought through thus time together under until upon used very want well were what when where whether which "
-    "while whole whose will with within without would your yourself".split()
+    ["about", "above", "after", "again", "against", "almost", "along", "already", "although", "always", "among", "another", "answer", "anything", "around", "because", "become", "before", "began", "begin", "behind", "being", "below", "between", "beyond", "both", "bring", "called", "cannot", "could", "does", "doing", "done", "down", "during", "each", "either", "else", "enough", "even", "ever", "every", "everything", "first", "found", "from", "gave", "give", "given", "going", "great", "have", "having", "hence", "here", "himself", "however", "indeed", "into", "itself", "just", "knew", "know", "known", "large", "least", "less", "like", "little", "long", "made", "make", "many", "might", "more", "most", "much", "must", "myself", "neither", "never", "next", "nothing", "often", "once", "only", "other", "others", "ought", "over", "people", "perhaps", "place", "quite", "rather", "really", "right", "said", "same", "seem", "several", "shall", "should", "since", "small", "some", "someone", "something", "still", "such", "sure", "take", "taken", "than", "that", "their", "them", "themselves", "then", "there", "these", "they", "thing", "things", "think", "this", "those", "though", "thought", "through", "thus", "time", "together", "under", "until", "upon", "used", "very", "want", "well", "were", "what", "when", "where", "whether", "which", "while", "whole", "whose", "will", "with", "within", "without", "would", "your", "yourself"]
 )
 
 

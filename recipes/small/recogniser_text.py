@@ -12,18 +12,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_UNITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _VALUES = {w: n for n, w in enumerate(_UNITS)} | {w: 10 * n for n, w in enumerate(_TENS, 2)}
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _ORDINALS = {
     w: n
     for n, w in enumerate(
-        "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth "
-        "sixteenth seventeenth eighteenth nineteenth twentieth".split(),
+        ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth", "seventeenth", "eighteenth", "nineteenth", "twentieth"],
         1,
     )
 } | {"thirtieth": 30}
@@ -36,15 +32,7 @@ _DAY = rf"((?:twenty|thirty)-)?({_ORDINAL})"
 
 _SOUND_ALIKE = [
     set(group.split())
-    for group in (
-        "there their they're|to too two|for four|one won|right write|here hear|no know|new knew|sea see|son sun|by buy bye|"
-        "our hour|read red|week weak|meet meat|piece peace|whole hole|wait weight|way weigh|which witch|wood would|"
-        "its it's|your you're|than then|of off|were where|passed past|mail male|night knight|road rode|ate eight|"
-        "brake break|plain plane|pair pear|sail sale|steel steal|tail tale|waist waste|flower flour|bear bare|dear deer|"
-        "board bored|cell sell|fair fare|great grate|heal heel|hair hare|principal principle|root route|role roll|"
-        "scene seen|some sum|stair stare|tide tied|wear ware|affect effect|accept except|in and|a the|this the|is was|"
-        "walk work|ship sheep|live leave|full fool|bed bad|had has|cold called|bank back|coast cost|long along"
-    ).split("|")
+    for group in ["there their they're", "to too two", "for four", "one won", "right write", "here hear", "no know", "new knew", "sea see", "son sun", "by buy bye", "our hour", "read red", "week weak", "meet meat", "piece peace", "whole hole", "wait weight", "way weigh", "which witch", "wood would", "its it's", "your you're", "than then", "of off", "were where", "passed past", "mail male", "night knight", "road rode", "ate eight", "brake break", "plain plane", "pair pear", "sail sale", "steel steal", "tail tale", "waist waste", "flower flour", "bear bare", "dear deer", "board bored", "cell sell", "fair fare", "great grate", "heal heel", "hair hare", "principal principle", "root route", "role roll", "scene seen", "some sum", "stair stare", "tide tied", "wear ware", "affect effect", "accept except", "in and", "a the", "this the", "is was", "walk work", "ship sheep", "live leave", "full fool", "bed bad", "had has", "cold called", "bank back", "coast cost", "long along"]
 ]
 _ALIKE = {w: sorted(g - {w}) for g in _SOUND_ALIKE for w in g}
 _SPELLINGS = [
