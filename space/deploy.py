@@ -19,7 +19,7 @@ NEEDED = (
     "space/*.py", "space/*.css", "space/*.js", "space/examples/order_desk.*", "torch_backend/*.py", "converters/*.py",
     "checkpoints/nano/*", "checkpoints/small/*",
 )  # fmt: skip
-LEFT_OUT = ("torch_backend/training/*", "checkpoints/small/parts/*", "space/make_example.py", "space/deploy.py", "*__pycache__*", "*/.*")
+LEFT_OUT = ("checkpoints/small/parts/*", "space/deploy.py", "*__pycache__*", "*/.*")
 
 
 def space_files(root: Path = ROOT) -> list[str]:

@@ -43,6 +43,7 @@ class Prompt:
         if unknown:
             raise CheckpointError(f"tokenizer.json lacks the end token {unknown[0]!r} that config.json names.")
         self.end_ids = frozenset(ends.values())
+        self.end_id = next(iter(ends.values()), None)  # what training ends answers with
         tokenizer.encode_special_tokens = True  # as plain text, from here on
 
     @classmethod
@@ -70,6 +71,10 @@ class Prompt:
         encoding = self._tokenizer.encode(f" {word}", add_special_tokens=False)
         reach = np.maximum.accumulate([end for _, end in encoding.offsets]) / (len(word) + 1)
         return encoding.ids, np.minimum(reach, 1.0).tolist()
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of plain text, as an answer has them."""
+        return self._encode(text)
 
     def question_ids(self, question: str) -> list[int]:
         """Token ids of everything behind the audio, up to where the answer starts."""
