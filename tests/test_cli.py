@@ -360,12 +360,15 @@ def test_ctrl_c_leaves_no_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "speech_xl", "listen", path, "-o", output, "--model", tiny_checkpoint]
     process = subprocess.Popen([*command, "--backend", "torch"], stderr=subprocess.PIPE, text=True)
     seen = ""
-    while "real time" not in seen:
-        piece = process.stderr.read(20)
-        assert piece, seen  # it ended by itself
-        seen += piece
-    process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
+    try:
+        while "real time" not in seen:
+            piece = process.stderr.read(20)
+            assert piece, seen  # it ended by itself
+            seen += piece
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()  # where the test fails, nothing goes on behind it
     assert process.returncode == 130 and "Traceback" not in rest and "Stopped" in rest
     assert [p.name for p in tmp_path.iterdir()] == ["long.flac"]
 
