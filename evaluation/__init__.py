@@ -1,1 +1,1 @@
-"""How good a model's answers are: recordings with known answers, metrics, and reports."""
+"""How good a model's answers are: JSON lines in, a report out. It knows no task of its own."""

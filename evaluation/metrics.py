@@ -1,59 +1,91 @@
-"""Exact match and evidence, apart for what an order says and for what it does not say.
+"""How right one answer is: exact match, token F1, word errors, multiple choice, evidence.
 
-It knows questions and answers as text and spans as seconds; no audio, no model.
+Every score is a pair (points, of how many), so that a figure over many items is the sum of the points by the sum of
+what they are of: a share of right answers, or errors by words. It knows text and seconds; no file and no model.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache
 
-from evaluation.order_desk import AskedQuestion
-from torch_backend.training.grammar import NOT_MENTIONED
+import jiwer
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-
-@dataclass(frozen=True)
-class Answered:
-    """One question with what the model said and the span it says it heard it in (seconds)."""
-
-    question: AskedQuestion
-    said: str
-    strongest: tuple[float, float] | None
-
-    @property
-    def right(self) -> bool:
-        return self.said.strip().lower() == self.question.answer.strip().lower()
-
-    @property
-    def evidence_overlaps(self) -> bool:
-        if self.strongest is None:
-            return False
-        start, end = self.strongest
-        return start < self.question.end and end > self.question.start
+NOT_MENTIONED = "not mentioned"  # the right answer about what was not said; such questions are scored apart
+ARTICLES = frozenset(("a", "an", "the"))
+Scores = dict[str, tuple[float, float]]  # metric -> points, of how many
 
 
-def mean(values: Sequence[bool]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+def normalise(text: str) -> str:
+    """Lower case, letters and digits only, articles dropped unless nothing else is left."""
+    words = re.sub(r"[\W_]+", " ", text.lower()).split()
+    return " ".join([word for word in words if word not in ARTICLES] or words)
 
 
-def report(answered: Sequence[Answered]) -> dict[str, float]:
-    """Figures of one set of answers.
+def token_f1(said: str, answer: str) -> float:
+    """Harmonic mean of precision and recall over normalised words, as in SQuAD (arXiv 1606.05250)."""
+    ours, right = normalise(said).split(), normalise(answer).split()
+    shared = sum((Counter(ours) & Counter(right)).values())
+    return 2 * shared / (len(ours) + len(right)) if shared else 0.0
 
-    `mentioned` and `not_mentioned` are exact match; one figure a slot covers its mentioned questions;
-    `swapped` is the share of wrong mentioned answers that are right for another order of the recording
-    (retrieval, not hearing, failed); `evidence` is the share of right mentioned answers whose strongest
-    span overlaps the true order.
+
+def choose(said: str, choices: Sequence[str]) -> int | None:
+    """Which choice an answer takes: the first that it equals, else the first whose words it contains; None: none."""
+    ours, wanted = normalise(said), [normalise(choice) for choice in choices]
+    if ours in wanted:
+        return wanted.index(ours)
+    return next((i for i, choice in enumerate(wanted) if f" {choice} " in f" {ours} "), None)
+
+
+@cache
+def _normalizer() -> EnglishTextNormalizer:
+    """Whisper's normaliser of English; without its table of British spellings, which is no part of the library."""
+    return EnglishTextNormalizer({})
+
+
+def error_words(text: str) -> str:
+    """Text as word errors are counted on it (arXiv 2212.04356, appendix C)."""
+    return _normalizer()(text).strip()
+
+
+def word_errors(said: str, text: str) -> tuple[int, int]:
+    """-> (substitutions + deletions + insertions, words of `text`), both after Whisper's normaliser."""
+    found = jiwer.process_words(error_words(text), error_words(said))
+    return (
+        found.substitutions + found.deletions + found.insertions,
+        found.substitutions + found.deletions + found.hits,
+    )
+
+
+def score_transcript(said: str, text: str) -> Scores:
+    return {"wer": word_errors(said, text)}
+
+
+def score_answer(
+    said: str,
+    answer: str,
+    choices: Sequence[str] = (),
+    span: tuple[float, float] | None = None,
+    evidence: tuple[float, float] | None = None,
+) -> Scores:
+    """Scores of one answer.
+
+    `span` is where the answer is said and `evidence` the strongest span that the model names, both in seconds.
+    Evidence counts among right answers only: where a wrong answer comes from says nothing.
     """
-    mentioned = [a for a in answered if a.question.answer != NOT_MENTIONED]
-    silent = [a for a in answered if a.question.answer == NOT_MENTIONED]
-    answers_of_slot: dict[str, set[str]] = {}
-    for a in answered:
-        answers_of_slot.setdefault(a.question.slot, set()).add(a.question.answer)
-    wrong = [a for a in mentioned if not a.right]
-    figures = {"mentioned": mean([a.right for a in mentioned]), "not_mentioned": mean([a.right for a in silent])}
-    for slot in answers_of_slot:
-        figures[slot] = mean([a.right for a in mentioned if a.question.slot == slot])
-    figures["swapped"] = mean([a.said in answers_of_slot[a.question.slot] for a in wrong])
-    figures["missed"] = mean([a.said == NOT_MENTIONED for a in wrong])
-    figures["evidence"] = mean([a.evidence_overlaps for a in mentioned if a.right])
-    return figures
+    if choices:
+        taken = choose(said, choices)
+        right = taken is not None and normalise(choices[taken]) == normalise(answer)
+        scores: Scores = {"choice": (float(right), 1.0)}
+    else:
+        right = normalise(said) == normalise(answer)
+        if normalise(answer) == NOT_MENTIONED:
+            return {"not_mentioned": (float(right), 1.0)}
+        scores = {"exact": (float(right), 1.0), "f1": (token_f1(said, answer), 1.0)}
+    if right and span is not None:
+        overlaps = evidence is not None and evidence[0] < span[1] and evidence[1] > span[0]
+        scores["evidence"] = (float(overlaps), 1.0)
+    return scores

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import soundfile as sf
 from safetensors.numpy import load_file, save_file
+from torch_backend.training.text import END
 
 from speech_xl.arguments import parse_bytes, read_questions
 from speech_xl.cli import main
 from speech_xl.config import SSTConfig
 from speech_xl.errors import QuestionError, ScheduleError
 from tests.tiny import save_checkpoint, sound, tiny_config, write_sound
-from torch_backend.training.text import END
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 

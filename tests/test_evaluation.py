@@ -6,12 +6,12 @@ import random
 
 import numpy as np
 import pytest
+from evaluation.order_desk import AskedQuestion, build_recording
 
 from evaluation.metrics import Answered, report
-from evaluation.order_desk import AskedQuestion, build_recording
+from recipes.order_desk import grammar
+from recipes.order_desk.corpus import Clip
 from speech_xl.config import SAMPLING_RATE
-from torch_backend.training import grammar
-from torch_backend.training.corpus import Clip
 
 
 def marked_clips() -> tuple[list[Clip], list[Clip]]:

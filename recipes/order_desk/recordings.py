@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recipes.order_desk.corpus import Clip
+from recipes.order_desk.grammar import NOT_MENTIONED, QUESTIONS
 from speech_xl.config import SAMPLING_RATE
-from torch_backend.training.corpus import Clip
-from torch_backend.training.grammar import NOT_MENTIONED, QUESTIONS
 
 
 @dataclass(frozen=True)

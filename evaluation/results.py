@@ -1,0 +1,142 @@
+"""results.jsonl: one answered item a line, written as it comes, and taken up again after a kill.
+
+Every line says which model, data and settings it belongs to, so that no line of another run is ever counted. It
+knows lines and files; no audio, no model and no figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from evaluation.metrics import Scores
+from speech_xl.errors import OutputError, SpeechXLError
+
+NAME = "results.jsonl"
+T = TypeVar("T")
+
+
+class ResultsError(SpeechXLError):
+    """A results file that is damaged, or of another model, data file or settings."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What must be the same for results to be comparable."""
+
+    model: str
+    fingerprint: str  # of the checkpoint
+    data: str  # SHA-256 of the file of JSON lines
+    backend: str
+    memory_bits: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to keep a recording. `ratio`: speech tokens a slot; None: every one of them, or their text."""
+
+    name: str  # a summarizer's, or "cascade"
+    ratio: int | None
+
+    @property
+    def label(self) -> str:
+        return self.name if self.ratio is None else f"{self.name} {self.ratio}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One item, answered by one method.
+
+    `bytes` is the size of the recording's memory, `listen_seconds` the time it took to make; items of one
+    recording share a memory unless the run was stopped between them.
+    """
+
+    method: Method
+    id: str
+    audio: str  # the recording's file name
+    kind: str
+    said: str
+    scores: Scores
+    evidence: tuple[float, float] | None  # seconds of the strongest span
+    seconds: float  # heard of the recording
+    bytes: int
+    listen_seconds: float
+    answer_seconds: float
+
+
+def _to_line(run: Run, result: Result) -> str:
+    fields = dataclasses.asdict(result)
+    method = fields.pop("method")
+    return json.dumps({**dataclasses.asdict(run), **method, **fields}, ensure_ascii=False) + "\n"
+
+
+def _from_line(line: bytes) -> tuple[Run, Result]:
+    """Raises ValueError, KeyError or TypeError where the line is not one of ours."""
+    fields = json.loads(line)
+    run = Run(**{f.name: fields.pop(f.name) for f in dataclasses.fields(Run)})
+    method = Method(fields.pop("name"), fields.pop("ratio"))
+    fields["scores"] = {name: (float(points), float(most)) for name, (points, most) in fields["scores"].items()}
+    fields["evidence"] = None if fields["evidence"] is None else tuple(fields["evidence"])
+    return run, Result(method=method, **fields)
+
+
+class ResultsFile:
+    """The results of one run; in a folder each is on disk before the next item is asked, without one in memory only."""
+
+    def __init__(self, run: Run, folder: Path | None):
+        self._run = run
+        self._path = folder and folder / NAME
+        self._results: dict[tuple[Method, str], Result] = {}
+        if folder is not None:
+            _try(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
+            if self._path.exists():
+                self._read()
+
+    def _read(self) -> None:
+        content = _try(self._path, self._path.read_bytes)
+        whole = content.rfind(b"\n") + 1  # what a kill cut short is asked again
+        for number, line in enumerate(content[:whole].splitlines(), 1):
+            try:
+                run, result = _from_line(line)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ResultsError(
+                    f"{self._path}, line {number} is damaged; remove that line, or name another output folder."
+                ) from None
+            for name, other in dataclasses.asdict(run).items():
+                if other != getattr(self._run, name):
+                    raise ResultsError(
+                        f"{self._path} is of another {name.replace('_', ' ')} ({other}, now "
+                        f"{getattr(self._run, name)}); name another output folder."
+                    )
+            self._results[result.method, result.id] = result
+        if whole < len(content):
+            _try(self._path, lambda: os.truncate(self._path, whole))
+
+    def has(self, method: Method, item: str) -> bool:
+        return (method, item) in self._results
+
+    def add(self, result: Result) -> None:
+        """Keep a result; OutputError if it cannot be written."""
+        if self._path is not None:
+            _try(self._path, lambda: self._append(_to_line(self._run, result)))
+        self._results[result.method, result.id] = result
+
+    def _append(self, line: str) -> None:
+        with open(self._path, "a", encoding="utf-8", newline="\n") as file:
+            file.write(line)
+
+    def of(self, method: Method, items: list[str]) -> list[Result]:
+        """A method's results in the order of `items`, those that are there."""
+        return [self._results[method, item] for item in items if (method, item) in self._results]
+
+
+def _try(path: Path, action: Callable[[], T]) -> T:
+    try:
+        return action()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another folder.") from None

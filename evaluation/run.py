@@ -1,0 +1,94 @@
+"""Hear every recording once a method, ask everything about it, and keep each answer as it comes.
+
+It takes up a run where it was stopped. It knows the core's conversation and the scores; no tables.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from evaluation.data import Data, Item
+from evaluation.metrics import score_answer, score_transcript
+from evaluation.results import Method, Result, ResultsFile
+from speech_xl.conversation import Listening, ask
+from speech_xl.memory import AudioMemory
+from speech_xl.model import SpeechModel
+from speech_xl.schedule import Ratio, check_ratio
+from speech_xl.summarizers import choose_summarizer
+from speech_xl.transcript import transcribe
+
+RAW = Method("raw", None)
+
+
+def choose_methods(model: SpeechModel, ratios: Sequence[Ratio], summarizers: Sequence[str]) -> list[Method]:
+    """Raw, if asked for, once and first; then every summarizer at every ratio.
+
+    ScheduleError for a ratio or a summarizer that the model does not have.
+    """
+    methods: dict[Method, None] = {}
+    for name in summarizers:
+        summarizer, _ = choose_summarizer(name, model.config)
+        for ratio in ratios:
+            check_ratio(ratio, model.interval, model.ratios)
+            methods[RAW if ratio is None or summarizer.name == RAW.name else Method(summarizer.name, ratio)] = None
+    return sorted(methods, key=lambda method: method != RAW)
+
+
+def evaluate(
+    model: SpeechModel, data: Data, methods: Sequence[Method], results: ResultsFile
+) -> Iterator[tuple[Method, Item]]:
+    """Answer what `results` has not yet; yields after each item, those of an earlier run included.
+
+    A recording of which nothing is left to ask is not heard.
+    """
+    for method in methods:
+        for audio, items in data.recordings().items():
+            left = [item for item in items if not results.has(method, item.id)]
+            yield from ((method, item) for item in items if results.has(method, item.id))
+            if not left:
+                continue
+            memory, listen_seconds = hear(model, audio, method)
+            for item in left:
+                results.add(answer(model, memory, item, method, listen_seconds))
+                yield method, item
+
+
+def hear(model: SpeechModel, audio: Path, method: Method) -> tuple[AudioMemory, float]:
+    """-> (the memory that the method leaves of a recording, seconds it took)."""
+    started = time.monotonic()
+    listening = Listening(model, audio, ratio=method.ratio, summarizer=method.name)
+    for _ in listening:
+        pass
+    return listening.memory, time.monotonic() - started
+
+
+def answer(model: SpeechModel, memory: AudioMemory, item: Item, method: Method, listen_seconds: float) -> Result:
+    """Ask one item of a memory and score what comes."""
+    started = time.monotonic()
+    evidence = None
+    if item.text is not None:
+        said = " ".join(segment.text for segment in transcribe(model, memory, *(item.span or (None, None))))
+        scores = score_transcript(said, item.text)
+    else:
+        asking = ask(model, memory, item.prompt)
+        for _ in asking:
+            pass
+        said = asking.answer.answer
+        if asking.answer.evidence:
+            evidence = (asking.answer.evidence[0].start, asking.answer.evidence[0].end)
+        scores = score_answer(said, item.answer, item.choices, item.span, evidence)
+    return Result(
+        method=method,
+        id=item.id,
+        audio=item.audio.name,
+        kind=item.kind,
+        said=said,
+        scores=scores,
+        evidence=evidence,
+        seconds=memory.seconds,
+        bytes=memory.bytes,
+        listen_seconds=round(listen_seconds, 3),
+        answer_seconds=round(time.monotonic() - started, 3),
+    )
