@@ -14,9 +14,10 @@ from converters import whisper_qwen2
 from converters.chat_template import load_tokenizer, read_tokenizer
 from converters.convert import convert
 from converters.formats import open_source
-from converters.plan import DTYPES, FAMILIES, OWN, Options, Plan
+from converters.plan import FAMILIES
 from converters.source import Source, Stored, tensors_of
 from converters.stream import Recipe
+from converters.target import DTYPES, OWN, Options, Plan
 from speech_xl.checkpoints import LOW_RANK, RECOGNIZER_TOKENIZER, base_name, check_checkpoint, expected_tensors
 from speech_xl.errors import CheckpointError
 
