@@ -9,8 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from speech_xl.transcript import transcribe
-
 from evaluation.data import Data, Item
 from evaluation.metrics import score_answer, score_transcript
 from evaluation.results import Method, Result, ResultsFile
@@ -19,6 +17,7 @@ from speech_xl.memory import AudioMemory
 from speech_xl.model import SpeechModel
 from speech_xl.schedule import Ratio, check_ratio
 from speech_xl.summarizers import choose_summarizer
+from speech_xl.transcript import transcribe
 
 RAW = Method("raw", None)
 
@@ -65,20 +64,25 @@ def hear(model: SpeechModel, audio: Path, method: Method) -> tuple[AudioMemory, 
     return listening.memory, time.monotonic() - started
 
 
+def ask_item(model: SpeechModel, memory: AudioMemory, item: Item) -> tuple[str, tuple[float, float] | None]:
+    """-> (what the model says, seconds of the strongest evidence; None for a transcript, or where there is none)."""
+    if item.text is not None:
+        return " ".join(segment.text for segment in transcribe(model, memory, *(item.span or (None, None)))), None
+    asking = ask(model, memory, item.prompt)
+    for _ in asking:
+        pass
+    strongest = next(iter(asking.answer.evidence), None)
+    return asking.answer.answer, strongest and (strongest.start, strongest.end)
+
+
 def answer(model: SpeechModel, memory: AudioMemory, item: Item, method: Method, listen_seconds: float) -> Result:
     """Ask one item of a memory and score what comes."""
     started = time.monotonic()
-    evidence = None
+    said, evidence = ask_item(model, memory, item)
+    answer_seconds = time.monotonic() - started
     if item.text is not None:
-        said = " ".join(segment.text for segment in transcribe(model, memory, *(item.span or (None, None))))
         scores = score_transcript(said, item.text)
     else:
-        asking = ask(model, memory, item.prompt)
-        for _ in asking:
-            pass
-        said = asking.answer.answer
-        if asking.answer.evidence:
-            evidence = (asking.answer.evidence[0].start, asking.answer.evidence[0].end)
         scores = score_answer(said, item.answer, item.choices, item.span, evidence)
     return Result(
         method=method,
@@ -91,5 +95,5 @@ def answer(model: SpeechModel, memory: AudioMemory, item: Item, method: Method, 
         seconds=memory.seconds,
         bytes=memory.bytes,
         listen_seconds=round(listen_seconds, 3),
-        answer_seconds=round(time.monotonic() - started, 3),
+        answer_seconds=round(answer_seconds, 3),
     )
