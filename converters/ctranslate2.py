@@ -161,7 +161,11 @@ class CTranslate2Model:
         """What CTranslate2's config.json says, under transformers' names; empty where there is none."""
         path = self._folder / "config.json"
         theirs = read_json(path) if path.is_file() else {}
-        names = {"alignment_heads": "alignment_heads", "suppress_tokens": "suppress_ids"}
+        names = {
+            "alignment_heads": "alignment_heads",
+            "suppress_tokens": "suppress_ids",
+            "begin_suppress_tokens": "suppress_ids_begin",
+        }
         return {ours: theirs[name] for ours, name in names.items() if name in theirs}
 
     def tokenizer(self) -> Tokenizer | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from speech_xl.checkpoints import find_folder
+from converters.output import is_checkpoint
+from speech_xl.checkpoints import find_folder, whole
 from speech_xl.errors import CheckpointError, OutputError
 from speech_xl.hub import download, hub_client, hub_errors
 
@@ -16,7 +17,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
     """A folder or file, or the snapshot of a Hub id (resumed if broken off); CheckpointError says why there is none."""
     folder = find_folder(name)
     if folder is not None:
-        return folder
+        return whole(folder) if is_checkpoint(folder) else folder  # ours may name base parts
     if name.lower().endswith((".gguf", ".bin")) and Path(name).expanduser().is_file():
         return Path(name).expanduser()
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):

@@ -275,7 +275,7 @@ def finish(
         recipes.append(
             Recipe(
                 name, shape, dtypes.get(origin, widest), source,
-                swap=is_swapped and len(shape) == 3,
+                swap=is_swapped and ".conv" in name,
                 packed=packed.get(origin),
                 packing=options.packing if is_linear and options.packing and options.packing.fits(shape) else None,
             )

@@ -37,6 +37,8 @@ def recognizer_config(whisper: Json, generation: Json, tokenizer: Tokenizer | No
     special = {*tokenizer.get_added_tokens_decoder(), *range(tokenizer.get_vocab_size(), size)}
     listed = {i for i in generation.get("suppress_tokens") or () if i >= 0}  # -1 stands for the list itself
     default = tuple((layer, head) for layer in range(layers // 2, layers) for head in range(heads))
+    blank = tokenizer.token_to_id("Ġ")  # Whisper never starts with a blank or the end
+    first = generation.get("begin_suppress_tokens") or [i for i in (blank, end) if i is not None]
     published = ALIGNMENT_HEADS.get((layers, heads, size), default)
     return RecognizerConfig(
         vocab_size=size,
@@ -48,5 +50,6 @@ def recognizer_config(whisper: Json, generation: Json, tokenizer: Tokenizer | No
         end_id=end,
         no_speech_id=number("<|nospeech|>", "<|nocaptions|>"),
         suppressed_ids=tuple(sorted((special | listed) - {end})),
+        begin_suppressed_ids=tuple(i for i in first if i < size),
         alignment_heads=tuple(tuple(pair) for pair in generation.get("alignment_heads") or published),
     )

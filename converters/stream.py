@@ -124,8 +124,8 @@ def holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
 
 
 def fresh(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """A layer's first weights, the same on every machine: scaled normal numbers, and biases of zero."""
-    if len(shape) == 1:
+    """A layer's first weights, the same on every machine: scaled normal matrices, all else (biases, pooling) zero."""
+    if len(shape) != 2:
         return torch.zeros(shape)
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     return torch.randn(shape, generator=generator) / math.sqrt(shape[-1])

@@ -19,7 +19,7 @@ from mlx import nn
 from mlx_backend.decoder import Pooled
 from mlx_backend.memory import KeyValues
 from mlx_backend.model import SpeechXL
-from speech_xl.backend import Step
+from speech_xl.backend import Recognition, Step
 from speech_xl.config import ModelConfig
 from speech_xl.schedule import IntervalPlan
 from speech_xl.storage import memory_storage
@@ -102,6 +102,21 @@ class Backend:
             speech = self.model.speech(mx.array(mel).astype(self.dtype), mx.array(valid_positions))
             kept = [speech[i, :count] for i, count in enumerate(tokens)]
             state.queued = mx.concatenate([state.queued[0], *kept])[None]
+            mx.eval(state.queued)
+
+        self._run(work)
+
+    def recognize(self, mel: np.ndarray) -> list[Recognition]:
+        def work() -> list[Recognition]:
+            speech = self.model.speech
+            return speech.recognizer.recognize(speech.encoder(mx.array(mel).astype(self.dtype)))
+
+        return self._run(work)
+
+    def hear_words(self, state: State, ids: list[int]) -> None:
+        def work() -> None:
+            words = self.model.decoder.embed_tokens(mx.array([ids], mx.int32)).astype(self.dtype)
+            state.queued = mx.concatenate([state.queued, words], axis=1)
             mx.eval(state.queued)
 
         self._run(work)

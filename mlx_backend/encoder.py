@@ -1,4 +1,4 @@
-"""From log-mel windows to speech tokens: a Whisper encoder and the adapter that joins it to the decoder.
+"""From log-mel windows to speech tokens: a Whisper encoder, and the adapter or recogniser that joins it to the decoder.
 
 It knows windows, not recordings: which windows there are and which tokens of the last one count is the
 core's business. Tensor names and mathematics are Whisper's (arXiv 2212.04356), so its published weights
@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_backend.cpu import attend, gelu
+from mlx_backend.recognizer import Recognizer
 from speech_xl.config import AdapterConfig, EncoderConfig, ModelConfig
 
 
@@ -99,13 +100,17 @@ class Adapter(nn.Module):
 
 
 class SpeechTower(nn.Module):
-    """Encoder, removal of each window's context, adapter."""
+    """Encoder, removal of each window's context, and an adapter or a recogniser."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config.encoder)
-        self.adapter = Adapter(config.adapter, config.encoder.d_model, config.decoder.hidden_size)
+        self.adapter = self.recognizer = None
+        if config.adapter is not None:
+            self.adapter = Adapter(config.adapter, config.encoder.d_model, config.decoder.hidden_size)
+        if config.recognizer is not None:
+            self.recognizer = Recognizer(config.recognizer, config.encoder.d_model)
 
     def __call__(self, mel: mx.array, valid_positions: mx.array | None = None) -> mx.array:
         """mel (B, num_mel_bins, T) -> speech tokens (B, tokens_per_window, hidden_size)."""

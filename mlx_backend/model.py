@@ -11,7 +11,7 @@ from speech_xl.config import ModelConfig
 
 
 class SpeechXL(nn.Module):
-    """Parameters: `speech.encoder.*` (Whisper's names), `speech.adapter.*`, `decoder.*` (Qwen2's names)."""
+    """Parameters: `speech.encoder.*` (Whisper's names), `speech.adapter.*` or `speech.recognizer.*`, `decoder.*` (Qwen2's names)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

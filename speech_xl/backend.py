@@ -31,6 +31,15 @@ class Step(NamedTuple):
     slot_weights: np.ndarray  # (M,) float32: attention of the row that chose the token to each memory slot
 
 
+class Recognition(NamedTuple):
+    """What a recogniser read in one window (T tokens, S encoder positions)."""
+
+    ids: list[int]  # of recognizer_tokenizer.json; start and end left out
+    attention: np.ndarray  # (T + 1, S) float32: where each chosen token was looked for, the end last; (T, S) if none came
+    no_speech: float  # probability that nobody speaks
+    mean_log_prob: float  # of the chosen tokens, the end included
+
+
 class Backend(Protocol):
     """Tensor operations for one loaded model. Not thread-safe: one caller at a time."""
 
@@ -48,10 +57,16 @@ class Backend(Protocol):
         """A fresh state whose memory holds the key/values of the prefix tokens at positions 0..P-1."""
 
     def hear(self, state: State, mel: np.ndarray, valid_positions: np.ndarray, tokens: list[int]) -> None:
-        """Encode windows and queue the first tokens[b] speech tokens of window b.
+        """Encode windows and queue the first tokens[b] speech tokens of window b. Only where config.adapter is set.
 
         mel (B, num_mel_bins, T) float32; valid_positions (B,) int64, encoder positions that hold sound.
         """
+
+    def recognize(self, mel: np.ndarray) -> list[Recognition]:
+        """Encode windows, mel (B, num_mel_bins, T) float32, and read each aloud. Only where config.recognizer is set."""
+
+    def hear_words(self, state: State, ids: list[int]) -> None:
+        """Queue the decoder's own embeddings of recognised words as speech tokens."""
 
     def close_interval(self, state: State, plan: IntervalPlan) -> None:
         """Run the first plan.tokens queued speech tokens as one interval; append what it leaves."""

@@ -74,7 +74,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         if bias:
             shapes[f"{name}.bias"] = (outputs,)
 
-    def norm(name: str) -> None:  # Whisper's: with a bias, unlike the decoder's
+    def norm(name: str) -> None:
         shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (e.d_model,)
 
     def convolution(name: str, inputs: int) -> None:
@@ -82,36 +82,35 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"{name}.weight"] = torch_shape if config.layout == "torch" else mlx_shape
         shapes[f"{name}.bias"] = (e.d_model,)
 
-    def attention(name: str) -> None:
-        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            linear(f"{name}.{part}", e.d_model, e.d_model, bias=part != "k_proj")
-        norm(f"{name}_layer_norm")
-
     convolution("speech.encoder.conv1", e.num_mel_bins)
     convolution("speech.encoder.conv2", e.d_model)
     shapes["speech.encoder.embed_positions.weight"] = (e.max_source_positions, e.d_model)
     for i in range(e.encoder_layers):
         layer = f"speech.encoder.layers.{i}"
-        attention(f"{layer}.self_attn")
+        norm(f"{layer}.self_attn_layer_norm")
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            linear(f"{layer}.self_attn.{name}", e.d_model, e.d_model, bias=name != "k_proj")
         norm(f"{layer}.final_layer_norm")
         linear(f"{layer}.fc1", e.d_model, e.encoder_ffn_dim, bias=True)
         linear(f"{layer}.fc2", e.encoder_ffn_dim, e.d_model, bias=True)
     norm("speech.encoder.layer_norm")
+    if a is not None:
+        linear("speech.adapter.linear_1", e.d_model * a.stack, a.hidden_size or d.hidden_size, a.bias)
+        if a.hidden_size is not None:
+            linear("speech.adapter.linear_2", a.hidden_size, d.hidden_size, a.bias)
     if r is not None:
         shapes["speech.recognizer.embed_tokens.weight"] = (r.vocab_size, e.d_model)
         shapes["speech.recognizer.embed_positions.weight"] = (r.max_target_positions, e.d_model)
         for i in range(r.decoder_layers):
             layer = f"speech.recognizer.layers.{i}"
-            attention(f"{layer}.self_attn")
-            attention(f"{layer}.encoder_attn")
+            for part in ("self_attn", "encoder_attn"):
+                norm(f"{layer}.{part}_layer_norm")
+                for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                    linear(f"{layer}.{part}.{name}", e.d_model, e.d_model, bias=name != "k_proj")
             norm(f"{layer}.final_layer_norm")
             linear(f"{layer}.fc1", e.d_model, r.decoder_ffn_dim, bias=True)
             linear(f"{layer}.fc2", r.decoder_ffn_dim, e.d_model, bias=True)
         norm("speech.recognizer.layer_norm")
-    if a is not None:
-        linear("speech.adapter.linear_1", e.d_model * a.stack, a.hidden_size or d.hidden_size, a.bias)
-    if a is not None and a.hidden_size is not None:
-        linear("speech.adapter.linear_2", a.hidden_size, d.hidden_size, a.bias)
 
     queries, keys = d.num_attention_heads * d.head_dim, d.num_key_value_heads * d.head_dim
     shapes["decoder.embed_tokens.weight"] = (d.vocab_size, d.hidden_size)

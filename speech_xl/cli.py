@@ -6,12 +6,10 @@ Answers and JSON go to stdout, progress and errors to stderr. Wrong input is one
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -22,6 +20,7 @@ from speech_xl.clock import clock, parse_time
 from speech_xl.conversation import Listening, ask
 from speech_xl.describe import describe
 from speech_xl.doctor import examine
+from speech_xl.documents import answer_document, transcript_document
 from speech_xl.errors import BackendError, OutputError, QuestionError, RecordingError, ScheduleError, SpeechXLError
 from speech_xl.memory import AudioMemory, load_memory, save_memory
 from speech_xl.model import DEFAULT, SpeechModel
@@ -93,41 +92,6 @@ def parse_span(arguments: argparse.Namespace) -> Span:
     return start, end
 
 
-def describe_recording(path: Path, memory: AudioMemory) -> dict[str, Any]:
-    source = memory.recording
-    seconds = {"seconds": source.seconds, "seconds_heard": source.seconds_heard}
-    return {"path": str(path), **seconds, "sha256": source.sha256}
-
-
-def describe_memory(memory: AudioMemory) -> dict[str, Any]:
-    return {
-        "intervals": memory.intervals, "ratio": memory.ratio, "slots": memory.slots,
-        "speech_tokens": memory.tokens, "bytes": memory.bytes,
-    }  # fmt: skip
-
-
-def answer_document(
-    path: Path, model: SpeechModel, memory: AudioMemory, listen_seconds: float, answers: list[Answer]
-) -> dict[str, Any]:
-    """The one JSON document of `ask --json`."""
-    return {
-        "recording": describe_recording(path, memory),
-        "model": model.config.name,
-        "backend": model.backend.name,
-        "memory": describe_memory(memory),
-        "timing": {
-            "listen_seconds": round(listen_seconds, 3), "answer_seconds": round(sum(a.seconds for a in answers), 3)
-        },
-        "answers": [
-            {
-                "question": a.question, "answer": a.answer, "finish_reason": a.finish_reason,
-                "evidence": [dataclasses.asdict(e) for e in a.evidence],
-            }
-            for a in answers
-        ],
-    }  # fmt: skip
-
-
 def run_ask(arguments: argparse.Namespace) -> None:
     questions = list(arguments.question)
     if arguments.questions is not None:
@@ -169,12 +133,7 @@ def run_transcribe(arguments: argparse.Namespace) -> None:
     memory, _ = get_memory(model, arguments, span)
     segments = transcribe(model, memory, *span)
     if kind == "json":
-        document = {
-            "recording": describe_recording(arguments.recording, memory),
-            "model": model.config.name,
-            "memory": describe_memory(memory),
-            "segments": [dataclasses.asdict(s) for s in segments],
-        }
+        document = transcript_document(arguments.recording, model, memory, segments)
         lines = iter([json.dumps(document, indent=2)])
     else:
         lines = text_lines(segments, kind)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from speech_xl.errors import CheckpointError
 SAMPLING_RATE = 16_000  # Hz; every encoder here was trained at this rate
 N_FFT = 400  # samples: 25 ms
 HOP_LENGTH = 160  # samples: 10 ms, so 100 mel frames a second
+RECOGNIZED_TOKENS_PER_SECOND = 4.5  # of fast talk without a pause; three where people read or talk calmly
 CONV_STRIDE = 2  # mel frames per encoder position: Whisper's second convolution
 
 
@@ -91,6 +93,7 @@ class RecognizerConfig:
     no_speech_id: int  # its probability at the start token: that nobody speaks in the window
     suppressed_ids: tuple[int, ...]  # never chosen: what is no text
     alignment_heads: tuple[tuple[int, int], ...]  # (layer, head) whose attention follows the sound
+    begin_suppressed_ids: tuple[int, ...] = ()  # never chosen first: in Whisper a blank and the end
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ class ModelConfig:
 
     @property
     def frames_per_token(self) -> int:
-        """Mel frames per speech token."""
+        """Mel frames per speech token of an adapter; a recogniser's have no constant rate."""
         return CONV_STRIDE * self.encoder.pool * self.adapter.stack
 
     @property
@@ -191,7 +194,9 @@ class ModelConfig:
         return 2 * d.num_hidden_layers * d.num_key_value_heads * d.head_dim
 
     def tokens_for(self, samples: int) -> int:
-        """Speech tokens of a recording of `samples` samples at 16 kHz."""
+        """Speech tokens of a recording of `samples` samples at 16 kHz; an estimate for a recogniser's, on the safe side."""
+        if self.adapter is None:
+            return math.ceil(samples / SAMPLING_RATE * RECOGNIZED_TOKENS_PER_SECOND)
         windows, rest = divmod(samples, self.encoder.hop_frames * HOP_LENGTH)
         return windows * self.tokens_per_window + self.tokens_of_window(rest)
 
@@ -224,7 +229,7 @@ def check(config: ModelConfig) -> None:
             raise CheckpointError(f"config.json: {sentence}.")
 
     require((a is None) != (r is None), "there must be an adapter or a recognizer, and not both")
-    for part in filter(None, (e, a, r, d)):
+    for part in (e, a or r, d):
         for f in dataclasses.fields(part):
             value = getattr(part, f.name)
             least = 0 if f.name in ("context_positions", "end_id", "no_speech_id") else 1
@@ -232,14 +237,13 @@ def check(config: ModelConfig) -> None:
                 raise CheckpointError(f"config.json: {f.name} must be a whole number from {least}, not {value!r}.")
     require(e.d_model % e.encoder_attention_heads == 0, "d_model must be a multiple of encoder_attention_heads")
     require(2 * e.context_positions < e.max_source_positions, "context_positions leaves nothing of a window")
-    if a is not None:
-        require(
-            e.hop_frames % config.frames_per_token == 0 and e.context_frames % config.frames_per_token == 0,
-            f"a window of {e.hop_frames} frames and its context of {e.context_frames} must be multiples of the "
-            f"{config.frames_per_token} frames of one speech token",
-        )
+    require(
+        a is None or (e.hop_frames % config.frames_per_token == 0 and e.context_frames % config.frames_per_token == 0),
+        f"a window of {e.hop_frames} frames and its context of {e.context_frames} must be multiples of the "
+        "frames of one speech token",
+    )
     if r is not None:
-        check_recognizer(r, e, require)
+        _check_recognizer(r, e, require)
     require(
         d.num_attention_heads % d.num_key_value_heads == 0,
         "num_attention_heads must be a multiple of num_key_value_heads",
@@ -264,23 +268,27 @@ def check(config: ModelConfig) -> None:
             require(s.interval % ratio == 0, f"sst.interval {s.interval} must be a multiple of ratio {ratio}")
 
 
-def check_recognizer(r: RecognizerConfig, e: EncoderConfig, require: Callable[[bool, str], None]) -> None:
-    require(e.context_positions == 0 and e.pool == 1, "a recognizer hears whole windows that are not pooled")
+def _check_recognizer(r: RecognizerConfig, e: EncoderConfig, require: Callable[[bool, str], None]) -> None:
+    """The part of `check` that concerns a recogniser."""
+    require(e.pool == 1 and not e.context_positions, "a recognizer reads whole windows: no pool, no context_positions")
     require(e.d_model % r.decoder_attention_heads == 0, "d_model must be a multiple of decoder_attention_heads")
-    ids = (*r.start_ids, r.end_id, r.no_speech_id, *r.suppressed_ids)
-    require(all(type(i) is int and 0 <= i < r.vocab_size for i in ids), "recognizer ids must be in its vocabulary")
-    require(0 < len(r.start_ids) < r.max_target_positions, "recognizer.start_ids must leave room for text")
-    require(r.end_id not in r.suppressed_ids, "recognizer.end_id must not be suppressed")
-    heads = {(layer, head) for layer in range(r.decoder_layers) for head in range(r.decoder_attention_heads)}
+    ids = (*r.start_ids, *r.suppressed_ids, *r.begin_suppressed_ids, r.end_id, r.no_speech_id)
     require(
-        bool(r.alignment_heads) and heads.issuperset(r.alignment_heads),
+        all(type(i) is int and 0 <= i < r.vocab_size for i in ids), "the recognizer's ids must lie below its vocab_size"
+    )
+    require(0 < len(r.start_ids) < r.max_target_positions, "recognizer.start_ids must hold some ids, and leave room for text")
+    require(r.end_id not in r.suppressed_ids, "recognizer.suppressed_ids must not contain end_id")
+    heads = [pair for pair in r.alignment_heads if isinstance(pair, tuple) and len(pair) == 2]
+    require(
+        0 < len(heads) == len(r.alignment_heads)
+        and all(a in range(r.decoder_layers) and b in range(r.decoder_attention_heads) for a, b in heads),
         "recognizer.alignment_heads must be pairs of a layer and a head",
     )
 
 
-def frozen(value: Any) -> Any:
-    """JSON's lists as tuples, at any depth."""
-    return tuple(map(frozen, value)) if isinstance(value, list) else value
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, at any depth."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def from_dict(data: dict[str, Any]) -> ModelConfig:
@@ -301,7 +309,7 @@ def from_dict(data: dict[str, Any]) -> ModelConfig:
         if missing:
             raise CheckpointError(f"config.json: {where} lacks {', '.join(missing)}.")
         try:
-            return cls(**{k: frozen(v) for k, v in values.items()})
+            return cls(**{k: _tuples(v) for k, v in values.items()})
         except TypeError as error:  # a field of another type than the checks of the whole calculate with
             raise CheckpointError(f"config.json: {where} has a field of the wrong type ({error}).") from None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,13 @@ import numpy as np
 
 from speech_xl.allocator import release_free_memory
 from speech_xl.asking import Asking
-from speech_xl.audio import file_sha256
-from speech_xl.config import CONV_STRIDE, HOP_LENGTH
+from speech_xl.config import SAMPLING_RATE
 from speech_xl.errors import ScheduleError
 from speech_xl.memory import AudioMemory, RecordingSource, join_spans
 from speech_xl.model import DEFAULT, SpeechModel
-from speech_xl.prefetch import HeardWindows, WindowReader
+from speech_xl.prefetch import HeardWindows, WindowReader, samples_per_level
 from speech_xl.prompt import LONGEST_ANSWER
+from speech_xl.recognition import Word
 from speech_xl.schedule import FixedRatio, IntervalPlan, Ratio, Scheduler, format_bytes
 from speech_xl.summarizers import choose_summarizer
 
@@ -33,7 +34,10 @@ INTERVALS_PER_RELEASE = 12  # often enough to stay flat, rarely enough to cost n
 
 @dataclass(frozen=True)
 class Heard:
-    """One interval has been heard: progress so far, and what the interval left."""
+    """One interval has been heard: progress so far, and what the interval left.
+
+    Where nobody speaks no interval ends, and an event with `interval_slots` 0 tells that listening goes on.
+    """
 
     seconds: float  # heard so far
     total_seconds: float | None  # as the file declares; None where it does not say
@@ -47,11 +51,17 @@ class Heard:
     interval_end: float
     ratio: Ratio
     interval_slots: int
-    level: float  # dB relative to full scale, RMS of the interval's sound
+    level: float  # dB relative to full scale, RMS of its sound
+    words: tuple[Word, ...] | None = None  # that start in the interval; None: this model's tokens are no words
+
+    @property
+    def text(self) -> str | None:
+        """The interval's words as one line."""
+        return None if self.words is None else " ".join(word.text for word in self.words)
 
 
 class Listening:
-    """Hears a recording once. Iterate over its events; `memory` is there when they end.
+    """Hears a recording once: RuntimeError the second time. Iterate over its events; `memory` is there when they end.
 
     Decoding and log-mel features run ahead on a thread of their own, a few windows at most, so that memory
     stays constant whatever the length. `cancel()` and leaving the loop both end that thread.
@@ -90,8 +100,13 @@ class Listening:
         with model.lock:
             self._state = model.backend.start(list(self._prefix))
         self._plans: list[IntervalPlan] = []
-        self._levels: list[np.ndarray] = []  # mean squares of queued tokens' sound
+        self._times = [np.zeros((0, 2), np.float32)]  # of all speech tokens, ...
+        self._waiting = self._times[0]  # ... and of those that are queued
+        self._words: deque[tuple[int, Word]] = deque()  # each one's first token, and the word: those that wait
+        self._energy, self._energy_start = np.zeros(0, np.float32), 0  # mean squares of sound, and the first one's place
         self._queued = 0
+        self._heard_seconds = self._told_seconds = 0.0  # by the backend, and as the last event has it
+        self._is_started = False
         self._memory: AudioMemory | None = None
         self.cancelled = False
 
@@ -101,37 +116,42 @@ class Listening:
         self._reader.close()
 
     def __iter__(self) -> Iterator[Heard]:
-        started = time.monotonic()
+        if self._is_started:
+            raise RuntimeError("a Listening hears its recording once; make another one to hear it again")
+        self._is_started = True
+        self._started = time.monotonic()
         try:
-            for windows in self._reader:
+            for group in self._reader:
                 if self.cancelled:
                     return
-                self._hear(windows)
+                self._hear(group)
+                if self._queued < self._model.interval and self._model.config.recognizer is not None:
+                    yield self._progress(None)
                 while self._queued >= self._model.interval:
-                    yield self._close_interval(self._model.interval, started)
+                    yield self._close_interval(self._model.interval)
             if self.cancelled:
                 return
             if self._queued:
-                yield self._close_interval(self._queued, started)
-            digest = file_sha256(self._path)
-            self._memory = self._make_memory(self._state, self._plans, self._scheduler.tokens, digest)
+                yield self._close_interval(self._queued)
+            if self._told_seconds < self._heard_seconds - 0.01:  # the end is silent
+                yield self._progress(None)
+            self._memory = self._make_memory(self._state, self._plans, self._scheduler.tokens, self._reader.sha256)
         finally:
             self._reader.close()
             release_free_memory()
 
-    def _hear(self, windows: HeardWindows) -> None:
-        config = self._model.config
-        positions = [
-            config.encoder.context_positions + -(-samples // (HOP_LENGTH * CONV_STRIDE))
-            for samples in windows.valid_samples
-        ]
-        valid = np.minimum(np.array(positions, np.int64), config.encoder.max_source_positions)
+    def _hear(self, group: HeardWindows) -> None:
         with self._model.lock:
-            self._model.backend.hear(self._state, windows.mel, valid, windows.tokens)
-            self._queued += sum(windows.tokens)
-        self._levels.append(windows.energy)
+            first = self._scheduler.tokens + self._queued
+            heard = self._model.front_end.hear(self._model.backend, self._state, group)
+            self._times.append(heard.times)
+            self._waiting = np.concatenate([self._waiting, heard.times])
+            self._queued += len(heard.times)
+            self._heard_seconds = heard.seconds
+        self._words.extend((first + token, word) for token, word in heard.words or ())
+        self._energy = np.concatenate([self._energy, group.energy])
 
-    def _close_interval(self, tokens: int, started: float) -> Heard:
+    def _close_interval(self, tokens: int) -> Heard:
         with self._model.lock:
             plan = self._scheduler.next(tokens)
             self._model.backend.close_interval(self._state, plan)
@@ -140,55 +160,74 @@ class Listening:
             self._queued -= tokens
         if len(self._plans) % INTERVALS_PER_RELEASE == 0:
             release_free_memory()
-        energy = np.concatenate(self._levels)
-        self._levels = [energy[tokens:]]
-        level = 10 * np.log10(max(float(energy[:tokens].mean()), 1e-10))
-        config, backend = self._model.config, self._model.backend
-        per_token = config.seconds_per_token
-        seconds = self._clip_to_end(self._scheduler.tokens * per_token)
+        return self._progress(plan)
+
+    def _progress(self, plan: IntervalPlan | None) -> Heard:
+        """The event of an interval that was closed, or, without one, of sound that brought too few words to close it."""
+        config, backend, scheduler = self._model.config, self._model.backend, self._scheduler
+        start = end = self._heard_seconds
+        level = self._level(self._told_seconds, end)
+        if plan is not None:
+            heard, self._waiting = self._waiting[: plan.tokens], self._waiting[plan.tokens :]
+            start, end = round(heard[0, 0].item(), 3), round(heard[-1, 1].item(), 3)
+            level = self._level(start, end)
+        if plan is not None or not self._queued:
+            self._forget_energy(end)
+        self._told_seconds = seconds = max(self._told_seconds, end)
+        words: list[Word] = []
+        while plan is not None and self._words and self._words[0][0] < scheduler.tokens:
+            words.append(self._words.popleft()[1])
         return Heard(
             seconds=seconds,
             total_seconds=self.total_seconds,
-            speed=seconds / max(1e-9, time.monotonic() - started),
-            tokens=self._scheduler.tokens,
-            slots=self._scheduler.base,
-            memory_bytes=self._scheduler.base * self._model.bytes_per_slot,
-            raw_bytes=(len(self._prefix) + self._scheduler.tokens) * config.kv_values_per_slot * backend.itemsize,
-            interval=plan.index,
-            interval_start=min(seconds, plan.first_token * per_token),
-            interval_end=seconds,
-            ratio=plan.ratio,
-            interval_slots=plan.kept,
+            speed=seconds / max(1e-9, time.monotonic() - self._started),
+            tokens=scheduler.tokens,
+            slots=scheduler.base,
+            memory_bytes=scheduler.base * self._model.bytes_per_slot,
+            raw_bytes=(len(self._prefix) + scheduler.tokens) * config.kv_values_per_slot * backend.itemsize,
+            interval=scheduler.index if plan is None else plan.index,
+            interval_start=start,
+            interval_end=end,
+            ratio=self.ratio if plan is None else plan.ratio,
+            interval_slots=0 if plan is None else plan.kept,
             level=level,
+            words=None if config.recognizer is None else tuple(words),
         )
 
-    def _clip_to_end(self, seconds: float) -> float:
-        """The last token may reach past the last sample."""
-        return min(seconds, self._reader.seconds_read)
+    def _level(self, start: float, end: float) -> float:
+        """dB relative to full scale of the sound between two seconds."""
+        per_second = SAMPLING_RATE / samples_per_level(self._model.config)
+        blocks = np.array([start, end]) * per_second - self._energy_start
+        part = self._energy[max(0, int(blocks[0] + 0.1)) : max(0, int(np.ceil(blocks[1] - 0.1)))]
+        return 10 * np.log10(max(float(part.mean()) if len(part) else 0.0, 1e-10))
+
+    def _forget_energy(self, end: float) -> None:
+        """No event will ask for the level of what lies before `end`."""
+        past = int(end * SAMPLING_RATE / samples_per_level(self._model.config) + 0.1) - self._energy_start
+        past = min(max(0, past), len(self._energy))
+        self._energy, self._energy_start = self._energy[past:], self._energy_start + past
 
     def _make_memory(self, state: object, plans: list[IntervalPlan], tokens: int, digest: str) -> AudioMemory:
-        config = self._model.config
-        seconds = self._clip_to_end(tokens * config.seconds_per_token)
-        starts = np.arange(tokens, dtype=np.float64) * config.seconds_per_token
-        times = np.minimum(np.stack([starts, starts + config.seconds_per_token], axis=1), seconds).astype(np.float32)
         with self._model.lock:
             size = self._model.backend.memory_bytes(state)
         last = max((int(p.speech_positions[-1]) for p in plans), default=-1)
         warnings = (*self._reader.warnings, *self._model.position_warnings(last + 1))
         if self._budget is not None and size > self._budget:
+            has_recognizer = self._model.config.recognizer is not None
+            reason = "holds more words than was estimated" if has_recognizer else "is longer than it declares"
             warnings += (
-                f"{self._path.name} is longer than it declares: its memory takes {format_bytes(size)}, more than "
+                f"{self._path.name} {reason}: its memory takes {format_bytes(size)}, more than "
                 f"the budget of {format_bytes(self._budget)}.",
             )
         return AudioMemory(
             state=state,
             spans=join_spans(plans),
-            times=times,
+            times=np.concatenate(self._times)[:tokens],
             ratios=tuple(p.ratio for p in plans),
             interval=self._model.interval,
             prefix=self._prefix,
-            recording=RecordingSource(self._path.name, self.total_seconds, round(seconds, 3), digest),
-            model=config.name,
+            recording=RecordingSource(self._path.name, self.total_seconds, round(self._heard_seconds, 3), digest),
+            model=self._model.config.name,
             fingerprint=self._model.fingerprint,
             summarizer=self.summarizer.name,
             bytes=size,

@@ -15,7 +15,8 @@ from speech_xl.schedule import format_bytes, memory_slots
 from speech_xl.summarizers import DEFAULT_INTERVAL, UNTRAINED_RATIOS
 
 FLOAT32 = 4  # bytes: what a CPU computes in
-PARTS = {"encoder": "speech.encoder.", "recognizer": "speech.recognizer.", "adapter": "speech.adapter.", "SSTs": "sst_", "decoder": "decoder."}
+PARTS = {"encoder": "speech.encoder.", "adapter": "speech.adapter.", "recognizer": "speech.recognizer.",
+         "SSTs": "sst_", "decoder": "decoder."}
 
 
 def describe(path: Path) -> list[tuple[str, str]]:
@@ -64,15 +65,16 @@ def describe_checkpoint(folder: Path) -> list[tuple[str, str]]:
         ("encoder", f"{e.encoder_layers} layers of {e.d_model}, {e.num_mel_bins} mel bins, windows of {e.window_frames / 100:g} s"),
         ("decoder", f"{d.num_hidden_layers} layers of {d.hidden_size}, {d.num_attention_heads} heads, "
                     f"{d.num_key_value_heads} for keys and values, vocabulary {d.vocab_size}"),
-        ("speech tokens", f"{1 / config.seconds_per_token:g} a second"),
+        ("speech tokens", describe_speech_tokens(config)),
         ("parameters", f"{sum(counts.values()):,} (" + ", ".join(f"{n} {c:,}" for n, c in counts.items() if c) + ")"),
         ("weights", config.dtype + (f", decoder in {config.quantization['bits']} bits" if config.quantization else "")),
         ("SSTs", describe_ssts(config)),
     ]  # fmt: skip
     lines += [("base part", describe_part(part)) for part in config.parts]
+    most = "" if config.recognizer is None else "at most about "
     for ratio, size in memory_per_hour(config):
         lines.append(
-            (f"memory per hour, {'raw' if ratio is None else f'ratio {ratio}'}", f"{format_bytes(size)} in float32")
+            (f"memory per hour, {'raw' if ratio is None else f'ratio {ratio}'}", f"{most}{format_bytes(size)} in float32")
         )
     lines.append(("this machine", fits_here(sum(counts.values()))))
     return lines
@@ -83,6 +85,12 @@ def describe_part(part: BasePart) -> str:
     sources = dict.fromkeys(str(source) for file in part.files for source in file.sources)
     whose = f"{part.name} of {part.origin}, licence {part.license}, {format_bytes(part.size)} ({part.format})"
     return f"{whose}; from {', else '.join(sources)}"
+
+
+def describe_speech_tokens(config: ModelConfig) -> str:
+    if config.recognizer is not None:
+        return "the words that are said, about 3 tokens a second; none where nobody speaks"
+    return f"{1 / config.seconds_per_token:g} a second"
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:

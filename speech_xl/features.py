@@ -24,12 +24,13 @@ _RANGE = 8.0  # powers of ten below a window's maximum that are kept
 class Window:
     """One window of a recording for the encoder.
 
-    Attributes: `index` from 0; `mel` (num_mel_bins, window_frames) float32, context included;
-    `valid_samples`, how many of the recording's samples lie in the kept middle part, 1 to hop_frames * 160.
+    Attributes: `index` from 0; `mel` (num_mel_bins, window_frames) float32, context included, or None
+    where a recogniser need not listen (quiet_windows.py); `valid_samples`, how many of the recording's samples lie in
+    the kept middle part, 1 to hop_frames * 160.
     """
 
     index: int
-    mel: np.ndarray
+    mel: np.ndarray | None
     valid_samples: int
 
 

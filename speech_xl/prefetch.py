@@ -6,6 +6,7 @@ arrives, so that the same recording gives the same numbers to the last bit.
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Iterator
@@ -17,46 +18,51 @@ import numpy as np
 from speech_xl.audio import AudioReader, RecordingInfo
 from speech_xl.config import HOP_LENGTH, SAMPLING_RATE, ModelConfig
 from speech_xl.features import Window, WindowStream
+from speech_xl.quiet_windows import BLOCK, QuietWindowStream
 
 SECONDS_PER_GROUP = 30.0  # of audio in one encoder call: enough to keep two cores busy
+RECOGNIZED_GROUP = 4  # windows that a recogniser reads at once: its weights are read once for all of them
 GROUPS_AHEAD = 2
 
 
 @dataclass(frozen=True)
 class HeardWindows:
-    """A group of B windows for one encoder call."""
+    """A group of windows for one encoder call."""
 
-    mel: np.ndarray  # (B, num_mel_bins, T) float32
-    valid_samples: list[int]  # samples of sound in each window's middle part
-    tokens: list[int]  # speech tokens to keep of each window
-    energy: np.ndarray  # (sum of tokens,) float32: mean square of each token's sound
+    windows: list[Window]
+    end_sample: int  # of the recording, behind the last window's middle part
+    energy: np.ndarray  # float32: mean square of each `Levels` block that ended since the group before
 
 
 class WindowReader:
-    """Iterates over the window groups of a file. RecordingError comes from the constructor or the loop."""
+    """Iterates over the window groups of a file, once. RecordingError comes from the constructor or the loop."""
 
     def __init__(self, path: Path, config: ModelConfig):
         self._config = config
         self._audio = AudioReader(path)
         self.info: RecordingInfo = self._audio.info
         self.warnings: list[str] = []
+        self.sha256 = ""  # of the file's bytes; known when the first group is
         self._groups: queue.Queue[HeardWindows | BaseException | None] = queue.Queue(GROUPS_AHEAD)
         self._stop = threading.Event()
+        self._starting = threading.Lock()  # who closes must know whether the thread has the recording
         self._thread: threading.Thread | None = None
-
-    @property
-    def seconds_read(self) -> float:
-        return self._audio.samples_read / SAMPLING_RATE
 
     def close(self) -> None:
         """End the thread and the decoder; safe to call at any time, more than once, from any thread."""
-        self._stop.set()
-        if self._thread is None:
-            self._audio.close()
+        with self._starting:
+            self._stop.set()
+            if self._thread is None:
+                self._audio.close()
 
     def __iter__(self) -> Iterator[HeardWindows]:
-        self._thread = threading.Thread(target=self._read_ahead, name="speech-xl-reader", daemon=True)
-        self._thread.start()
+        with self._starting:
+            if self._thread is not None:
+                raise RuntimeError("this recording was read before; use a new WindowReader to read it again")
+            if self._stop.is_set():
+                return
+            self._thread = threading.Thread(target=self._read_ahead, name="speech-xl-reader", daemon=True)
+            self._thread.start()
         try:
             while (item := self._groups.get()) is not None:
                 if isinstance(item, BaseException):
@@ -79,6 +85,7 @@ class WindowReader:
     def _read_ahead(self) -> None:
         last: BaseException | None = None
         try:
+            self.sha256 = self._audio.sha256  # first: the file may be gone at the end
             self._read_groups()
         except BaseException as error:  # handed to the iterating thread, which raises it
             last = error
@@ -93,39 +100,48 @@ class WindowReader:
                 except queue.Full:
                     self._groups.get_nowait()
 
-    def _read_groups(self) -> None:
+    def _group_size(self, number: int) -> int:
+        """Windows in group `number`."""
         encoder = self._config.encoder
-        size = max(1, round(SECONDS_PER_GROUP * SAMPLING_RATE / (encoder.hop_frames * HOP_LENGTH)))
-        stream, waiting = WindowStream(encoder), []
-        energy = TokenEnergy(self._config.frames_per_token * HOP_LENGTH)
-        for block in self._audio:
+        if self._config.recognizer is not None:
+            return min(number + 1, RECOGNIZED_GROUP)  # the first words come soon
+        return max(1, round(SECONDS_PER_GROUP * SAMPLING_RATE / (encoder.hop_frames * HOP_LENGTH)))
+
+    def _read_groups(self) -> None:
+        has_recognizer = self._config.recognizer is not None
+        stream = QuietWindowStream(self._config.encoder) if has_recognizer else WindowStream(self._config.encoder)
+        levels, waiting, number, end = Levels(samples_per_level(self._config)), [], 0, 0
+        for block in itertools.chain(self._audio, [None]):  # None: the recording's end
             if self._stop.is_set():
                 return
-            energy.push(block)
-            waiting += stream.push(block)
-            while len(waiting) >= size:
-                if not self._put(self._group(waiting[:size], energy)):
+            if block is None:
+                levels.finish()
+                waiting += stream.finish()
+            else:
+                levels.push(block)
+                waiting += stream.push(block)
+            while len(waiting) >= (size := self._group_size(number)) or (waiting and block is None):
+                windows, waiting = waiting[:size], waiting[size:]
+                end += sum(w.valid_samples for w in windows)
+                is_last = block is None and not waiting
+                if not self._put(HeardWindows(windows, end, levels.take(end, is_last))):
                     return
-                del waiting[:size]
-        waiting += stream.finish()
-        energy.finish()
-        for start in range(0, len(waiting), size):
-            if not self._put(self._group(waiting[start : start + size], energy)):
-                return
-
-    def _group(self, windows: list[Window], energy: TokenEnergy) -> HeardWindows:
-        tokens = [self._config.tokens_of_window(w.valid_samples) for w in windows]
-        mel = np.stack([w.mel for w in windows])
-        return HeardWindows(mel, [w.valid_samples for w in windows], tokens, energy.take(sum(tokens)))
+                number += 1
 
 
-class TokenEnergy:
-    """Mean square of the samples under each speech token."""
+def samples_per_level(config: ModelConfig) -> int:
+    """Samples whose mean square is one number: those of a speech token where all have the same length, else 50 ms."""
+    return BLOCK if config.adapter is None else config.frames_per_token * HOP_LENGTH
 
-    def __init__(self, samples_per_token: int):
-        self._size = samples_per_token
+
+class Levels:
+    """Mean square of each block of `size` samples of a recording."""
+
+    def __init__(self, size: int):
+        self._size = size
         self._rest = np.zeros(0, np.float32)
         self._done: list[np.ndarray] = []
+        self._taken = 0
 
     def push(self, samples: np.ndarray) -> None:
         samples = np.concatenate([self._rest, samples])
@@ -137,8 +153,9 @@ class TokenEnergy:
         if len(self._rest):
             self._done.append(np.square(self._rest).mean(keepdims=True))
 
-    def take(self, tokens: int) -> np.ndarray:
-        """The next `tokens` values, (tokens,) float32; zeros stand for padding that has no sound."""
+    def take(self, end_sample: int, is_last: bool) -> np.ndarray:
+        """The blocks, not taken before, that end until `end_sample`; all that are left if it is the last time. float32"""
         joined = np.concatenate(self._done) if self._done else np.zeros(0, np.float32)
-        self._done = [joined[tokens:]]
-        return np.pad(joined[:tokens], (0, max(0, tokens - len(joined))))
+        count = len(joined) if is_last else end_sample // self._size - self._taken
+        self._done, self._taken = [joined[count:]], self._taken + count
+        return joined[:count]

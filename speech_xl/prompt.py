@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from speech_xl.config import ModelConfig, PromptConfig
@@ -42,6 +43,7 @@ class Prompt:
         if unknown:
             raise CheckpointError(f"tokenizer.json lacks the end token {unknown[0]!r} that config.json names.")
         self.end_ids = frozenset(ends.values())
+        self.end_id = next(iter(ends.values()), None)  # what training ends answers with
         tokenizer.encode_special_tokens = True  # as plain text, from here on
 
     @classmethod
@@ -63,6 +65,16 @@ class Prompt:
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
+
+    def word_ids(self, word: str) -> tuple[list[int], list[float]]:
+        """Token ids of a word behind a blank, and the share of its characters, 0 to 1, at which each of them ends."""
+        encoding = self._tokenizer.encode(f" {word}", add_special_tokens=False)
+        reach = np.maximum.accumulate([end for _, end in encoding.offsets]) / (len(word) + 1)
+        return encoding.ids, np.minimum(reach, 1.0).tolist()
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of plain text, as an answer has them."""
+        return self._encode(text)
 
     def question_ids(self, question: str) -> list[int]:
         """Token ids of everything behind the audio, up to where the answer starts."""

@@ -7,12 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
 from safetensors.numpy import load_file, save_file
+from torch_backend.training.text import END
 
 from speech_xl.arguments import parse_bytes, read_questions
 from speech_xl.cli import main
@@ -27,7 +29,7 @@ needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg
 def run(tiny_checkpoint: Path, capsys: pytest.CaptureFixture):
     def call(*arguments: object, model: Path = tiny_checkpoint) -> tuple[int, str, str]:
         words = [str(a) for a in arguments]
-        if words[0] in ("ask", "listen"):
+        if words[0] in ("ask", "listen", "transcribe"):
             words += ["--model", str(model), "--backend", "torch"]
         code = main(words)
         captured = capsys.readouterr()
@@ -205,6 +207,85 @@ def test_a_budget_takes_the_smallest_ratio_that_fits(run, recording: Path) -> No
     assert document["memory"]["ratio"] == "4" and document["memory"]["bytes"] <= 8192
 
 
+@pytest.mark.parametrize("ratio", ["4", "raw", "3", "much"])
+def test_a_ratio_beside_a_budget_is_refused(run, recording: Path, ratio: str) -> None:
+    assert "ratio" in refused(run("ask", recording, "a?", "--memory-budget", "1MiB", "--ratio", ratio))
+
+
+def test_an_answer_that_is_cut_says_so(run, recording: Path) -> None:
+    code, out, err = run("ask", recording, "a?", "--max-tokens", "3")
+    assert code == 0 and "cut at 3 tokens" in err and out.strip()
+    answer = json.loads(run("ask", recording, "a?", "--json", "--max-tokens", "3")[1])["answers"][0]
+    assert list(answer) == ["question", "answer", "finish_reason", "evidence"] and answer["finish_reason"] == "length"
+    for wrong in ("0", "-3", "many", "9" * 5000):
+        assert "number of tokens" in refused(run("ask", recording, "a?", f"--max-tokens={wrong}"))
+
+
+def test_more_positions_than_the_decoder_knows_are_announced(run, recording: Path, tmp_path: Path) -> None:
+    model = save_checkpoint(tmp_path / "model", tiny_config(decoder__max_position_embeddings=60))
+    code, _, err = run("listen", recording, "--ratio", "raw", "-o", tmp_path / "talk.sxl", model=model)
+    assert code == 0 and "93 positions" in err and "trained for 60" in err
+    asked = run("ask", tmp_path / "talk.sxl", "a?", "--from", "0", "--to", "1", "--max-tokens", "5", model=model)
+    assert asked[0] == 0 and "93 positions" in asked[2]  # the memory still says so; this question is far from the end
+    assert asked[2].count("positions") == 1
+    asked = run("ask", recording, "a?", "b?", "--ratio", "2", "--max-tokens", "30", model=model)
+    assert asked[0] == 0 and asked[2].count("trained for 60") == 2  # by the recording and by the longer question, once each
+
+
+def test_a_span_is_asked_from_a_recording_or_a_memory(run, recording: Path, tmp_path: Path) -> None:
+    run("listen", recording, "-o", tmp_path / "talk.sxl")
+    words = ["a?", "--json", "--from", "0:02", "--to", "3.5"]
+    heard, kept = (json.loads(run("ask", path, *words)[1]) for path in (recording, tmp_path / "talk.sxl"))
+    assert heard["answers"] == kept["answers"] and heard["memory"]["slots"] == 24
+    assert all(1.6 < e["start"] < e["end"] < 4 for e in heard["answers"][0]["evidence"])
+
+
+@pytest.mark.parametrize("command", [["ask", "a?"], ["transcribe"]])
+@pytest.mark.parametrize(
+    ("span", "sentence"),
+    [(["--from", "0:05", "--to", "0:02"], "behind the start"), (["--from", "1:00"], "outside"),
+     (["--to", "0:20"], "outside"), (["--from", "soon"], "M:SS")],
+)  # fmt: skip
+def test_spans_that_cannot_be_asked(run, recording: Path, tmp_path: Path, command, span, sentence) -> None:
+    command, *words = command
+    assert sentence in refused(run(command, recording, *words, *span))
+    run("listen", recording, "-o", tmp_path / "talk.sxl")
+    assert sentence in refused(run(command, tmp_path / "talk.sxl", *words, *span))
+
+
+def test_a_transcript_has_one_document_and_three_forms(run, recording: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "talk.sxl"
+    run("listen", recording, "-o", memory)
+    document = json.loads(run("transcribe", memory, "--format", "json")[1])
+    assert list(document) == ["recording", "model", "memory", "segments"]
+    assert document["memory"]["slots"] == 24 and document["recording"]["seconds_heard"] == pytest.approx(7.33, abs=1e-3)
+    segments = document["segments"]
+    assert segments and all(list(s) == ["start", "end", "text"] and s["text"] for s in segments)
+    assert json.loads(run("transcribe", recording, "--format", "json")[1])["segments"] == segments
+    assert run("transcribe", memory)[1].splitlines() == [s["text"] for s in segments]
+    for name, start in (("talk.srt", "1\n00:00:0"), ("talk.vtt", "WEBVTT\n\n00:00:0")):
+        code, out, _ = run("transcribe", memory, "-o", tmp_path / name)
+        text = (tmp_path / name).read_text()
+        assert code == 0 and out == "" and text.startswith(start) and text.count("-->") == len(segments)
+        assert run("transcribe", memory, "--format", name[-3:])[1] == text
+    part = json.loads(run("transcribe", memory, "--format", "json", "--from", "2", "--to", "0:03")[1])["segments"]
+    assert part == [s for s in segments if s["start"] < 3 and s["end"] > 2]
+
+
+def test_a_transcript_that_cannot_be_written_leaves_nothing(run, recording: Path, tmp_path: Path) -> None:
+    for output in (tmp_path, tmp_path / "none" / "talk.srt"):
+        assert "give another name" in refused(run("transcribe", recording, "-o", output))
+    bad = make_bad_recording("text", tmp_path)
+    assert bad.name in refused(run("transcribe", bad, "-o", tmp_path / "talk.srt"))
+    assert list(tmp_path.iterdir()) == [bad]
+
+
+def test_special_tokens_in_a_question_do_not_end_it(run, recording: Path) -> None:
+    answers = json.loads(run("ask", recording, END + "a b?", "a b?", "--json", "--max-tokens", "8")[1])["answers"]
+    assert answers[0]["question"] == END + "a b?"
+    assert [a["finish_reason"] for a in answers] == ["length", "length"]
+
+
 def test_raw_never_breaks_a_budget_silently(run, recording: Path) -> None:
     assert "keeps every" in refused(run("ask", recording, "a?", "--summarizer", "raw", "--memory-budget", "8KiB"))
     document = json.loads(run("ask", recording, "a?", "--summarizer", "raw", "--memory-budget", "1MiB", "--json")[1])
@@ -265,6 +346,15 @@ def test_outputs_that_cannot_be_written(run, recording: Path, tmp_path: Path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["folder.sxl"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell that runs tests in the background has them ignore Ctrl-C, which programs they start would inherit."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_no_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path, output = write_silence(tmp_path / "long.flac", 180), tmp_path / "long.sxl"
     command = [sys.executable, "-m", "speech_xl", "listen", path, "-o", output, "--model", tiny_checkpoint]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import threading
@@ -16,7 +17,7 @@ from speech_xl.conversation import Listening, ask
 from speech_xl.errors import QuestionError
 from speech_xl.evidence import find_evidence
 from speech_xl.model import SpeechModel
-from speech_xl.prefetch import TokenEnergy
+from speech_xl.prefetch import Levels, WindowReader
 from tests.tiny import sound, write_sound
 
 
@@ -139,9 +140,61 @@ def test_evidence_joins_neighbours_and_puts_the_strongest_first() -> None:
     assert [(e.start, e.end) for e in heard_less] == [(6.4, 8.32)]
 
 
-def test_token_energy_covers_every_sample() -> None:
-    energy = TokenEnergy(10)
+def test_levels_cover_every_sample() -> None:
+    levels = Levels(10)
     for n in (3, 12, 9, 11):
-        energy.push(np.full(n, 2.0, np.float32))
-    energy.finish()
-    assert energy.take(3).tolist() == [4, 4, 4] and energy.take(2).tolist() == [4, 0]
+        levels.push(np.full(n, 2.0, np.float32))
+    levels.finish()
+    assert levels.take(25, False).tolist() == [4, 4] and levels.take(35, True).tolist() == [4, 4]
+
+
+def test_a_recording_that_vanishes_while_it_is_heard_still_becomes_a_memory(
+    tiny_speech_model: SpeechModel, tmp_path: Path
+) -> None:
+    path = write_sound(tmp_path / "gone.wav", 60)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    listening = Listening(tiny_speech_model, path)
+    for number, _ in enumerate(listening):
+        if number == 0:
+            path.unlink()
+    assert listening.memory.recording.sha256 == digest and listening.memory.seconds == 60
+
+
+@pytest.mark.parametrize("broken_off", [True, False])
+def test_a_recording_is_heard_once_or_not_at_all(
+    tiny_speech_model: SpeechModel, recording: Path, broken_off: bool
+) -> None:
+    listening = Listening(tiny_speech_model, recording)
+    events = iter(listening)
+    next(events)
+    events.close() if broken_off else list(events)
+    with pytest.raises(RuntimeError, match="once"):
+        next(iter(listening))
+    if broken_off:
+        with pytest.raises(RuntimeError, match="end"):
+            _ = listening.memory
+
+
+def test_a_reader_may_be_closed_from_any_thread_at_any_time(tiny_speech_model: SpeechModel, recording: Path) -> None:
+    for _ in range(20):
+        reader = WindowReader(recording, tiny_speech_model.config)
+        failures = []
+
+        def close(reader: WindowReader = reader, failures: list = failures) -> None:
+            try:
+                reader.close()
+            except ValueError as error:  # "generator already executing"
+                failures.append(error)
+
+        closer = threading.Thread(target=close)
+        closer.start()
+        list(reader)
+        closer.join()
+        assert not failures and list(WindowReader(recording, tiny_speech_model.config))
+    assert not reader_threads()
+
+
+def test_a_closed_reader_reads_nothing(tiny_speech_model: SpeechModel, recording: Path) -> None:
+    reader = WindowReader(recording, tiny_speech_model.config)
+    reader.close()
+    assert list(reader) == [] and not reader_threads()

@@ -59,6 +59,22 @@ def test_strange_end_tokens(ends: object, copied: Path, tmp_path: Path, capsys) 
 
 
 @pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('only for poems') }}", "only for poems"),
+        ("{% for m in %}", "Expected an expression"),
+        ("{{ bos_token }}Hello.", "no place for the recording"),
+    ],
+)
+def test_a_chat_template_that_fails_is_never_replaced(
+    template: str, reason: str, copied: Path, tmp_path: Path, capsys
+) -> None:
+    (copied / "chat_template.jinja").write_text(template)
+    sentence = refusal(capsys, copied, tmp_path / "out")
+    assert "chat template" in sentence and reason in sentence and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("name", "content"),
     [
         ("config.json", b"[" * 200_000),

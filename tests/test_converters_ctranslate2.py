@@ -62,6 +62,7 @@ def test_recognizer_keeps_whispers_decoder(source: str, tmp_path: Path) -> None:
     )
     listed = {2, 3} if source == "transformers" else set()
     assert set(r.suppressed_ids) == ({*range(len(published.WORDS), r.vocab_size)} | listed) - {r.end_id}
+    assert r.begin_suppressed_ids == (r.end_id,)  # this tokenizer has no blank
     assert r.alignment_heads == (((1, 0),) if source == "transformers" else ((1, 0), (1, 1)))
 
 
@@ -70,13 +71,14 @@ def test_settings_replace_prompt_and_fresh_ssts(tmp_path: Path) -> None:
     text = published.write_gguf(tmp_path / "tiny.gguf", published.llama_model())
     settings = {
         "prompt": {"before_audio": "<|im_start|>", "after_audio": "{question}:", "end_tokens": ["<|im_end|>"]},
-        "sst": {"interval": 32, "ratios": [4, 8], "default_ratio": 4, "horizon": 0},
+        "sst": {"interval": 32, "ratios": [4, 8], "default_ratio": 4, "horizon": 0, "pooled": True},
         "name": "small",
     }
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     more = ("--decoder", str(text), "--recognizer", "--with-sst", "--settings", str(tmp_path / "settings.json"))
     assert run(tmp_path / "whisper", tmp_path / "out", *more) == 0
-    config = check_checkpoint(tmp_path / "out")
+    config, tensors = check_checkpoint(tmp_path / "out"), load_file(tmp_path / "out/model.safetensors")
+    assert not tensors["decoder.layers.1.self_attn.sst_pool"].any()  # pooling starts as none
     assert (config.sst.interval, config.sst.horizon, config.sst.trained) == (32, 0, False)
     assert config.prompt.after_audio == "{question}:" and config.name == "small"
 

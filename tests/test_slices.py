@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import tempfile
 from pathlib import Path
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 
 from speech_xl.backend import is_installed
 from speech_xl.config import ModelConfig
-from speech_xl.conversation import Listening
-from speech_xl.memory import AudioMemory
+from speech_xl.conversation import Listening, ask
+from speech_xl.errors import QuestionError
+from speech_xl.memory import AudioMemory, save_memory
 from speech_xl.model import SpeechModel
+from speech_xl.slices import slice_memory
 from tests.tiny import configs, save_checkpoint, write_sound
 
 BACKENDS = [
@@ -68,3 +71,54 @@ def test_a_slice_keeps_its_rows_as_they_are(backend: str, bits: int, tiny_checkp
     for name, rows in arrays.items():
         assert np.array_equal(sliced[name], np.concatenate([rows[:, :, :p], rows[:, :, p + 3 : p + 11]], axis=2))
     assert model.backend.memory_bytes(part) * whole.slots == model.backend.memory_bytes(whole.state) * (p + 8)
+
+
+@pytest.fixture(scope="module")
+def memory(tiny_speech_model: SpeechModel, recording: Path) -> AudioMemory:
+    listening = Listening(tiny_speech_model, recording, 4)
+    list(listening)
+    return listening.memory
+
+
+def test_a_span_is_answered_from_its_own_slots(tiny_speech_model: SpeechModel, memory: AudioMemory) -> None:
+    part = slice_memory(tiny_speech_model, memory, 1.5, 3.0)
+    times = memory.slot_times
+    inside = np.flatnonzero((times[:, 0] < 3) & (times[:, 1] > 1.5))
+    assert np.array_equal(part.slot_times, times[inside]) and part.intervals == 2
+    assert part.position == len(memory.prefix) + inside[-1] + 1 > part.slots
+    assert part.bytes == part.slots * tiny_speech_model.bytes_per_slot
+    asking = ask(tiny_speech_model, part, "what drink is order 4?", longest=6)
+    list(asking)
+    assert asking.answer.evidence
+    assert all(times[inside[0], 0] <= e.start < e.end <= times[inside[-1], 1] + 0.01 for e in asking.answer.evidence)
+    ids = tiny_speech_model.prompt.question_ids("what drink is order 4?")
+    bounds = [(int(inside[0]), int(inside[-1]) + 1)]
+    arguments = (memory.state, len(memory.prefix), bounds, ids, tiny_speech_model.prompt.end_ids, 6)
+    tokens = tiny_speech_model.backend.answer_spans(*arguments)[0]
+    assert tiny_speech_model.prompt.decode(tokens) == asking.answer.answer
+
+
+def test_the_whole_recording_as_a_span_answers_as_the_memory(tiny_speech_model, memory: AudioMemory) -> None:
+    answers = []
+    for asked in (memory, slice_memory(tiny_speech_model, memory, None, None)):
+        asking = ask(tiny_speech_model, asked, "a b?", longest=8)
+        list(asking)
+        answers.append((asking.answer.answer, asking.answer.evidence))
+    assert answers[0] == answers[1]
+
+
+def test_a_span_where_nothing_is_said_is_refused(tiny_speech_model, memory: AudioMemory) -> None:
+    times = memory.times.copy()
+    times[20:] += 3  # a silence of three seconds, in which no speech token stands
+    source = dataclasses.replace(memory.recording, seconds_heard=memory.seconds + 3)
+    pausing = dataclasses.replace(memory, times=times, recording=source)
+    with pytest.raises(QuestionError, match="Nothing is said between 0:02 and 0:04"):
+        slice_memory(tiny_speech_model, pausing, 2.0, 4.0)
+    with pytest.raises(QuestionError, match="outside"):
+        slice_memory(tiny_speech_model, memory, 2.0, 9.0)
+
+
+def test_a_slice_is_not_kept(tiny_speech_model, memory: AudioMemory, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="slice"):
+        save_memory(slice_memory(tiny_speech_model, memory, 1, 2), tmp_path / "part.sxl", tiny_speech_model)
+    assert not list(tmp_path.iterdir())

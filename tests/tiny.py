@@ -10,6 +10,9 @@ import soundfile as sf
 import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 
 from speech_xl.config import (
     SAMPLING_RATE,
@@ -23,9 +26,26 @@ from speech_xl.config import (
 )
 from speech_xl.schedule import WholePass
 from torch_backend.model import SpeechXL
-from torch_backend.training.text import ANSWER, BEGIN, END, build_tokenizer
 
 VOCABULARY = 300
+BEGIN, ANSWER, END = "<|begin|>", "<|answer|>", "<|end|>"
+
+
+def build_tokenizer(corpus: list[str], vocab_size: int) -> Tokenizer:
+    """A little byte-level BPE tokenizer with this file's special tokens."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BEGIN, ANSWER, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer
+
+
 TOKENIZER = build_tokenizer(["what drink is order 47?", "not mentioned", "a b c d e f g h"], VOCABULARY)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from speech_xl.backend import Step
+from speech_xl.backend import Recognition, Step
 from speech_xl.config import ModelConfig
 from speech_xl.schedule import IntervalPlan
 from speech_xl.storage import memory_storage
@@ -87,6 +87,16 @@ class Backend:
         speech = self.model.speech(self._tensor(mel).to(self.dtype), self._tensor(valid_positions))
         kept = [window[:count] for window, count in zip(speech, tokens, strict=True)]
         state.queued = torch.cat([state.queued[0], *kept])[None]
+
+    @torch.inference_mode()
+    def recognize(self, mel: np.ndarray) -> list[Recognition]:
+        speech = self.model.speech
+        return speech.recognizer.recognize(speech.encoder(self._tensor(mel).to(self.dtype)))
+
+    @torch.inference_mode()
+    def hear_words(self, state: State, ids: list[int]) -> None:
+        words = self.model.decoder.embed_tokens(torch.tensor([ids], dtype=torch.int64, device=self._device))
+        state.queued = torch.cat([state.queued, words], dim=1)
 
     def _pooled(self, plan: IntervalPlan) -> Pooled | None:
         if not (plan.ssts and self.config.sst.pooled):

@@ -1,4 +1,4 @@
-"""From log-mel windows to speech tokens: a Whisper encoder and the adapter that joins it to the decoder.
+"""From log-mel windows to speech tokens: a Whisper encoder, and the adapter or recogniser that joins it to the decoder.
 
 It knows windows, not recordings: which windows there are and which tokens of the last one count is the
 core's business. Tensor names and mathematics are Whisper's (arXiv 2212.04356), so its published weights
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speech_xl.config import AdapterConfig, EncoderConfig, ModelConfig
+from torch_backend.recognizer import Recognizer
 
 
 class EncoderAttention(nn.Module):
@@ -99,13 +100,17 @@ class Adapter(nn.Module):
 
 
 class SpeechTower(nn.Module):
-    """Encoder, removal of each window's context, adapter."""
+    """Encoder, removal of each window's context, and an adapter or a recogniser."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config.encoder)
-        self.adapter = Adapter(config.adapter, config.encoder.d_model, config.decoder.hidden_size)
+        self.adapter = self.recognizer = None
+        if config.adapter is not None:
+            self.adapter = Adapter(config.adapter, config.encoder.d_model, config.decoder.hidden_size)
+        if config.recognizer is not None:
+            self.recognizer = Recognizer(config.recognizer, config.encoder.d_model)
 
     def forward(self, mel: torch.Tensor, valid_positions: torch.Tensor | None = None) -> torch.Tensor:
         """mel (B, num_mel_bins, T) -> speech tokens (B, tokens_per_window, hidden_size)."""

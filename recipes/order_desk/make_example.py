@@ -1,4 +1,4 @@
-"""`python -m space.make_example`: speak the example recording that the page ships, and its right answers.
+"""`python -m recipes.order_desk.make_example`: speak the example recording that the page ships, and its right answers.
 
 Text-to-speech of our own making: an order desk with several voices, somewhat over five minutes.
 """
@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-from evaluation.order_desk import build_recording
+from recipes.order_desk.corpus import Clip
+from recipes.order_desk.grammar import DIGIT_WORDS, NOT_MENTIONED, sample_slots, words_of
+from recipes.order_desk.recordings import build_recording
+from recipes.order_desk.tts import Voice, speak
 from speech_xl.config import SAMPLING_RATE
-from torch_backend.training.corpus import Clip
-from torch_backend.training.grammar import DIGIT_WORDS, NOT_MENTIONED, sample_slots, words_of
-from torch_backend.training.voices import Voice, speak
 
-FOLDER = Path(__file__).parent / "examples"
+FOLDER = Path(__file__).parents[2] / "space" / "examples"
 SEED, NUMBERED, PLAIN = 2026, 36, 18
 VOICES = (
     Voice("flite", "slt", 150, 175, 0, 1.0),

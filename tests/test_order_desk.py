@@ -1,4 +1,4 @@
-"""What training is fed: the order-desk language, synthetic voices, the clip cache, the split, distortion."""
+"""The order desk: its language, synthetic voices, the clip cache, the split, and the JSON lines made of them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import random
 import shutil
 from pathlib import Path
 
-import librosa
 import numpy as np
 import pytest
 
-from speech_xl.features import log_mel
-from torch_backend.training import corpus, grammar, voices
-from torch_backend.training.augment import FASTEST, SLOWEST, augment, spec_augment, warp_formants
+from recipes.order_desk import corpus, grammar, tts
+from recipes.order_desk.recordings import build_recording
+from speech_xl.config import SAMPLING_RATE
 
 HUMAN_DATA = Path(os.environ.get("SPEECH_XL_HUMAN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 needs_voice = pytest.mark.skipif(
@@ -64,30 +63,30 @@ def test_every_question_names_its_order():
 def test_a_voice_says_the_same_twice():
     rng = random.Random(3)
     for _ in range(4):
-        voice = voices.sample_voice(rng)
-        once, again = voices.speak("seven", voice), voices.speak("seven", voice)
+        voice = tts.sample_voice(rng)
+        once, again = tts.speak("seven", voice), tts.speak("seven", voice)
         np.testing.assert_array_equal(once, again)
-        assert once.dtype == np.float32 and 0.1 < len(once) / voices.RATE < 2
+        assert once.dtype == np.float32 and 0.1 < len(once) / tts.RATE < 2
 
 
 def test_missing_engines_are_named(monkeypatch):
-    monkeypatch.setattr(voices.shutil, "which", lambda name: None)
-    voices.engines.cache_clear()
-    with pytest.raises(voices.VoiceError, match="apt install espeak-ng flite"):
-        voices.sample_voice(random.Random(0))
-    voices.engines.cache_clear()
+    monkeypatch.setattr(tts.shutil, "which", lambda name: None)
+    tts.engines.cache_clear()
+    with pytest.raises(tts.VoiceError, match="apt install espeak-ng flite"):
+        tts.sample_voice(random.Random(0))
+    tts.engines.cache_clear()
 
 
 @pytest.mark.parametrize("background", [0.0, 1e-4, 3e-3])
 def test_trimming_keeps_all_speech(background):
     rng = np.random.default_rng(0)
-    samples = background * rng.standard_normal(5 * voices.RATE).astype(np.float32)
-    spoken = slice(2 * voices.RATE, 3 * voices.RATE)
-    samples[spoken] += 0.2 * np.sin(np.arange(voices.RATE, dtype=np.float32))
-    trimmed = voices.trim_silence(samples)
+    samples = background * rng.standard_normal(5 * tts.RATE).astype(np.float32)
+    spoken = slice(2 * tts.RATE, 3 * tts.RATE)
+    samples[spoken] += 0.2 * np.sin(np.arange(tts.RATE, dtype=np.float32))
+    trimmed = tts.trim_silence(samples)
     start = (trimmed.ctypes.data - samples.ctypes.data) // samples.itemsize
     assert start <= spoken.start and start + len(trimmed) >= spoken.stop
-    assert len(trimmed) < 1.3 * voices.RATE
+    assert len(trimmed) < 1.3 * tts.RATE
 
 
 @needs_voice
@@ -134,53 +133,42 @@ def test_split_leaks_nobody():
 def test_trimming_leaves_room_for_every_human_word():
     for row in corpus._manifest(HUMAN_DATA / "orders")[::20]:
         words = min(grammar.candidates(row["slots"], [""]), key=len)
-        seconds = len(corpus._human_samples(row["path"], trim=True)) / voices.RATE
+        seconds = len(corpus._human_samples(row["path"], trim=True)) / tts.RATE
         assert len(words) / 7 < seconds <= row["seconds"] + 0.1  # nobody speaks seven words a second
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
-def test_augmentation_stays_finite_and_bounded(strength):
-    rng = np.random.default_rng(1)
-    bed = 0.1 * rng.standard_normal(20000).astype(np.float32)
-    for n in (2, 700, 3000, 40000):
-        samples = (0.2 * rng.standard_normal(n)).astype(np.float32).clip(-0.5, 0.5)
-        for _ in range(20):
-            out = augment(samples, rng, strength, bed)
-            assert out.dtype == np.float32 and np.isfinite(out).all() and np.abs(out).max() <= 1
-            assert n / FASTEST - 2 <= len(out) <= n / SLOWEST + 2
-            if strength == 0:
-                np.testing.assert_array_equal(out, samples)
+def marked_clips() -> tuple[list[corpus.Clip], list[corpus.Clip]]:
+    """Orders and digits whose samples say which they are: a constant each."""
+    rng = random.Random(0)
+    orders = [
+        corpus.Clip(np.full(SAMPLING_RATE, 1000 + i, np.int16), None, grammar.sample_slots(rng), None, str(i), "human", str(i))
+        for i in range(6)
+    ]
+    digits = [
+        corpus.Clip(np.full(4000, 100 + d, np.int16), (grammar.DIGIT_WORDS[d],), None, d, "v", "human", f"d{d}")
+        for d in range(10)
+    ]
+    return orders, digits
 
 
-def test_augmentation_of_silence_is_silence():
-    out = augment(np.zeros(8000, np.float32), np.random.default_rng(2), 1.0)
-    assert np.isfinite(out).all() and not out.any()
+@pytest.mark.parametrize("minutes", [0, 3])
+def test_questions_point_at_the_order_they_ask_about(minutes: int) -> None:
+    orders, digits = marked_clips()
+    recording = build_recording(orders, digits, numbered=4, plain=3, seed=1, least_seconds=60 * minutes)
+    assert len(recording.questions) == 4 * len(grammar.QUESTIONS)
+    assert len(recording.samples) >= 60 * minutes * SAMPLING_RATE
+    values = np.round(recording.samples * 32768).astype(int)
+    for question in recording.questions:
+        span = values[round(question.start * SAMPLING_RATE) : round(question.end * SAMPLING_RATE)]
+        heard = [v for v in dict.fromkeys(span.tolist()) if v]
+        tens, ones = divmod(question.number, 10)
+        assert heard[0] == 100 + tens and (100 + ones) in heard
+        order = orders[heard[-1] - 1000]
+        assert question.answer == order.slots.get(question.slot, grammar.NOT_MENTIONED)
 
 
-def test_warped_formants_move_a_tone_by_at_most_what_was_asked_for():
-    rate, tone = 16_000, np.sin(2 * np.pi * 2000 * np.arange(32_000) / 16_000).astype(np.float32)
-    mel = log_mel(tone, 80)[0]
-    centres = librosa.mel_frequencies(82, fmin=0.0, fmax=rate / 2)[1:-1]
-    found = []
-    for seed in range(40):
-        warped = mel.copy()
-        warp_formants(warped, np.random.default_rng(seed), 0.13)
-        found.append(np.log(centres[warped.mean(1).argmax()] / 2000))
-    assert max(map(abs, found)) < 0.13 + 0.04 and np.std(found) > 0.05  # 0.04: half a band
-    unmoved = mel.copy()
-    warp_formants(unmoved, np.random.default_rng(0), 0.0)
-    np.testing.assert_allclose(unmoved, mel, rtol=1e-5)
-
-
-def test_spec_augment_blanks_a_part_in_place():
-    rng = np.random.default_rng(3)
-    mel = rng.standard_normal((80, 400)).astype(np.float32)
-    kept = []
-    for _ in range(50):
-        changed = mel.copy()
-        spec_augment(changed, rng, 1.0)
-        kept.append((changed == mel).mean())
-    assert 0.4 < min(kept) < 1 and np.mean(kept) > 0.7
-    untouched = mel.copy()
-    spec_augment(untouched, rng, 0.0)
-    np.testing.assert_array_equal(untouched, mel)
+def test_the_same_seed_gives_the_same_recording() -> None:
+    orders, digits = marked_clips()
+    first, second, other = (build_recording(orders, digits, 3, 2, seed) for seed in (1, 1, 2))
+    assert np.array_equal(first.samples, second.samples) and first.questions == second.questions
+    assert first.questions != other.questions

@@ -4,7 +4,7 @@
 `load_human` reads a folder of human clips, `split_human` keeps some people's speech out of training. It
 knows no model and no augmentation. Samples are int16 at 16 kHz, so that everything fits in memory.
 
-    python -m torch_backend.training.corpus --cache cache/tts --orders 5000 --digits 4000 --seed 1
+    python -m recipes.order_desk.corpus --cache cache/tts --orders 5000 --digits 4000 --seed 1
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ import soundfile as sf
 import soxr
 from tqdm import tqdm
 
+from recipes.order_desk.grammar import DIGIT_WORDS, sample_slots, words_of
+from recipes.order_desk.tts import RATE, sample_voice, speak, trim_silence
 from speech_xl.errors import RecordingError
-from torch_backend.training.grammar import DIGIT_WORDS, sample_slots, words_of
-from torch_backend.training.voices import RATE, sample_voice, speak, trim_silence
 
 SHARD = 500  # clips in one file: what a kill can lose
+VALIDATION_VOICE = "yweweler"  # the digit speaker that is never trained on
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,173 @@
+"""What a recogniser writes when it hears the order desk: human orders and digits, laid in 30-second windows.
+
+Numbers (two digits of one voice) and orders are laid one after another in a window, as on the tape of an order
+desk, and Whisper writes the window down. The transcripts go to a cache of JSON lines, one window a line:
+{"split", "round", "window", "orders": [{"number": 0..99 or null, "name", "slots"}, ...], "heard"}. A killed run goes
+on where it stopped. It knows nothing of questions; `make_order_data` reads the cache.
+
+    python -m recipes.small.hear_orders --data DATA --model whisper-base --cache heard_orders.jsonl --rounds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import soxr
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+from speech_xl.config import SAMPLING_RATE
+
+WINDOW_SECONDS = 30
+HELD_VOICE = "yweweler"  # the digits' speaker that is never trained on
+HELD_FRACTION = 0.2  # of the orders
+SPLITS = ("train", "held")
+
+
+@dataclass(frozen=True)
+class Window:
+    samples: np.ndarray  # (n,) float32, 16 kHz, at most 30 s
+    orders: list[dict]  # {"number": int or None, "name": str, "slots": dict}, in the order they are spoken
+
+
+def is_held_order(name: str) -> bool:
+    """Whether an order's clip is kept out of training; a hash of its file name, so that new clips move no others."""
+    return zlib.crc32(f"0 {name}".encode()) < HELD_FRACTION * 2**32
+
+
+def read_manifest(folder: Path) -> list[dict]:
+    return [json.loads(line) | {"path": folder / json.loads(line)["audio"]} for line in open(folder / "manifest.jsonl")]
+
+
+def load_clip(path: Path) -> np.ndarray:
+    """-> (n,) float32 at 16 kHz, peak at half of full scale."""
+    samples, rate = sf.read(path, dtype="float32")
+    if rate != SAMPLING_RATE:
+        samples = soxr.resample(samples, rate, SAMPLING_RATE)
+    return samples * (0.5 / max(1e-6, float(np.abs(samples).max())))
+
+
+def lay_windows(data: Path, split: str, round_: int) -> Iterator[Window]:
+    """Every order of a split once, in an order and with numbers of this round's own.
+
+    Round 0 is clean and all its orders have numbers. Later rounds leave a number out now and then, play orders
+    a little faster or slower, and add noise, so that the recogniser's mistakes vary.
+    """
+    rng = random.Random(f"{split} {round_}")
+    held = split == "held"
+    orders = [row for row in read_manifest(data / "orders") if is_held_order(row["path"].name) == held]
+    voices: dict[str, dict[int, list[Path]]] = {}
+    for row in read_manifest(data / "digits"):
+        if (row["speaker"] == HELD_VOICE) == held:
+            voices.setdefault(row["speaker"], {}).setdefault(row["digit"], []).append(row["path"])
+    noise = load_clip(data / "kitchen.flac")
+    rng.shuffle(orders)
+    parts: list[np.ndarray] = []
+    told: list[dict] = []
+
+    def silence(low: float, high: float) -> np.ndarray:
+        return np.zeros(int(rng.uniform(low, high) * SAMPLING_RATE), np.float32)
+
+    def window() -> Window:
+        samples = np.concatenate(parts)
+        if round_ and rng.random() < 0.5:
+            start = rng.randrange(len(noise))
+            bed = np.resize(np.roll(noise, -start), len(samples))
+            level = np.sqrt(np.mean(samples[np.abs(samples) > 0.01] ** 2) / np.mean(bed**2))
+            samples = samples + bed * level * 10 ** (-rng.uniform(8, 25) / 20)
+        return Window(np.clip(samples, -1, 1).astype(np.float32), list(told))
+
+    for row in orders:
+        number = None if round_ and rng.random() < 0.15 else rng.randrange(100)
+        spoken = [silence(0.4, 1.2)]
+        if number is not None:
+            voice = voices[rng.choice(sorted(voices))]
+            for digit in divmod(number, 10):
+                spoken += [load_clip(rng.choice(voice[digit])), silence(0.05, 0.25)]
+            spoken.append(silence(0.2, 0.4))
+        order = load_clip(row["path"])
+        spoken.append(soxr.resample(order, SAMPLING_RATE * rng.uniform(0.9, 1.12), SAMPLING_RATE) if round_ else order)
+        if parts and sum(map(len, parts + spoken)) > WINDOW_SECONDS * SAMPLING_RATE:
+            yield window()
+            parts, told = [], []
+        parts += spoken
+        told.append({"number": number, "name": row["path"].name, "slots": row["slots"]})
+    yield window()
+
+
+class Whisper:
+    """Whisper as a writer of English, greedy, without timestamps."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+        self.features = WhisperFeatureExtractor(feature_size=self.model.config.num_mel_bins)
+        names = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
+        self.start = self.tokenizer.convert_tokens_to_ids(list(names))
+
+    @torch.inference_mode()
+    def write(self, samples: np.ndarray) -> str:
+        """(n,) float32 of at most 30 s -> its words."""
+        mel = self.features(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
+        encoded = self.model.get_encoder()(mel)
+        words: list[int] = []
+        row, past = torch.tensor([self.start]), None
+        while len(words) < 200:
+            out = self.model(encoder_outputs=encoded, decoder_input_ids=row, past_key_values=past, use_cache=True)
+            logits, past = out.logits[0, -1], out.past_key_values
+            if not words:
+                logits[self.model.generation_config.begin_suppress_tokens] = -torch.inf
+            token = int(logits.argmax())
+            if token == self.model.config.eos_token_id:
+                break
+            words.append(token)
+            row = torch.tensor([[token]])
+        return self.tokenizer.decode(words, skip_special_tokens=True).strip()
+
+
+def read_cache(path: Path) -> list[dict]:
+    """The whole lines of a cache; a line that a kill cut off is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def fill_cache(data: Path, model: Path, cache: Path, rounds: Sequence[tuple[str, int]]) -> None:
+    """Write down the windows of these (split, round) pairs that the cache lacks."""
+    done = read_cache(cache)
+    cache.write_text("".join(json.dumps(line) + "\n" for line in done))
+    seen = {(line["split"], line["round"], line["window"]) for line in done}
+    whisper = Whisper(model)
+    with open(cache, "a") as file:
+        for split, round_ in rounds:
+            for number, window in enumerate(tqdm(lay_windows(data, split, round_), desc=f"{split} {round_}")):
+                if (split, round_, number) in seen:
+                    continue
+                heard = whisper.write(window.samples)
+                line = {"split": split, "round": round_, "window": number, "orders": window.orders, "heard": heard}
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with orders/, digits/ and kitchen.flac")
+    parser.add_argument("--model", type=Path, required=True, help="transformers folder of Whisper base")
+    parser.add_argument("--cache", type=Path, required=True, help="JSON lines to add to")
+    parser.add_argument("--rounds", type=int, default=3, help="times that every training order is heard (3)")
+    args = parser.parse_args()
+    rounds = [("train", 0), ("held", 0), *(("train", number) for number in range(1, args.rounds))]
+    fill_cache(args.data, args.model, args.cache, rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The JSON documents of `ask --json` and `transcribe --format json`: what was heard, by what, and what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from speech_xl.asking import Answer
+from speech_xl.memory import AudioMemory
+from speech_xl.model import SpeechModel
+from speech_xl.transcript import Segment
+
+
+def _recording(path: Path, memory: AudioMemory) -> dict[str, Any]:
+    source = memory.recording
+    seconds = {"seconds": source.seconds, "seconds_heard": source.seconds_heard}
+    return {"path": str(path), **seconds, "sha256": source.sha256}
+
+
+def _memory(memory: AudioMemory) -> dict[str, Any]:
+    return {
+        "intervals": memory.intervals, "ratio": memory.ratio, "slots": memory.slots,
+        "speech_tokens": memory.tokens, "bytes": memory.bytes,
+    }  # fmt: skip
+
+
+def answer_document(
+    path: Path, model: SpeechModel, memory: AudioMemory, listen_seconds: float, answers: list[Answer]
+) -> dict[str, Any]:
+    """The one JSON document of `ask --json`."""
+    return {
+        "recording": _recording(path, memory),
+        "model": model.config.name,
+        "backend": model.backend.name,
+        "memory": _memory(memory),
+        "timing": {
+            "listen_seconds": round(listen_seconds, 3), "answer_seconds": round(sum(a.seconds for a in answers), 3)
+        },
+        "answers": [
+            {
+                "question": a.question, "answer": a.answer, "finish_reason": a.finish_reason,
+                "evidence": [dataclasses.asdict(e) for e in a.evidence],
+            }
+            for a in answers
+        ],
+    }  # fmt: skip
+
+
+def transcript_document(
+    path: Path, model: SpeechModel, memory: AudioMemory, segments: Iterable[Segment]
+) -> dict[str, Any]:
+    return {
+        "recording": _recording(path, memory),
+        "model": model.config.name,
+        "memory": _memory(memory),
+        "segments": [dataclasses.asdict(s) for s in segments],
+    }

@@ -1,0 +1,37 @@
+"""`python -m training`: train a checkpoint on JSON lines, each stage from where it left off."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from speech_xl.errors import SpeechXLError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("--model", required=True, help="checkpoint folder, Hub id, or the name of a shipped model")
+    parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="JSONL", help="recordings to train on")
+    parser.add_argument("--validation", type=Path, metavar="JSONL", help="recordings that are never trained on")
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="the trained model is FOLDER/model")
+    parser.add_argument("--recipe", type=Path, metavar="JSON", help="stages and settings (see docs/training.md)")
+    arguments = parser.parse_args()
+    from speech_xl.checkpoints import resolve_checkpoint
+    from training.recipe import load_recipe
+    from training.runner import Runner
+
+    try:
+        recipe = load_recipe(arguments.recipe)
+        runner = Runner(recipe, arguments.data, arguments.validation, arguments.output)
+        if runner.run(resolve_checkpoint(arguments.model)):
+            return 0
+    except SpeechXLError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print("Stopped; the same command goes on from here.", file=sys.stderr)
+    return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""The loop of one stage: steps, losses, validation, saving. What is trained on and with which settings comes in.
+
+It knows batches and an optimizer, no files of data and no recipe but its own stage.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from training.batch import Batch, Batcher, name_of
+from training.network import parameter_groups
+from training.recipe import RecipeError, Stage
+from training.samples import Order, Sample
+from training.state import StageFolder
+
+Sums = dict[tuple[str, str], np.ndarray]  # (kind, ratio) -> sum of losses, right tokens, tokens
+
+
+class Loop:
+    """Trains the tensors `trained` of `network` through one stage. Every process runs one, on its share of each batch."""
+
+    def __init__(
+        self, network: nn.Module, trained: dict[str, nn.Parameter], stage: Stage, batcher: Batcher, seed: int,
+        folder: StageFolder, accelerator: Accelerator,
+    ):  # fmt: skip
+        self.stage, self.batcher, self.folder, self.accelerator = stage, batcher, folder, accelerator
+        self.trained = trained
+        self.seed = seed
+        passes = accelerator.num_processes * stage.accumulation
+        if stage.batch < passes:
+            raise RecipeError(
+                f"Stage {stage.name!r} has a batch of {stage.batch} for {passes} passes; raise it to that or more."
+            )
+        optimizer = torch.optim.AdamW(parameter_groups(trained, stage), betas=(0.9, 0.98), weight_decay=stage.weight_decay)
+        self.network, self.optimizer = accelerator.prepare(network, optimizer)
+        self.step, self.elapsed = 0, 0.0
+
+    @property
+    def progress(self) -> float:
+        """Share of the stage that is done, 0 to 1: by steps, or by time where that is further."""
+        by_time = self.elapsed / (60 * self.stage.minutes) if self.stage.minutes else 0.0
+        return min(1.0, max(self.step / self.stage.steps, by_time))
+
+    def run(self, samples: Sequence[Sample], held: Sequence[Sample]) -> bool:
+        """Train from where the folder's state is to the stage's end; False: stopped before, with the state saved."""
+        self._resume()
+        stage, main = self.stage, self.accelerator.is_main_process
+        order = Order([s.size for s in samples], stage.batch, self.seed)
+        sums: Sums = defaultdict(lambda: np.zeros(3))
+        speech_tokens, since = 0, time.monotonic()
+        with stop_signals() as stopped, tqdm(total=stage.steps, initial=self.step, unit="step", disable=not main) as bar:
+            while self.progress < 1:
+                began = time.monotonic()
+                chosen = order.batch(self.step)
+                numbers = self.step * stage.batch + np.arange(len(chosen))
+                speech_tokens += self._train([samples[i] for i in chosen], numbers, sums)
+                self.step += 1
+                self.elapsed = self._agree(self.elapsed + time.monotonic() - began)
+                bar.update()
+                is_last = self.progress >= 1
+                if self.step % stage.log_every == 0 or is_last:
+                    speed = speech_tokens / (time.monotonic() - since)
+                    self._report(self._summed(sums), speed, bar)
+                    speech_tokens, since = 0, time.monotonic()
+                    sums.clear()
+                if held and (self.step % stage.validate_every == 0 or is_last):
+                    self._validate(held, bar)
+                    since = time.monotonic()
+                stop = bool(self._agree(float(stopped())))
+                if stop or is_last or self._agree(float(self.folder.is_due)):
+                    self._save()
+                if stop and not is_last:
+                    return False
+        return True
+
+    def _train(self, samples: list[Sample], numbers: np.ndarray, sums: Sums) -> int:
+        """One optimizer step on this process's share of a batch; returns the share's speech tokens."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        share = np.array_split(np.arange(len(samples)), world)[rank]
+        batches = [
+            self.batcher.training([samples[i] for i in part], numbers[part], self.step, self.progress)
+            for part in np.array_split(share, self.stage.accumulation)
+        ]
+        # The mean over all tokens of all processes: each pass counts by its tokens.
+        total = self._total(sum(len(b.targets) for b in batches))
+        factor = self.stage.learning_rate(self.step, self.progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        self.network.train()
+        for i, batch in enumerate(batches):
+            is_last = i == len(batches) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.network):
+                losses = self._losses(batch, sums)
+                self.accelerator.backward(losses.sum() * (world / total))
+        self.accelerator.clip_grad_norm_(list(self.trained.values()), self.stage.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return sum(b.speech_tokens for b in batches)
+
+    def _losses(self, batch: Batch, sums: Sums) -> torch.Tensor:
+        """(A,) float32 cross-entropy of each answer token; its figures are added to `sums`."""
+
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(self.accelerator.device)
+
+        with self.accelerator.autocast():
+            logits = self.network(
+                tensor(batch.prefix_ids), tensor(batch.speech), tensor(batch.text_ids), tensor(batch.query_positions),
+                tensor(batch.key_positions), tensor(batch.mask), batch.ssts,
+                batch.pooled and tuple(map(tensor, batch.pooled)), tensor(batch.answer_rows),
+            )  # fmt: skip
+        targets = tensor(batch.targets)
+        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        figures = torch.stack([losses.detach(), (logits.argmax(-1) == targets).float(), torch.ones_like(losses)], dim=1)
+        figures = figures.cpu().numpy().astype(np.float64)
+        for i, group in enumerate(batch.groups):
+            sums[group] = sums[group] + figures[batch.group_of == i].sum(0)
+        return losses
+
+    @torch.no_grad()
+    def _validate(self, held: Sequence[Sample], bar: tqdm) -> None:
+        """Share of right tokens, the answer so far given, at every ratio of the stage."""
+        self.network.eval()
+        sums: Sums = defaultdict(lambda: np.zeros(3))
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        chosen = np.arange(min(len(held), self.stage.validation_recordings))
+        for ratio in self.stage.ratios:
+            for part in np.split(chosen, range(self.stage.batch, len(chosen), self.stage.batch)):
+                if part := part[rank::world].tolist():
+                    batch = self.batcher.validation([held[i] for i in part], part, ratio)
+                    self._losses_alone(batch, sums)
+        summed = self._summed(sums)
+        if self.accelerator.is_main_process:
+            self.folder.log(self.step, {f"validation/{k}/{r}": s[1] / s[2] for (k, r), s in summed.items()})
+            kinds = sorted({kind for kind, _ in summed})
+            shown = [
+                " ".join([kind, *(f"{name_of(r)} {s[1] / s[2]:.3f}" for r in self.stage.ratios
+                                  if (s := summed.get((kind, name_of(r)))) is not None)])
+                for kind in kinds
+            ]  # fmt: skip
+            bar.write(f"step {self.step}, right tokens: " + "; ".join(shown))
+
+    def _losses_alone(self, batch: Batch, sums: Sums) -> None:
+        """`_losses` without the other processes: their shares of the validation may differ in number."""
+        wrapped, self.network = self.network, self.accelerator.unwrap_model(self.network)
+        try:
+            self._losses(batch, sums)
+        finally:
+            self.network = wrapped
+
+    def _report(self, summed: Sums, speed: float, bar: tqdm) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        metrics = {f"loss/{kind}/{ratio}": s[0] / s[2] for (kind, ratio), s in sorted(summed.items())}
+        everything = sum(summed.values())
+        metrics |= {"loss": everything[0] / everything[2], "speech_tokens_per_second": speed * self.accelerator.num_processes}
+        metrics |= {f"learning_rate/{g['name']}": g["lr"] for g in self.optimizer.param_groups}
+        self.folder.log(self.step, metrics)
+        bar.set_postfix(loss=f"{metrics['loss']:.3f}")
+
+    def _summed(self, sums: Sums) -> Sums:
+        """`sums` of all processes together."""
+        if self.accelerator.num_processes == 1:
+            return dict(sums)
+        gathered: list[Sums] = [{}] * self.accelerator.num_processes
+        torch.distributed.all_gather_object(gathered, dict(sums))
+        names = sorted({name for one in gathered for name in one})
+        return {name: sum(one[name] for one in gathered if name in one) for name in names}
+
+    def _total(self, number: float) -> float:
+        """The sum of every process's number."""
+        if self.accelerator.num_processes == 1:
+            return number
+        return float(self.accelerator.reduce(torch.tensor(float(number), device=self.accelerator.device), "sum"))
+
+    def _agree(self, number: float) -> float:
+        """The mean of every process's number, so that all of them decide alike."""
+        return self._total(number) / self.accelerator.num_processes
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.save({
+                "step": self.step,
+                "elapsed": self.elapsed,
+                "parameters": {n: p.detach() for n, p in self.trained.items()},
+                "optimizer": self.optimizer.state_dict(),
+                "rng": torch.get_rng_state(),
+            })  # fmt: skip
+        self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def _resume(self) -> None:
+        state = self.folder.load()
+        if state is None:
+            return
+        self.step, self.elapsed = state["step"], state["elapsed"]
+        for name, parameter in self.trained.items():
+            parameter.copy_(state["parameters"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        if self.accelerator.is_main_process:
+            self.folder.forget_after(self.step)
+
+
+@contextmanager
+def stop_signals() -> Iterator:
+    """Ctrl-C and SIGTERM end the loop behind its step, once; a second one ends it at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        asked.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,115 @@
+"""Runs a recipe's stages one after another; each takes a checkpoint folder and leaves one.
+
+It knows which stage needs what, and where it is kept; how a stage trains is loop.py's business.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from speech_xl.checkpoints import fingerprint
+from speech_xl.config import SSTConfig, load_config
+from speech_xl.errors import CheckpointError
+from speech_xl.prompt import Prompt
+from speech_xl.summarizers import DEFAULT_INTERVAL
+from training.batch import Batcher
+from training.data import hash_files, read_recordings
+from training.loop import Loop
+from training.network import choose_trained, export, load_network, replace_folder
+from training.recipe import Recipe, RecipeError, Stage, settings_of
+from training.samples import build_samples
+from training.state import StageFolder, stage_fingerprint
+
+
+class Runner:
+    def __init__(self, recipe: Recipe, data: Sequence[Path], validation: Path | None, output: Path):
+        self.recipe, self.data, self.output = recipe, list(data), output
+        self.validation = [validation] if validation else []
+        precision = "bf16" if torch.cuda.is_available() else "no"
+        self.accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=not torch.cuda.is_available(),
+            # A step whose intervals are all raw leaves SST parameters without a gradient.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+
+    def run(self, model: Path) -> bool:
+        """Train every stage that is not done; `output`/model is the last one's. False: stopped, to be gone on with."""
+        source = model
+        for number, stage in enumerate(self.recipe.stages):
+            folder = self._stage(stage, source, self.recipe.sst if number == 0 else None)
+            if folder is None:
+                return False
+            source = folder
+        if self.accelerator.is_main_process:
+            publish(source, self.output / "model")
+        self.accelerator.wait_for_everyone()
+        return True
+
+    def _stage(self, stage: Stage, source: Path, sst: SSTConfig | None) -> Path | None:
+        """The checkpoint that a stage makes of `source`; None if it was stopped before its end."""
+        facts = {
+            "stage": settings_of(stage), "seed": self.recipe.seed, "sst": sst,
+            "data": hash_files(self.data), "model": fingerprint(source),
+        }  # fmt: skip
+        key = stage_fingerprint(facts)
+        folder = StageFolder(self.output / "stages" / f"{stage.name}-{key[:12]}", self.recipe.save_minutes)
+        if folder.is_done:
+            self._say(f"Stage {stage.name} is done already: {folder.model}")
+            return folder.model
+        config = load_config(source)
+        prompt = Prompt.load(source, config)
+        if config.recognizer is None:
+            raise CheckpointError(f"{source} has no recogniser; so far only checkpoints that have one can be trained.")
+        samples, too_long = build_samples(read_recordings(self.data), prompt, stage.max_tokens)
+        held = build_samples(read_recordings(self.validation), prompt, stage.max_tokens)[0] if self.validation else []
+        network, config = load_network(source, config, sst, prompt.end_id)
+        if any(r is not None for r in stage.ratios) and config.sst is None:
+            raise RecipeError(f"Stage {stage.name!r} has ratios, but {source} has no SSTs; give the recipe an sst.")
+        for ratio in stage.ratios:
+            if ratio is not None and ratio not in config.sst.ratios:
+                raise RecipeError(f"Stage {stage.name!r} has ratio {ratio}; the SSTs have {config.sst.ratios}.")
+        trained = choose_trained(network, stage, self.recipe.seed)
+        count = sum(p.numel() for p in trained.values())
+        self._say(
+            f"Stage {stage.name}: {len(samples)} recordings"
+            + (f" ({too_long} longer than {stage.max_tokens} tokens left out)" if too_long else "")
+            + f", {len(held)} to validate, {count:,} parameters in {len(trained)} tensors, in {folder.path}"
+        )
+        interval = config.sst.interval if config.sst else DEFAULT_INTERVAL
+        batcher = Batcher(prompt, config.sst, interval, config.prompt.transcribe, stage, self.recipe.seed)
+        loop = Loop(network, trained, stage, batcher, self.recipe.seed, folder, self.accelerator)
+        finished = loop.run(samples, held)
+        folder.close()
+        if not finished:
+            return None
+        if self.accelerator.is_main_process:
+            if config.sst is not None and any("sst_" in name for name in trained):
+                config = replace(config, sst=replace(config.sst, trained=True))
+            export(self.accelerator.unwrap_model(loop.network), config, source, folder.model)
+            folder.finish(facts | {"steps": loop.step, "seconds": round(loop.elapsed)})
+        self.accelerator.wait_for_everyone()
+        return folder.model
+
+    def _say(self, sentence: str) -> None:
+        self.accelerator.print(sentence, flush=True)
+
+
+def publish(source: Path, folder: Path) -> None:
+    """Make `folder` the checkpoint `source`, by hard links where the disk has them."""
+    temporary = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for path in source.iterdir():
+        try:
+            os.link(path, temporary / path.name)
+        except OSError:
+            shutil.copyfile(path, temporary / path.name)
+    replace_folder(temporary, folder)

@@ -1,0 +1,94 @@
+"""What a stage leaves on disk while it trains: a state to resume from, metrics, and whether it is done.
+
+A stage's folder is named after its fingerprint: another recipe, seed, data or model trains in another folder, and
+nothing that was trained is ever taken for something else or overwritten.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+FORMAT = 1  # raised when the same recipe would train otherwise
+
+
+def stage_fingerprint(facts: dict[str, Any]) -> str:
+    """SHA-256 of everything that decides what a stage's training yields."""
+    return hashlib.sha256(json.dumps(facts | {"format": FORMAT}, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class StageFolder:
+    """One stage's folder: state.pt while it trains, done.json when its model is written, metrics.csv throughout."""
+
+    def __init__(self, folder: Path, save_minutes: float):
+        self.path = folder
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._save_seconds = save_minutes * 60
+        self._saved_at = time.monotonic()
+        self._board = None
+
+    @property
+    def model(self) -> Path:
+        """The checkpoint that the stage yields."""
+        return self.path / "model"
+
+    @property
+    def is_done(self) -> bool:
+        return (self.path / "done.json").exists()
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() - self._saved_at >= self._save_seconds
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the state under another name and rename it: a kill leaves the old one or the new one."""
+        temporary = self.path / "state.partial"
+        torch.save(state, temporary)
+        os.replace(temporary, self.path / "state.pt")
+        self._saved_at = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        path = self.path / "state.pt"
+        return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Mark the stage as done; its state is no longer needed."""
+        temporary = self.path / "done.partial"
+        temporary.write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path / "done.json")
+        (self.path / "state.pt").unlink(missing_ok=True)
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of steps that a kill made undone."""
+        path = self.path / "metrics.csv"
+        if path.exists():
+            rows = path.read_text(encoding="utf-8").splitlines()
+            kept = [r for i, r in enumerate(rows) if i == 0 or int(r.split(",", 1)[0]) <= step]
+            path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append (step, metric, value) rows to metrics.csv and to TensorBoard's file."""
+        path = self.path / "metrics.csv"
+        fresh = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if fresh:
+                writer.writerow(("step", "metric", "value"))
+            writer.writerows((step, name, f"{value:.6g}") for name, value in metrics.items())
+        if self._board is None:
+            self._board = SummaryWriter(str(self.path), purge_step=step)
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+        self._board.flush()
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
