@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -12,11 +13,15 @@ from evaluation.__main__ import main
 from evaluation.data import DataError, read_data
 from evaluation.metrics import choose, normalise, score_answer, token_f1, word_errors
 from evaluation.report import make_rows, ratio_figure
-from evaluation.results import Method, ResultsFile, Run
+from evaluation.cascade import read_as_text, recognize, words_between
+from evaluation.results import CASCADE, Method, ResultsFile, Run
 from evaluation.run import choose_methods, evaluate
+from speech_xl.conversation import Listening, ask
 from speech_xl.errors import ScheduleError
+from speech_xl.memory import RecordingSource
 from speech_xl.model import SpeechModel
-from tests.tiny import save_checkpoint, tiny_config, write_sound
+from speech_xl.recognition import Word
+from tests.tiny import save_checkpoint, tiny_config, tiny_recognizer_config, write_sound
 
 SETTINGS = Run("tiny", "f", "d", "torch", 16)
 
@@ -135,8 +140,8 @@ def test_answers_are_scored_as_they_were_said(desk: tuple[Path, Path], monkeypat
     said = iter(["Ann!", "Bob", "ann and bob", "not mentioned", "a c"])
     real = evaluation.run.ask_item
 
-    def scripted(model: SpeechModel, memory: object, item: object) -> tuple[str, tuple[float, float] | None]:
-        real(model, memory, item)
+    def scripted(model: SpeechModel, heard: object, item: object) -> tuple[str, tuple[float, float] | None]:
+        real(model, heard, item)
         return next(said), (0.0, 0.5)
 
     monkeypatch.setattr(evaluation.run, "ask_item", scripted)
@@ -221,3 +226,32 @@ def test_raw_is_one_method_whatever_the_summarizer(desk: tuple[Path, Path]) -> N
     assert [m.label for m in methods] == ["raw", "stride 4", "stride 8", "sst 4", "sst 8"]
     with pytest.raises(ScheduleError):
         choose_methods(model, [5], ["sst"])
+
+
+def test_the_cascade_reads_the_words_as_text(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = save_checkpoint(tmp_path / "words", tiny_recognizer_config())
+    model = SpeechModel.load(str(folder), "torch")
+    words = [Word("a", 0.0, 0.4), Word("b", 0.5, 0.9), Word("h", 1.0, 1.2)]
+    memory = read_as_text(model, words, RecordingSource("a.wav", 1.5, 1.5, ""))
+    ids = [*model.prompt.prefix_ids, *model.prompt.text_ids("a b h")]
+    assert memory.prefix == tuple(ids) and memory.bytes == len(ids) * model.bytes_per_slot
+    assert (words_between(words, None), words_between(words, (0.4, 1.0))) == ("a b h", "b")
+    # The decoder reads the text as if the question stood right behind it in one prompt.
+    asking = ask(model, memory, "what drink is order 47?", longest=8)
+    list(asking)
+    whole = model.backend.answer(model.backend.start([]), ids + model.prompt.question_ids("what drink is order 47?"), 0)
+    tokens = list(itertools.takewhile(lambda t: t not in model.prompt.end_ids, (s.token for s in itertools.islice(whole, 8))))
+    assert asking.answer.answer == model.prompt.decode(tokens) and not asking.answer.evidence
+
+    write_sound(tmp_path / "a.wav", 1.5)
+    heard, source = recognize(model, tmp_path / "a.wav")
+    listening = Listening(model, tmp_path / "a.wav", ratio=None)
+    assert [w.text for w in heard] == [w.text for event in listening for w in event.words]
+    assert source == listening.memory.recording
+    (tmp_path / "data.jsonl").write_text(line() + "\n" + line(question=None, answer=None, text="a b"), encoding="utf-8")
+    command = [str(tmp_path / "data.jsonl"), "--backend", "torch", "--ratios", "4", "--cascade"]
+    assert main([*command, "--model", str(folder), "--output", str(tmp_path / "out")]) == 0
+    assert [row["name"] for row in without_times(tmp_path / "out")] == ["sst", "sst", CASCADE.name, CASCADE.name]
+    capsys.readouterr()
+    assert main([*command, "--model", str(save_checkpoint(tmp_path / "frames", tiny_config()))]) == 2
+    assert "no recogniser" in capsys.readouterr().err
