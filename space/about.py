@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from html import escape
 
-from speech_xl.describe import FLOAT32, count_parameters, describe_ssts, fits_here, machine_memory, memory_per_hour
+from speech_xl.describe import (
+    FLOAT32,
+    count_parameters,
+    describe_speech_tokens,
+    describe_ssts,
+    fits_here,
+    machine_memory,
+    memory_per_hour,
+)
 from speech_xl.model import DEFAULT, SpeechModel
 from speech_xl.schedule import format_bytes
 
@@ -42,6 +50,7 @@ def about(model: SpeechModel, max_hours: float) -> str:
         ("understands", config.description or "Its model card does not say."),
         ("model", f"{config.name}, {parameters / 1e6:.1f} million parameters ({model.folder.name})"),
         ("computes with", f"{model.backend.name} on {model.backend.device}"),
+        ("speech tokens", describe_speech_tokens(config)),
         ("memory tokens", describe_ssts(config)),
         ("this machine", fits_here(parameters)),
         ("longest recording", f"{max_hours:g} h on this page"),

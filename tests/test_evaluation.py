@@ -10,10 +10,10 @@ import pytest
 
 import evaluation.run
 from evaluation.__main__ import main
+from evaluation.cascade import read_as_text, recognize, words_between
 from evaluation.data import DataError, read_data
 from evaluation.metrics import choose, normalise, score_answer, token_f1, word_errors
 from evaluation.report import make_rows, ratio_figure
-from evaluation.cascade import read_as_text, recognize, words_between
 from evaluation.results import CASCADE, Method, ResultsFile, Run
 from evaluation.run import choose_methods, evaluate
 from speech_xl.conversation import Listening, ask
