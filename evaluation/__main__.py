@@ -14,10 +14,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from evaluation.cascade import check_recognizer
 from evaluation.data import read_data
 from evaluation.plot import plot
 from evaluation.report import Row, as_csv, make_rows, markdown, table
-from evaluation.results import ResultsFile, Run
+from evaluation.results import CASCADE, ResultsFile, Run
 from evaluation.run import choose_methods, evaluate
 from speech_xl.arguments import parse_ratio
 from speech_xl.backend import BACKENDS
@@ -35,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory-bits", type=int, default=16, choices=MEMORY_BITS)
     parser.add_argument("--ratios", nargs="+", metavar="RATIO", help="raw, 2, 4, ... (default: all that the model has)")
     parser.add_argument("--summarizers", nargs="+", default=["auto"], choices=("auto", *SUMMARIZERS))
+    parser.add_argument("--cascade", action="store_true", help="also transcribe first and read the text: see the document")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep results and write a report; resumable")
     return parser
 
@@ -44,6 +46,9 @@ def run(arguments: argparse.Namespace) -> None:
     ratios = None if arguments.ratios is None else [parse_ratio(ratio) for ratio in arguments.ratios]
     model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
     methods = choose_methods(model, ratios or [None, *model.ratios], arguments.summarizers)
+    if arguments.cascade:
+        check_recognizer(model)
+        methods.append(CASCADE)
     settings = Run(model.config.name, model.fingerprint, data.sha256, model.backend.name, arguments.memory_bits)
     results = ResultsFile(settings, arguments.output)
     with tqdm(total=len(methods) * len(data.items), unit="item", file=sys.stderr) as bar:

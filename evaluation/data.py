@@ -104,7 +104,7 @@ def _item(line: str, where: str, number: str, folder: Path) -> Item:
     if question is None:
         if text is None:
             raise DataError(f'{where}: there is nothing to ask; give "question" and "answer", or "text".')
-        if not error_words(text):
+        if not (normalise(text) and error_words(text)):
             raise DataError(f"{where}: the text {text!r} has no words; write what is said.")
         return Item(**known, kind=kind or "transcript", text=text)
     if answer is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure as Canvas
 
 from evaluation.report import ALL, METRICS, Row
+from evaluation.results import CASCADE, RAW
 
 SHOWN = ("exact", "choice", "not_mentioned", "wer")
 
@@ -21,7 +22,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     canvas = Canvas(figsize=(5.5 * len(metrics), 4.2), layout="constrained")
     for axes, metric in zip(canvas.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for name in dict.fromkeys(row.method.name for row in rows):
-            curve = [row for row in rows if row.method.name == name or (name != "cascade" and row.method.name == "raw")]
+            curve = [row for row in rows if row.method.name == name or (name != CASCADE.name and row.method == RAW)]
             curve = sorted((r for r in curve if metric in r.figures[ALL]), key=lambda r: r.costs.bytes_per_minute)
             figures = [row.figures[ALL][metric] for row in curve]
             below = [0 if f.low is None else max(0, f.value - f.low) for f in figures]

@@ -48,6 +48,10 @@ class Method:
         return self.name if self.ratio is None else f"{self.name} {self.ratio}"
 
 
+RAW = Method("raw", None)  # the same whatever the summarizer
+CASCADE = Method("cascade", None)
+
+
 @dataclass(frozen=True)
 class Result:
     """One item, answered by one method.

@@ -7,19 +7,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.cascade import read_as_text, recognize, words_between
 from evaluation.data import Data, Item
 from evaluation.metrics import score_answer, score_transcript
-from evaluation.results import Method, Result, ResultsFile
+from evaluation.results import CASCADE, RAW, Method, Result, ResultsFile
 from speech_xl.conversation import Listening, ask
 from speech_xl.memory import AudioMemory
 from speech_xl.model import SpeechModel
+from speech_xl.recognition import Word
 from speech_xl.schedule import Ratio, check_ratio
 from speech_xl.summarizers import choose_summarizer
 from speech_xl.transcript import transcribe
 
-RAW = Method("raw", None)
+
+@dataclass(frozen=True)
+class Heard:
+    """What a method keeps of a recording."""
+
+    memory: AudioMemory
+    listen_seconds: float  # what it took to make it
+    words: tuple[Word, ...] | None = None  # the cascade's own transcript
 
 
 def choose_methods(model: SpeechModel, ratios: Sequence[Ratio], summarizers: Sequence[str]) -> list[Method]:
@@ -49,35 +59,46 @@ def evaluate(
             yield from ((method, item) for item in items if results.has(method, item.id))
             if not left:
                 continue
-            memory, listen_seconds = hear(model, audio, method)
+            heard = hear(model, audio, method)
             for item in left:
-                results.add(answer(model, memory, item, method, listen_seconds))
+                results.add(answer(model, heard, item, method))
                 yield method, item
 
 
-def hear(model: SpeechModel, audio: Path, method: Method) -> tuple[AudioMemory, float]:
-    """-> (the memory that the method leaves of a recording, seconds it took)."""
+def hear(model: SpeechModel, audio: Path, method: Method) -> Heard:
+    """Make of a recording what the method keeps."""
     started = time.monotonic()
+    if method == CASCADE:
+        words, recording = recognize(model, audio)
+        return Heard(read_as_text(model, words, recording), time.monotonic() - started, tuple(words))
     listening = Listening(model, audio, ratio=method.ratio, summarizer=method.name)
     for _ in listening:
         pass
-    return listening.memory, time.monotonic() - started
+    return Heard(listening.memory, time.monotonic() - started)
 
 
-def answer(model: SpeechModel, memory: AudioMemory, item: Item, method: Method, listen_seconds: float) -> Result:
-    """Ask one item of a memory and score what comes."""
-    started = time.monotonic()
-    evidence = None
+def ask_item(model: SpeechModel, heard: Heard, item: Item) -> tuple[str, tuple[float, float] | None]:
+    """-> (what the model says, seconds of the strongest evidence; None for a transcript, or where there is none)."""
     if item.text is not None:
-        said = " ".join(segment.text for segment in transcribe(model, memory, *(item.span or (None, None))))
+        if heard.words is not None:
+            return words_between(heard.words, item.span), None
+        segments = transcribe(model, heard.memory, *(item.span or (None, None)))
+        return " ".join(segment.text for segment in segments), None
+    asking = ask(model, heard.memory, item.prompt)
+    for _ in asking:
+        pass
+    strongest = next(iter(asking.answer.evidence), None)
+    return asking.answer.answer, strongest and (strongest.start, strongest.end)
+
+
+def answer(model: SpeechModel, heard: Heard, item: Item, method: Method) -> Result:
+    """Ask one item about a recording and score what comes."""
+    started = time.monotonic()
+    said, evidence = ask_item(model, heard, item)
+    answer_seconds = time.monotonic() - started
+    if item.text is not None:
         scores = score_transcript(said, item.text)
     else:
-        asking = ask(model, memory, item.prompt)
-        for _ in asking:
-            pass
-        said = asking.answer.answer
-        if asking.answer.evidence:
-            evidence = (asking.answer.evidence[0].start, asking.answer.evidence[0].end)
         scores = score_answer(said, item.answer, item.choices, item.span, evidence)
     return Result(
         method=method,
@@ -87,8 +108,8 @@ def answer(model: SpeechModel, memory: AudioMemory, item: Item, method: Method, 
         said=said,
         scores=scores,
         evidence=evidence,
-        seconds=memory.seconds,
-        bytes=memory.bytes,
-        listen_seconds=round(listen_seconds, 3),
-        answer_seconds=round(time.monotonic() - started, 3),
+        seconds=heard.memory.seconds,
+        bytes=heard.memory.bytes,
+        listen_seconds=round(heard.listen_seconds, 3),
+        answer_seconds=round(answer_seconds, 3),
     )
