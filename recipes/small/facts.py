@@ -75,7 +75,10 @@ class FactSource:
         self.fillers = [f for f in data["fillers"] if is_held(f) == held]
         self.grammar = data["grammar"]
         self.verbs = [
-            (kind, *verb) for kind, verbs in self.grammar["verb"].items() for verb in verbs if is_held(kind + verb[0]) == held
+            (kind, *verb)
+            for kind, verbs in self.grammar["verb"].items()
+            for verb in verbs
+            if is_held(kind + verb[0]) == held
         ]
 
     def expand(self, text: str, rng: random.Random) -> str:
@@ -125,7 +128,8 @@ class FactSource:
         thing = with_articles(self.expand(pattern, rng))
         other = with_articles(self.expand(pattern, rng))
         future = rng.random() < 0.3
-        extras = {k: with_articles(self._entry("soon" if future and k == "when" else k, rng)) for k in ("where", "when", "how", "why")}
+        lists = {"where": "where", "when": "soon" if future else "when", "how": "how", "why": "why"}
+        extras = {k: with_articles(self._entry(name, rng)) for k, name in lists.items()}
         said = rng.sample(["where", "when", "how", "why"], rng.choice((1, 2, 2, 3)))
         said.sort(key=["how", "where", "when", "why"].index)
         order = said[:]
@@ -153,10 +157,11 @@ class FactSource:
         who = (f"Who {done} {the_thing}?", f"Which person {done} {the_thing}?", f"Who {done} {the_thing}{hint}?")
         if one and not future and kind not in ("food", "plant"):
             who += (f"By whom was {the_thing} {participle}?",)
-        asker = "Whom" if kind == "person" else "What"
+        asker, is_it = "Whom" if kind == "person" else "What", "is" if future else "was"
+        whats = (f"{asker} {does}?", f"{asker} {does}{hint}?", f"{asker} {is_it} it that {the_actor} {done}?")
         questions = [
             Asked(who, actor),
-            Asked((f"{asker} {does}?", f"{asker} {does}{hint}?", f"{asker} {'is' if future else 'was'} it that {the_actor} {done}?"), thing),
+            Asked(whats, thing),
         ]
         ways = {
             "where": ("Where {} {}?", "In what place {} {}?", "At which place {} {}?"),
@@ -165,7 +170,8 @@ class FactSource:
             "why": ("Why {} {}?", "For what reason {} {}?", "What was the reason that {} {}?"),
         }
         if future:
-            ways |= {"when": ("When {} {}?",), "why": ("Why {} {}?", "For what reason {} {}?", "What is the reason that {} {}?")}
+            ways["when"] = ways["when"][:1]
+            ways["why"] = (*ways["why"][:2], "What is the reason that {} {}?")
         plain = ("When was it", "What was", "What is")
 
         def ask(word: str, subject: str, thing: str) -> tuple[str, ...]:
@@ -175,7 +181,8 @@ class FactSource:
 
         answers = {k: bare(extras[k]) if k in ("where", "when") else extras[k] for k in said}
         questions += [Asked(ask(k, the_actor, the_thing), answers[k]) for k in said]
-        absent = [rng.choice(ask(k, the_actor, the_thing)) for k in extras if k not in said and not (k == "where" and " in " in thing)]
+        unsaid = [k for k in extras if k not in said and not (k == "where" and " in " in thing)]
+        absent = [rng.choice(ask(k, the_actor, the_thing)) for k in unsaid]
         if other != thing:
             absent.append(f"Who {done} {the_other}?")
             absent.append(rng.choice(ask(rng.choice(said), the_actor, the_other)))
