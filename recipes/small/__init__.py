@@ -1,1 +1,1 @@
-"""The shipped English model: Whisper base, SmolLM2-135M-Instruct and summarization tokens, and the data they learn from."""
+"""The shipped English model: what it is put together from and the data that it learns from."""

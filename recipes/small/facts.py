@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from recipes.small.clauses import Clause
+
 HELD_FRACTION = 0.1
 HELD_NAMES = ("first", "last")  # the lists whose entries are split too
 FACTS_FILE = Path(__file__).with_name("talk_facts.json")
@@ -50,13 +52,6 @@ def capitalised(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def bare(phrase: str) -> str:
-    """A place or time as an answer names it: "on Friday" -> "Friday", but "near the lake" stays."""
-    if re.match(r"in \w+ days|in front of|at (home|dawn)", phrase):
-        return phrase
-    return re.sub(r"^(in|at|on) ", "", phrase)
-
-
 class FactSource:
     """Draws facts of the training part or of the held-out part.
 
@@ -75,7 +70,10 @@ class FactSource:
         self.fillers = [f for f in data["fillers"] if is_held(f) == held]
         self.grammar = data["grammar"]
         self.verbs = [
-            (kind, *verb) for kind, verbs in self.grammar["verb"].items() for verb in verbs if is_held(kind + verb[0]) == held
+            (kind, *verb)
+            for kind, verbs in self.grammar["verb"].items()
+            for verb in verbs
+            if is_held(kind + verb[0]) == held
         ]
 
     def expand(self, text: str, rng: random.Random) -> str:
@@ -118,73 +116,21 @@ class FactSource:
         return Fact(put(sentence), tuple(asked), tuple(absent), template["say"][0])
 
     def from_grammar(self, rng: random.Random) -> Fact:
-        """ "The baker" + "sold" + "a red lamp" + "at the market" + "on Friday", told and asked in several ways."""
-        kind, base, past, participle = rng.choice(self.verbs)
+        """A clause of random words, told once and asked in several ways."""
+        kind, *verb = rng.choice(self.verbs)
         actor = self._entry("actor", rng)
         pattern = rng.choice(self.grammar["thing"][kind])
-        thing = with_articles(self.expand(pattern, rng))
-        other = with_articles(self.expand(pattern, rng))
+        thing, other_thing = (with_articles(self.expand(pattern, rng)) for _ in range(2))
         future = rng.random() < 0.3
-        extras = {k: with_articles(self._entry("soon" if future and k == "when" else k, rng)) for k in ("where", "when", "how", "why")}
-        said = rng.sample(["where", "when", "how", "why"], rng.choice((1, 2, 2, 3)))
-        said.sort(key=["how", "where", "when", "why"].index)
-        order = said[:]
-        tail = " ".join(extras[k] for k in order)
-        the_thing = re.sub(r"^an? ", "the ", thing)
-        the_actor = re.sub(r"^an? ", "the ", actor)
-        the_other = re.sub(r"^an? ", "the ", other)
-        if future:
-            core = f"{actor} {rng.choice(('will', 'is going to', 'plans to', 'wants to'))} {base} {thing}"
-            if "and" in actor.split():
-                core = f"{actor} will {base} {thing}"
-        else:
-            core = f"{actor} {past} {thing}"
-        one = re.match("the |a |an ", thing)
-        if not future and one and kind not in ("food", "plant") and rng.random() < 0.2:
-            core = f"{thing} was {participle} by {actor}"
-        sentence = f"{core} {tail}."
-        if "when" in order and rng.random() < 0.35:
-            rest = " ".join(extras[k] for k in order if k != "when")
-            sentence = f"{extras['when']}, {core}{' ' + rest if rest else ''}."
-
-        does = f"will {the_actor} {base}" if future else f"did {the_actor} {base}"
-        done = f"will {base}" if future else past
-        hint = f" {extras[rng.choice(order)]}" if rng.random() < 0.3 else ""
-        who = (f"Who {done} {the_thing}?", f"Which person {done} {the_thing}?", f"Who {done} {the_thing}{hint}?")
-        if one and not future and kind not in ("food", "plant"):
-            who += (f"By whom was {the_thing} {participle}?",)
-        asker = "Whom" if kind == "person" else "What"
-        questions = [
-            Asked(who, actor),
-            Asked((f"{asker} {does}?", f"{asker} {does}{hint}?", f"{asker} {'is' if future else 'was'} it that {the_actor} {done}?"), thing),
-        ]
-        ways = {
-            "where": ("Where {} {}?", "In what place {} {}?", "At which place {} {}?"),
-            "when": ("When {} {}?", "At what time {} {}?", "When was it that {} {}?"),
-            "how": ("How {} {}?", "In what way {} {}?"),
-            "why": ("Why {} {}?", "For what reason {} {}?", "What was the reason that {} {}?"),
-        }
-        if future:
-            ways |= {"when": ("When {} {}?",), "why": ("Why {} {}?", "For what reason {} {}?", "What is the reason that {} {}?")}
-        plain = ("When was it", "What was", "What is")
-
-        def ask(word: str, subject: str, thing: str) -> tuple[str, ...]:
-            asked = f"will {subject} {base}" if future else f"did {subject} {base}"
-            wordings = (w for w in ways[word] if not w.startswith("At what time") or "o'clock" in extras["when"])
-            return tuple(w.format(f"{subject} {done}" if w.startswith(plain) else asked, thing) for w in wordings)
-
-        answers = {k: bare(extras[k]) if k in ("where", "when") else extras[k] for k in said}
-        questions += [Asked(ask(k, the_actor, the_thing), answers[k]) for k in said]
-        absent = [rng.choice(ask(k, the_actor, the_thing)) for k in extras if k not in said and not (k == "where" and " in " in thing)]
-        if other != thing:
-            absent.append(f"Who {done} {the_other}?")
-            absent.append(rng.choice(ask(rng.choice(said), the_actor, the_other)))
-        stranger = self._entry("actor", rng)
-        if stranger != actor:
-            stranger = re.sub(r"^an? ", "the ", stranger)
-            absent.append(rng.choice(ask(rng.choice(said), stranger, the_thing)))
-            absent.append(f"{asker} {'will' if future else 'did'} {stranger} {base}?")
-        return Fact(sentence, tuple(questions), tuple(map(with_articles, absent)), f"{kind} {base}")
+        lists = {"where": "where", "when": "soon" if future else "when", "how": "how", "why": "why"}
+        extras = {k: with_articles(self._entry(name, rng)) for k, name in lists.items()}
+        said = tuple(rng.sample(list(lists), rng.choice((1, 2, 2, 3))))
+        clause = Clause(kind, tuple(verb), actor, thing, future, extras, said)
+        sentence, hint = clause.sentence(rng), clause.hint(rng)
+        asked = [Asked(clause.ask_who(hint), actor), Asked(clause.ask_what(hint), thing)]
+        asked += [Asked(clause.ask(k), clause.answer(k)) for k in said]
+        absent = clause.unanswered(other_thing, self._entry("actor", rng), rng)
+        return Fact(sentence, tuple(asked), tuple(map(with_articles, absent)), f"{kind} {verb[0]}")
 
     def draw(self, rng: random.Random) -> Fact:
         if rng.random() < 0.6:

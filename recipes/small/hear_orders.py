@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
+from recipes.small.order_cache import read_cache
 from speech_xl.config import SAMPLING_RATE
 
 WINDOW_SECONDS = 30
@@ -132,13 +133,6 @@ class Whisper:
             words.append(token)
             row = torch.tensor([[token]])
         return self.tokenizer.decode(words, skip_special_tokens=True).strip()
-
-
-def read_cache(path: Path) -> list[dict]:
-    """The whole lines of a cache; a line that a kill cut off is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def fill_cache(data: Path, model: Path, cache: Path, rounds: Sequence[tuple[str, int]]) -> None:

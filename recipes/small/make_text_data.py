@@ -42,12 +42,9 @@ _QUOTE = (
     "What sentence mentions {}?", "Quote the sentence about {}.", "Which sentence mentions {}?",
     "What exactly was said about {}?", "Repeat the sentence with {}.", "What did they say about {}?",
 )  # fmt: skip
-_FIRST = ("What is the first sentence?", "What was said first?", "Quote the first sentence.", "How does the recording begin?")
-_LAST = ("What is the last sentence?", "What was said last?", "Quote the last sentence.", "How does the recording end?")
-_DEFINED = ("What is {}?", "What is meant by {}?", "How is {} explained?", "What does {} mean?")
-_COMMON = set(
-    ["about", "above", "after", "again", "against", "almost", "along", "already", "although", "always", "among", "another", "answer", "anything", "around", "because", "become", "before", "began", "begin", "behind", "being", "below", "between", "beyond", "both", "bring", "called", "cannot", "could", "does", "doing", "done", "down", "during", "each", "either", "else", "enough", "even", "ever", "every", "everything", "first", "found", "from", "gave", "give", "given", "going", "great", "have", "having", "hence", "here", "himself", "however", "indeed", "into", "itself", "just", "knew", "know", "known", "large", "least", "less", "like", "little", "long", "made", "make", "many", "might", "more", "most", "much", "must", "myself", "neither", "never", "next", "nothing", "often", "once", "only", "other", "others", "ought", "over", "people", "perhaps", "place", "quite", "rather", "really", "right", "said", "same", "seem", "several", "shall", "should", "since", "small", "some", "someone", "something", "still", "such", "sure", "take", "taken", "than", "that", "their", "them", "themselves", "then", "there", "these", "they", "thing", "things", "think", "this", "those", "though", "thought", "through", "thus", "time", "together", "under", "until", "upon", "used", "very", "want", "well", "were", "what", "when", "where", "whether", "which", "while", "whole", "whose", "will", "with", "within", "without", "would", "your", "yourself"]
-)
+_FIRST = ("What is the first sentence?", "What was said first?", "Quote the first sentence.", "How does it begin?")
+_LAST = ("What is the last sentence?", "What was said last?", "Quote the last sentence.", "How does it end?")
+_COMMON = set(" ".join(json.loads(Path(__file__).with_name("words.json").read_text())["common"]).split())
 
 
 @dataclass(frozen=True)
@@ -66,9 +63,8 @@ def defined(noun: str, meaning: str) -> Fact:
     """A definition as a fact."""
     name = noun if noun.endswith("s") else f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
     verb = "are" if noun.endswith("s") else "is"
-    asked = Asked(tuple(w.format(name).replace("What is", f"What {verb}", 1) for w in _DEFINED[:1]) + tuple(
-        w.format(f"the word {noun}") for w in _DEFINED[1:2]), meaning)
-    return Fact(f"{name} {verb} {meaning}.", (asked,), (), f"definition {noun}")
+    ways = (f"What {verb} {name}?", f"What is meant by the word {noun}?", f"How is the word {noun} explained?")
+    return Fact(f"{name} {verb} {meaning}.", (Asked(ways, meaning),), (), f"definition {noun}")
 
 
 class Library:

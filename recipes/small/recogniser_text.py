@@ -7,22 +7,19 @@ stays, "two million dollars" -> "$2 million", "nineteen eighty-four" -> "1984", 
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-_UNITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_WORDS = json.loads(Path(__file__).with_name("words.json").read_text())
+_UNITS = " ".join(_WORDS["numbers"]).split()
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _VALUES = {w: n for n, w in enumerate(_UNITS)} | {w: 10 * n for n, w in enumerate(_TENS, 2)}
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
-_ORDINALS = {
-    w: n
-    for n, w in enumerate(
-        ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth", "seventeenth", "eighteenth", "nineteenth", "twentieth"],
-        1,
-    )
-} | {"thirtieth": 30}
+_ORDINALS = {w: n for n, w in enumerate(" ".join(_WORDS["ordinals"]).split(), 1)} | {"thirtieth": 30}
 _MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 _WORD = "|".join(sorted([*_VALUES, *_SCALES], key=len, reverse=True))
 _JOINT = r"(?:-| |(?<=hundred) and |(?<=thousand) and |(?<=million) and )"
@@ -30,10 +27,7 @@ _NUMBER = re.compile(rf"\b(?:a (?=hundred\b|thousand\b|million\b))?(?:{_WORD})(?
 _ORDINAL = "|".join(sorted(_ORDINALS, key=len, reverse=True))
 _DAY = rf"((?:twenty|thirty)-)?({_ORDINAL})"
 
-_SOUND_ALIKE = [
-    set(group.split())
-    for group in ["there their they're", "to too two", "for four", "one won", "right write", "here hear", "no know", "new knew", "sea see", "son sun", "by buy bye", "our hour", "read red", "week weak", "meet meat", "piece peace", "whole hole", "wait weight", "way weigh", "which witch", "wood would", "its it's", "your you're", "than then", "of off", "were where", "passed past", "mail male", "night knight", "road rode", "ate eight", "brake break", "plain plane", "pair pear", "sail sale", "steel steal", "tail tale", "waist waste", "flower flour", "bear bare", "dear deer", "board bored", "cell sell", "fair fare", "great grate", "heal heel", "hair hare", "principal principle", "root route", "role roll", "scene seen", "some sum", "stair stare", "tide tied", "wear ware", "affect effect", "accept except", "in and", "a the", "this the", "is was", "walk work", "ship sheep", "live leave", "full fool", "bed bad", "had has", "cold called", "bank back", "coast cost", "long along"]
-]
+_SOUND_ALIKE = [set(group.split()) for group in _WORDS["sound_alike"]]
 _ALIKE = {w: sorted(g - {w}) for g in _SOUND_ALIKE for w in g}
 _SPELLINGS = [
     ("ck", "k"), ("ph", "f"), ("ie", "y"), ("y", "i"), ("ei", "ai"), ("ll", "l"), ("tt", "t"), ("nn", "n"), ("k", "c"),
@@ -122,14 +116,14 @@ def written(text: str, style: Style) -> str:
         text = re.sub(r"\bDoctor (?=[A-Z])", "Dr. ", text)
     if style.digits_from < 10**12:
 
-        def day(match: re.Match) -> str:
-            number = (20 if match[1] == "twenty-" else 30 if match[1] else 0) + _ORDINALS[match[2]]
+        def day(tens: str | None, ordinal: str) -> str:
+            number = {"twenty-": 20, "thirty-": 30}.get(tens, 0) + _ORDINALS[ordinal]
             ending = "th" if number in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
             return f"{number}{ending}"
 
-        text = re.sub(rf"{_DAY}(?= of (?:{_MONTHS}))", day, text)
-        text = re.sub(rf"((?:{_MONTHS}) (?:the )?){_DAY}", lambda m: m[1] + day(re.match(_DAY, m[0][len(m[1]) :])), text)
-        text = re.sub(r"\b(\w+) oh (\w+)\b", lambda m: _oh_year(m), text)
+        text = re.sub(rf"{_DAY}(?= of (?:{_MONTHS}))", lambda m: day(m[1], m[2]), text)
+        text = re.sub(rf"((?:{_MONTHS}) (?:the )?){_DAY}", lambda m: m[1] + day(m[2], m[3]), text)
+        text = re.sub(r"\b(\w+) oh (\w+)\b", _oh_year, text)
         text = _NUMBER.sub(lambda m: _number(m, style), text)
         text = re.sub("\0 (dollars|percent)", "", text).replace("\0", "")
     if not style.punctuated:

@@ -56,7 +56,8 @@ def definitions() -> list[tuple[str, str]]:
         noun = line.split()[4].replace("_", " ")
         gloss = re.split(r"[;:(]", line.split("|", 1)[1])[0].strip().rstrip(".")
         starts = gloss.startswith(("a ", "an ", "the ", "someone "))
-        if noun.isascii() and noun.islower() and starts and 3 <= len(gloss.split()) <= 9 and noun not in gloss and _readable(gloss):
+        plain = noun.isascii() and noun.islower() and noun not in gloss and _readable(gloss)
+        if plain and starts and 3 <= len(gloss.split()) <= 9:
             found.append((noun, gloss))
     return found
 
@@ -68,7 +69,8 @@ def fortunes() -> list[list[str]]:
             continue
         for text in path.read_text(errors="ignore").split("\n%\n"):
             text = re.sub(r"\s+", " ", re.sub(r"\n\s*--.*", "", text, flags=re.S)).strip()
-            if 20 < len(text) < 900 and _readable(text) and not _COARSE.search(text) and (sentences := _sentences(text)):
+            fits = 20 < len(text) < 900 and _readable(text) and not _COARSE.search(text)
+            if fits and (sentences := _sentences(text)):
                 passages.append(sentences)
     return passages
 
