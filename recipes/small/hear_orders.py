@@ -1,11 +1,11 @@
 """What a recogniser writes when it hears the order desk: human orders and digits, laid in 30-second windows.
 
 Numbers (two digits of one voice) and orders are laid one after another in a window, as on the tape of an order
-desk, and Whisper writes the window down. The transcripts go to a cache of JSON lines, one window a line:
+desk, and the small model's recogniser writes the window down. The transcripts go to a cache of JSON lines, one window a line:
 {"split", "round", "window", "orders": [{"number": 0..99 or null, "name", "slots"}, ...], "heard"}. A killed run goes
 on where it stopped. It knows nothing of questions; `make_order_data` reads the cache.
 
-    python -m recipes.small.hear_orders --data DATA --model whisper-base --cache heard_orders.jsonl --rounds 3
+    python -m recipes.small.hear_orders --data DATA --model runs/small/base --cache heard_orders.jsonl --rounds 3
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 import soxr
-import torch
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from recipes.small.order_cache import read_cache
 from speech_xl.config import SAMPLING_RATE
+from speech_xl.conversation import Listening
+from speech_xl.model import SpeechModel
 
 WINDOW_SECONDS = 30
 HELD_VOICE = "yweweler"  # the digits' speaker that is never trained on
@@ -105,34 +106,18 @@ def lay_windows(data: Path, split: str, round_: int) -> Iterator[Window]:
     yield window()
 
 
-class Whisper:
-    """Whisper as a writer of English, greedy, without timestamps."""
+class Recogniser:
+    """The small model's own ears: what its memory will be made of."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-        self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-        self.features = WhisperFeatureExtractor(feature_size=self.model.config.num_mel_bins)
-        names = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
-        self.start = self.tokenizer.convert_tokens_to_ids(list(names))
+        self._model = SpeechModel.load(str(folder), "torch")
 
-    @torch.inference_mode()
     def write(self, samples: np.ndarray) -> str:
-        """(n,) float32 of at most 30 s -> its words."""
-        mel = self.features(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
-        encoded = self.model.get_encoder()(mel)
-        words: list[int] = []
-        row, past = torch.tensor([self.start]), None
-        while len(words) < 200:
-            out = self.model(encoder_outputs=encoded, decoder_input_ids=row, past_key_values=past, use_cache=True)
-            logits, past = out.logits[0, -1], out.past_key_values
-            if not words:
-                logits[self.model.generation_config.begin_suppress_tokens] = -torch.inf
-            token = int(logits.argmax())
-            if token == self.model.config.eos_token_id:
-                break
-            words.append(token)
-            row = torch.tensor([[token]])
-        return self.tokenizer.decode(words, skip_special_tokens=True).strip()
+        """(n,) float32 at 16 kHz -> its words."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "window.wav"
+            sf.write(path, samples, SAMPLING_RATE)
+            return " ".join(heard.text for heard in Listening(self._model, path, None, summarizer="raw") if heard.text)
 
 
 def fill_cache(data: Path, model: Path, cache: Path, rounds: Sequence[tuple[str, int]]) -> None:
@@ -140,13 +125,13 @@ def fill_cache(data: Path, model: Path, cache: Path, rounds: Sequence[tuple[str,
     done = read_cache(cache)
     cache.write_text("".join(json.dumps(line) + "\n" for line in done))
     seen = {(line["split"], line["round"], line["window"]) for line in done}
-    whisper = Whisper(model)
+    recogniser = Recogniser(model)
     with open(cache, "a") as file:
         for split, round_ in rounds:
             for number, window in enumerate(tqdm(lay_windows(data, split, round_), desc=f"{split} {round_}")):
                 if (split, round_, number) in seen:
                     continue
-                heard = whisper.write(window.samples)
+                heard = recogniser.write(window.samples)
                 line = {"split": split, "round": round_, "window": number, "orders": window.orders, "heard": heard}
                 file.write(json.dumps(line) + "\n")
                 file.flush()
@@ -155,7 +140,7 @@ def fill_cache(data: Path, model: Path, cache: Path, rounds: Sequence[tuple[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with orders/, digits/ and kitchen.flac")
-    parser.add_argument("--model", type=Path, required=True, help="transformers folder of Whisper base")
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint whose recogniser hears")
     parser.add_argument("--cache", type=Path, required=True, help="JSON lines to add to")
     parser.add_argument("--rounds", type=int, default=3, help="times that every training order is heard (3)")
     args = parser.parse_args()
