@@ -122,7 +122,7 @@ def finish(
         recipes.append(
             Recipe(
                 name, shape, dtypes.get(origin, widest), source,
-                swap=is_swapped and ".conv" in name,
+                swap=is_swapped and ".conv" in name and name.endswith(".weight"),
                 packed=packed.get(origin),
                 packing=options.packing if is_linear and options.packing and options.packing.fits(shape) else None,
             )
