@@ -15,9 +15,10 @@ from converters.convert import convert
 from converters.family import NO_REASON
 from converters.hub import fetch, upload
 from converters.output import check_output, output_folder
-from converters.plan import DTYPES, Options, Plan, make_plan, name_of
+from converters.plan import make_plan, name_of
 from converters.source import read_json, unread_files
 from converters.stream import Packing
+from converters.target import DTYPES, Options, Plan
 from speech_xl.backend import install_hint, is_installed
 from speech_xl.errors import BackendError, CheckpointError, SpeechXLError
 from speech_xl.hub import hub_client

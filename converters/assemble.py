@@ -14,9 +14,10 @@ from converters import whisper_qwen2
 from converters.chat_template import load_tokenizer, read_tokenizer
 from converters.convert import convert
 from converters.formats import open_source
-from converters.plan import DTYPES, FAMILIES, OWN, Options, Plan
+from converters.plan import FAMILIES
 from converters.source import Source, Stored, tensors_of
 from converters.stream import Recipe
+from converters.target import DTYPES, OWN, Options, Plan
 from speech_xl.checkpoints import LOW_RANK, RECOGNIZER_TOKENIZER, base_name, check_checkpoint, expected_tensors
 from speech_xl.errors import CheckpointError
 
@@ -29,13 +30,17 @@ def assemble(folder: Path, parts: list[Path], out: Path) -> None:
     base, trained = base_tensors(sources), tensors_of(folder)
     recipes = []
     for name, shape in expected_tensors(target).items():
-        source = trained.get(name) or base.get(base_name(name))
+        origin = base_name(name, target.sst)
+        pair = tuple(trained[name + ending] for ending in LOW_RANK) if name + LOW_RANK[0] in trained else None
+        if origin is None and pair is not None:
+            recipes.append(Recipe(name, shape, DTYPES[target.dtype], low_rank=pair))
+            continue
+        source = trained.get(name) or base.get(origin or name)
         if source is None or source.shape != shape:
             what = "have no" if source is None else "have another shape of the"
             raise CheckpointError(
                 f"The base parts of {folder} {what} tensor {name}; take the parts that it was trained from."
             )
-        pair = tuple(trained[name + ending] for ending in LOW_RANK) if name + LOW_RANK[0] in trained else None
         recipes.append(Recipe(name, shape, DTYPES[target.dtype], source, low_rank=pair))
     tokenizer, heard = load_tokenizer(folder), folder / RECOGNIZER_TOKENIZER
     if heard.is_file():

@@ -27,8 +27,8 @@ from converters.output import (
     read_journal,
     work_folder,
 )
-from converters.plan import Options, Plan
 from converters.stream import Recipe, shard_names, shard_size, shards_of, write_shard
+from converters.target import Options, Plan
 from speech_xl.checkpoints import RECOGNIZER_TOKENIZER, check_checkpoint
 from speech_xl.config import save_config, to_dict
 from speech_xl.errors import CheckpointError, OutputError

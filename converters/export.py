@@ -21,7 +21,7 @@ from converters.source import Stored, read_json, tensors_of
 from converters.stream import shard_names
 from speech_xl.base_parts import parts_from
 from speech_xl.checkpoints import LOW_RANK, RECOGNIZER_TOKENIZER, base_name, check_checkpoint, expected_tensors
-from speech_xl.config import save_config
+from speech_xl.config import SSTConfig, save_config
 from speech_xl.errors import CheckpointError, OutputError
 from speech_xl.fetching import cache_folder, fetch_part
 from speech_xl.schedule import format_bytes
@@ -44,7 +44,7 @@ def export_delta(full: Path, parts_file: Path, ranks: tuple[int, int], out: Path
     parts = parts_from(read_json(parts_file).get("parts"))
     folders = [fetch_part(part, parts_file.parent, cache_folder()) for part in parts]
     base = base_tensors([open_source(folder) for folder in folders])
-    stored, lines = differences(tensors_of(full), base, list(expected_tensors(config)), ranks)
+    stored, lines = differences(tensors_of(full), base, list(expected_tensors(config)), ranks, config.sst)
     kept = [path for name in ("tokenizer.json", RECOGNIZER_TOKENIZER) if (path := full / name).is_file()]
     total = sum(t.nbytes for t in stored.values()) + sum(path.stat().st_size for path in kept)
     if total > LARGEST_TOTAL:
@@ -74,7 +74,7 @@ def export_delta(full: Path, parts_file: Path, ranks: tuple[int, int], out: Path
 
 
 def differences(
-    trained: dict[str, Stored], base: dict[str, Stored], names: list[str], ranks: tuple[int, int]
+    trained: dict[str, Stored], base: dict[str, Stored], names: list[str], ranks: tuple[int, int], sst: SSTConfig | None
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """-> (what is to be stored, lines about it)."""
     stored: dict[str, torch.Tensor] = {}
@@ -82,12 +82,13 @@ def differences(
     missed = changed = 0.0  # squared sums of what the factors leave out, and of what there was
     worst = (0.0, "")
     for name in names:
-        numbers, source = trained[name].whole(), base.get(base_name(name))
-        if source is None or source.shape != numbers.shape:
+        numbers, origin = trained[name].whole(), base_name(name, sst)
+        source = base.get(origin or "")
+        if origin is not None and (source is None or source.shape != numbers.shape):
             stored[name] = numbers.to(LAYOUT)
             counts["whole"] += 1
             continue
-        start = source.whole().float()
+        start = torch.zeros(numbers.shape) if source is None else source.whole().float()
         if torch.equal(numbers.to(LAYOUT), start.to(LAYOUT)):
             counts["unchanged"] += 1
             continue

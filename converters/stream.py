@@ -41,7 +41,7 @@ class Packing:
 class Recipe:
     """How one of our tensors is made.
 
-    `shape` is the result's before packing. `source` None: freshly initialised. `swap`: the last two axes
+    `shape` is the result's before packing. `source` None: freshly initialised, or zero where there is a `low_rank`. `swap`: the last two axes
     change places. `row`: one row of a matrix. `packed`: (scales, biases) that turn packed words into
     numbers again. `low_rank`: A (r, in) and B (out, r), whose product B @ A is added. `packing`: pack the result.
     """
@@ -96,7 +96,9 @@ class Recipe:
         return f"The tensor {self.name} holds numbers that {kind} cannot; use --dtype {wider}."
 
     def numbers(self) -> Iterator[torch.Tensor]:
-        if self.source is None:
+        if self.source is None and self.low_rank is not None:
+            yield self.low_rank[1].whole().double() @ self.low_rank[0].whole().double()
+        elif self.source is None:
             yield fresh(self.name, self.shape)
         elif self.row is not None:
             yield self.source.rows(self.row, 1)[0]

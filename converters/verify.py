@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from converters import qwen2_audio, voxtral
-from converters.plan import OWN, Plan
 from converters.source import Stored, first_line, read_json, tensors_of
 from converters.stream import Recipe, unpack
+from converters.target import OWN, Plan
 from speech_xl.backend import is_installed, load_backend
 from speech_xl.config import HOP_LENGTH, ModelConfig
 from speech_xl.describe import machine_memory

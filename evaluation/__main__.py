@@ -20,8 +20,8 @@ from evaluation.plot import plot
 from evaluation.report import Row, as_csv, make_rows, markdown, table
 from evaluation.results import CASCADE, ResultsFile, Run
 from evaluation.run import choose_methods, evaluate
+from speech_xl.arguments import parse_ratio
 from speech_xl.backend import BACKENDS
-from speech_xl.cli import parse_ratio
 from speech_xl.errors import OutputError, SpeechXLError
 from speech_xl.model import SpeechModel
 from speech_xl.storage import MEMORY_BITS

@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -88,7 +88,7 @@ def only_one(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def load_assembler():
+def load_assembler() -> Callable[[Path, list[Path], Path], None]:
     try:
         return importlib.import_module(ASSEMBLER).assemble
     except ImportError as error:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from speech_xl.assembly import assembled
-from speech_xl.config import ModelConfig, load_config
+from speech_xl.config import ModelConfig, SSTConfig, load_config
 from speech_xl.errors import CheckpointError, SpeechXLError
 from speech_xl.hub import download
 
@@ -159,8 +160,13 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def base_name(name: str) -> str:
-    """Our name of the tensor that a trained one started from: an SST projection starts as the plain one."""
+def base_name(name: str, sst: SSTConfig | None) -> str | None:
+    """Our name of the tensor that a trained one started from; None: it started at zero.
+
+    An SST projection starts as the plain one, but keys and values of SSTs that pool start at zero beside the pool.
+    """
+    if sst is not None and sst.pooled and re.search(r"\.sst_[kv]_proj\.", name):
+        return None
     return name.replace(".self_attn.sst_", ".self_attn.")
 
 

@@ -119,7 +119,8 @@ def join_words(pieces: Iterable[list[int]], decode: Callable[[Sequence[int]], st
             if rest is not None and held[0] and not held[0][-1].isspace():
                 held[0] += rest[0]
                 added = added[rest.end() :]
-                if not added.strip():
+                if not added.strip():  # the word may go on still, unless a space ends it
+                    held[0] += added
                     held.append("")
                     continue
         yield from map(str.strip, held)

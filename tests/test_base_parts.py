@@ -14,6 +14,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -75,10 +76,10 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     save_file(tensors, full / "model.safetensors", {"format": "pt"})
     (top / "parts.json").write_text(json.dumps({"parts": parts_of(top / "home")}))
     shutil.copytree(top / "home/parts", top / "parts")  # where parts.json looks for them
-    os.environ["SPEECH_XL_CACHE"] = str(top / "cache")
     command = ["--hf-path", str(full), "--parts", str(top / "parts.json"), "--rank", str(RANK)]
-    assert main([*command, "--export-delta", str(top / "delta")]) == 0
-    del os.environ["SPEECH_XL_CACHE"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("SPEECH_XL_CACHE", str(top / "cache"))
+        assert main([*command, "--export-delta", str(top / "delta")]) == 0
     shutil.copytree(top / "delta", top / "home", dirs_exist_ok=True)
     return {"full": full, "home": top / "home", "top": top}
 
@@ -328,7 +329,7 @@ def test_a_full_disk_is_one_sentence(where: str, home: Path, copied_wheels: Path
 
     with monkeypatch.context() as patched:
         if where == "before":
-            patched.setattr(assembly.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+            patched.setattr(assembly.shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
         elif where == "unpacking":
             patched.setattr(fetching.shutil, "copyfileobj", full)
         else:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speech_xl import transcript
@@ -69,6 +69,7 @@ words = st.text(st.sampled_from("aböß€."), min_size=1, max_size=8)
 
 
 @pytest.mark.parametrize("decode", [utf8, without_first_space])
+@settings(deadline=None)
 @given(text=st.lists(words, max_size=30).map(" ".join), sizes=st.lists(st.sampled_from([0, 4, 5, 7, 11]), min_size=60))
 def test_words_cut_at_any_byte_are_whole_again(decode, text: str, sizes: list[int]) -> None:
     data, pieces = (" " + text).encode(), []
