@@ -31,7 +31,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
                 [row.costs.bytes_per_minute / 1024 for row in curve], [f.value for f in figures], [below, above],
                 marker="o", capsize=3, label=name,
             )  # fmt: skip
-        axes.set(xscale="log", xlabel="KiB of memory a minute of recording", ylabel=METRICS[metric])
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.set(xlabel="KiB of memory a minute of recording", ylabel=METRICS[metric])
         axes.set_ylim(0, None if metric == "wer" else 1.02)
         axes.grid(alpha=0.3)
         axes.legend()
