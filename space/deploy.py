@@ -16,9 +16,9 @@ ROOT = Path(__file__).parent.parent
 # fnmatch patterns as huggingface_hub reads them: * also matches /
 NEEDED = (
     "README.md", "LICENSE", "app.py", "requirements.txt", "packages.txt", "docs/images/*.png", "speech_xl/*.py",
-    "space/*.py", "space/*.css", "space/*.js", "space/examples/order_desk.*", "torch_backend/*.py", "checkpoints/nano/*",
+    "space/*.py", "space/*.css", "space/*.js", "space/examples/*", "torch_backend/*.py", "checkpoints/nano/*",
 )  # fmt: skip
-LEFT_OUT = ("torch_backend/training/*", "space/make_example.py", "space/deploy.py", "*__pycache__*", "*/.*")
+LEFT_OUT = ("torch_backend/training/*", "space/deploy.py", "*__pycache__*", "*/.*")
 
 
 def space_files(root: Path = ROOT) -> list[str]:

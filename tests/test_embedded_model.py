@@ -25,7 +25,7 @@ NANO = ROOT / "torch_backend" / "training" / "configs" / "nano.json"
 
 @pytest.fixture(scope="module")
 def model() -> SpeechModel:
-    return SpeechModel.load(backend="torch")
+    return SpeechModel.load("nano", backend="torch")
 
 
 def test_it_is_whole_and_small() -> None:
@@ -46,10 +46,10 @@ def test_its_recipe_is_the_one_in_the_tree() -> None:
     )
 
 
-def test_it_answers_the_shipped_example(model: SpeechModel) -> None:
-    listening = Listening(model, ROOT / "space" / "examples" / "order_desk.ogg")
+def test_it_answers_its_example(model: SpeechModel) -> None:
+    listening = Listening(model, ROOT / "recipes" / "order_desk" / "example.ogg")
     list(listening)
-    orders = json.loads((ROOT / "space" / "examples" / "order_desk.json").read_text())["orders"]
+    orders = json.loads((ROOT / "recipes" / "order_desk" / "example.json").read_text())["orders"]
     right = []
     for order in orders[:12]:
         asking = ask(model, listening.memory, f"What drink is order {order['number']}?")

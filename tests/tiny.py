@@ -10,6 +10,7 @@ import soundfile as sf
 import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from speech_xl.config import (
     SAMPLING_RATE,
@@ -18,6 +19,7 @@ from speech_xl.config import (
     EncoderConfig,
     ModelConfig,
     PromptConfig,
+    RecognizerConfig,
     SSTConfig,
     save_config,
 )
@@ -53,6 +55,36 @@ def tiny_config(**changes: object) -> ModelConfig:
     return config
 
 
+def build_recognizer_tokenizer() -> Tokenizer:
+    """Bytes and a few words, as Whisper's: 300 tokens, the special ones last."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|nospeech|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=296, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([" what is said here and there, more than once"] * 9, trainer)
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+RECOGNIZER_TOKENIZER = build_recognizer_tokenizer()
+
+
+def tiny_recognizer_config(**changes: object) -> ModelConfig:
+    """A Whisper of one and two layers with windows of two seconds instead of an adapter; intervals stand alone."""
+    end, start, language, no_speech = (
+        RECOGNIZER_TOKENIZER.token_to_id(t) for t in ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|nospeech|>")
+    )
+    recognizer = RecognizerConfig(
+        vocab_size=RECOGNIZER_TOKENIZER.get_vocab_size(), decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=32,
+        max_target_positions=24, start_ids=(start, language), end_id=end, no_speech_id=no_speech,
+        suppressed_ids=(start, language, no_speech), alignment_heads=((0, 1), (1, 0)), begin_suppressed_ids=(end,),
+    )  # fmt: skip
+    plain = tiny_config(encoder__context_positions=0, sst__horizon=0)
+    return dataclasses.replace(plain, adapter=None, recognizer=recognizer, name="tiny words", **changes)
+
+
 def tiny_model(config: ModelConfig, seed: int = 0) -> SpeechXL:
     """Weights large enough that attention is far from uniform."""
     torch.manual_seed(seed)
@@ -72,6 +104,8 @@ def save_checkpoint(folder: Path, config: ModelConfig, seed: int = 0) -> Path:
     )
     save_config(config, folder)
     TOKENIZER.save(str(folder / "tokenizer.json"))
+    if config.recognizer is not None:
+        RECOGNIZER_TOKENIZER.save(str(folder / "recognizer_tokenizer.json"))
     return folder
 
 
