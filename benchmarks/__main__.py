@@ -19,8 +19,7 @@ from pathlib import Path
 import soundfile as sf
 
 from speech_xl.config import SAMPLING_RATE
-
-EXAMPLE = Path(__file__).parent.parent / "space" / "examples" / "order_desk.ogg"
+from speech_xl.example import EXAMPLE, suggested_questions
 
 
 def write_long_recording(path: Path, source: Path, minutes: float) -> None:
@@ -49,7 +48,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     seconds = time.monotonic() - started
     memory = listening.memory
     started = time.monotonic()
-    for _ in ask(model, memory, "What drink is order 47?"):
+    for _ in ask(model, memory, suggested_questions(model.config)[0]):
         pass
     config = model.config
     return {
@@ -68,7 +67,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, nargs="+", default=[30, 300], help="lengths to hear")
     parser.add_argument("--backend", nargs="+", default=["torch"], choices=("torch", "mlx"))
-    parser.add_argument("--model", help="checkpoint folder or Hub id (default: the embedded model)")
+    parser.add_argument("--model", help="checkpoint folder or Hub id (default: small, else nano)")
     parser.add_argument("--ratio", type=int, default=8)
     parser.add_argument("--source", type=Path, default=EXAMPLE, help="16 kHz recording to repeat")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)

@@ -16,6 +16,7 @@ from speech_xl.describe import (
 from speech_xl.model import DEFAULT, SpeechModel
 from speech_xl.schedule import format_bytes
 
+SMALL = 1e9  # parameters of a language model below which little but repeating can be expected
 USABLE = 0.5  # of the memory that weights leave: the rest is for the system and for work
 
 
@@ -42,12 +43,35 @@ def compression_choices(model: SpeechModel) -> list[tuple[str, str]]:
     return choices if model.config.sst else [("as little as the model's context allows", DEFAULT), *choices]
 
 
+def introduction(model: SpeechModel) -> str:
+    """The page's first lines: what it is for, which model answers and what that understands."""
+    config = model.config
+    note = f'<p class="sxl-warning" role="status">{escape(model.note)}</p>' if model.note else ""
+    return (
+        "<h1>Speech-XL</h1><p>Ask questions about a recording of any length. It is heard once; what is kept is a small "
+        f"memory.</p><p><strong>{escape(config.name)}</strong> answers here. {escape(config.description)}</p>{note}"
+    )
+
+
+def limits(model: SpeechModel) -> str:
+    """What not to expect of it."""
+    parameters = count_parameters(model.config)["decoder"]
+    doubt = "It can be wrong without a sign of doubt: play the times it shows before you rely on an answer."
+    if parameters >= SMALL:
+        return doubt
+    return (
+        f"Its language model has {parameters / 1e6:,.0f} million parameters. It finds and repeats what was said; it does not "
+        f"reason, count or sum up, and it mixes up names and numbers. {doubt}"
+    )
+
+
 def about(model: SpeechModel, max_hours: float) -> str:
     """Model, backend and device, then what fits."""
     config = model.config
     parameters = sum(count_parameters(model.config).values())
     facts = [
         ("understands", config.description or "Its model card does not say."),
+        ("its limits", limits(model)),
         ("model", f"{config.name}, {parameters / 1e6:.1f} million parameters ({model.folder.name})"),
         ("computes with", f"{model.backend.name} on {model.backend.device}"),
         ("speech tokens", describe_speech_tokens(config)),

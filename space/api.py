@@ -1,17 +1,22 @@
-"""Endpoints for programs and agents: /listen, /ask, /memory. JSON text out; each caller has a session of its own.
+"""Endpoints for programs and agents: /listen, /ask, /transcribe, /memory. JSON text out; each caller has a session of its own.
 
 They share handlers and sessions with the page; the page's own events are private.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import gradio as gr
 
-from space.handlers import Handlers, Superseded, nothing_to_ask
+from space import downloads
+from space.handlers import Handlers
 from space.session import Session
+from space.work import Superseded, nothing_to_ask
 from speech_xl.errors import RecordingError, SpeechXLError
+
+SUPERSEDED = "Another call in this session has taken this one's place."
 
 
 def refuse(error: SpeechXLError) -> gr.Error:
@@ -41,7 +46,7 @@ class Endpoints:
             if session.memory is None:
                 raise RecordingError("Listening was cancelled; listen again.")
         except Superseded:
-            raise refuse(RecordingError("Another call in this session has taken this one's place.")) from None
+            raise refuse(RecordingError(SUPERSEDED)) from None
         except SpeechXLError as error:
             raise refuse(error) from error
         m = session.memory
@@ -72,16 +77,42 @@ class Endpoints:
         said = {"answer": answer.answer, "evidence": evidence, "seconds": answer.seconds}
         return json.dumps(said | {"heard_seconds": answer.heard_seconds, "still_listening": partly})
 
+    def transcribe(self, source: str, session: Session | None, request: gr.Request | None = None) -> str:
+        """What was said in the recording that this session has heard, with times.
+
+        Args:
+            source: "heard" for the words recognised while listening, "memory" for what the memory says, "" for the
+                first of them that there is
+
+        Returns:
+            JSON: source, and segments (start, end in seconds, text)
+        """
+        session = session or self._handlers.known(request)
+        try:
+            if source not in ("", "heard", "memory"):
+                raise RecordingError(f"There is no transcript {source[:40]!r}; take heard or memory.")
+            if session is None or session.memory is None:
+                raise RecordingError("There is nothing to transcribe yet; listen to a recording first.")
+            if source == "heard" and not session.has_words:
+                raise RecordingError("No words were recognised while listening; ask for the memory's transcript.")
+            source = source or ("heard" if session.has_words else "memory")
+            segments = session.recognized() if source == "heard" else list(self._handlers.transcribe(session))
+        except Superseded:
+            raise refuse(RecordingError(SUPERSEDED)) from None
+        except SpeechXLError as error:
+            raise refuse(error) from error
+        return json.dumps({"source": source, "segments": [dataclasses.asdict(s) for s in segments]})
+
     def memory(self, session: Session | None, request: gr.Request | None = None) -> str:
         """The memory of the recording that this session has heard, as a .sxl file.
 
         Returns:
             the file; give it to listen later and go on asking without the audio
         """
-        session = session or self._handlers.known(request)
-        if session is None or session.memory is None:
-            raise refuse(RecordingError("There is no memory yet; listen to a recording first."))
-        return session.save_memory()
+        try:
+            return downloads.download("sxl", session or self._handlers.known(request))
+        except SpeechXLError as error:
+            raise refuse(error) from error
 
     def ask_recording(self, file: str, question: str, ratio: str) -> str:
         """Answer one question about a recording or a .sxl memory; nothing is remembered between calls.
@@ -101,6 +132,24 @@ class Endpoints:
         finally:
             session.forget()
 
+    def transcribe_recording(self, file: str, source: str, ratio: str) -> str:
+        """What is said in a recording or a .sxl memory; nothing is remembered between calls.
+
+        Args:
+            file: the recording, or a .sxl memory
+            source: as for transcribe
+            ratio: as for listen
+
+        Returns:
+            JSON: source, and segments (start, end in seconds, text)
+        """
+        session = Session(self._handlers.model)
+        try:
+            self.listen(file, ratio, session)
+            return self.transcribe(source, session)
+        finally:
+            session.forget()
+
 
 def add_endpoints(handlers: Handlers, session: gr.State) -> None:
     """Call inside the page's Blocks."""
@@ -109,6 +158,7 @@ def add_endpoints(handlers: Handlers, session: gr.State) -> None:
         file = gr.File(label="file", type="filepath")
         ratio = gr.Textbox("", label="ratio")
         question = gr.Textbox(label="question")
+        source = gr.Textbox("", label="source")
         said = gr.Textbox(label="json")
         kept = gr.File(label="memory")
         trigger = gr.Button()
@@ -116,5 +166,9 @@ def add_endpoints(handlers: Handlers, session: gr.State) -> None:
     answering = {"concurrency_id": "ask", "concurrency_limit": 8}
     trigger.click(endpoints.listen, [file, ratio, session], [said, session], api_name="listen", **listening)
     trigger.click(endpoints.ask, [question, session], said, api_name="ask", **answering)
+    trigger.click(endpoints.transcribe, [source, session], said, api_name="transcribe", **answering)
     trigger.click(endpoints.memory, session, kept, api_name="memory")
     trigger.click(endpoints.ask_recording, [file, question, ratio], said, api_name="ask_recording", **listening)
+    trigger.click(
+        endpoints.transcribe_recording, [file, source, ratio], said, api_name="transcribe_recording", **listening
+    )

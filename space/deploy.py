@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # fnmatch patterns as huggingface_hub reads them: * also matches /
 NEEDED = (
     "README.md", "LICENSE", "app.py", "requirements.txt", "packages.txt", "docs/images/*.png", "speech_xl/*.py",
-    "space/*.py", "space/*.css", "space/*.js", "space/examples/order_desk.*", "torch_backend/*.py", "converters/*.py",
+    "space/*.py", "space/*.css", "space/*.js", "space/examples/*", "torch_backend/*.py", "converters/*.py",
     "checkpoints/nano/*", "checkpoints/small/*",
 )  # fmt: skip
 LEFT_OUT = ("checkpoints/small/parts/*", "space/deploy.py", "*__pycache__*", "*/.*")

@@ -1,12 +1,12 @@
 """What happens on an event: one visitor's Session and the core go in, values for components come out.
 
-It knows sessions, the core and pictures; no layout. Every message to the visitor is one sentence.
+It knows sessions, the work and pictures; no layout. Every message to the visitor is one sentence.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,154 +14,32 @@ from weakref import WeakValueDictionary
 
 import gradio as gr
 
-from space import pictures
+from space import downloads, pictures
 from space.choice import ModelChoice
 from space.session import Session
+from space.work import CANCELLED, Superseded, Worker, nothing_to_ask, parse_compression
 from space.zero import borrow
-from speech_xl.arguments import parse_bytes, parse_ratio
 from speech_xl.asking import Answer
-from speech_xl.audio import probe
-from speech_xl.conversation import Listening, ask
 from speech_xl.errors import RecordingError, ScheduleError, SpeechXLError
-from speech_xl.memory import AudioMemory, load_memory
-from speech_xl.model import DEFAULT, SpeechModel
+from speech_xl.model import SpeechModel
+from speech_xl.prompt import LONGEST_ANSWER
 
 REDRAW_SECONDS = 0.25
-CANCELLED = "Cancelled. Nothing is left running."
+TRANSCRIPT_GROWTH = 1.02  # a long transcript is drawn again when it has grown by this factor: all draws stay linear
 
 
-def parse_compression(text: str | None) -> tuple[int | str | None, int | None]:
-    """What was typed or chosen, like 8, raw, nothing or 64MiB -> (ratio, memory budget)."""
-    text = (text or "").strip()
-    if not text or text == DEFAULT:
-        return DEFAULT, None
-    if text == "raw" or text.isdigit():
-        return parse_ratio(text), None
-    return DEFAULT, parse_bytes(text)
-
-
-def nothing_to_ask(session: Session | None) -> str:
-    if session is not None and session.source is not None:
-        return "Nothing of the recording can be asked about yet; wait until more of it is heard."
-    return "There is nothing to ask about yet; listen to a recording first."
-
-
-class Superseded(Exception):
-    """The visitor has asked for another recording or model while this one was being heard."""
-
-
-class Handlers:
+class Handlers(Worker):
     """Event handlers of one page; each takes and returns the visitor's own Session."""
 
     def __init__(self, model: SpeechModel, max_hours: float, can_choose: bool = False):
-        self.model = model  # the one the page starts with
+        super().__init__(model, max_hours)
         self.choice = ModelChoice(model, can_choose and borrow(model) is None)
-        self.max_hours = max_hours
-        self._borrowed = borrow(model)
         self._visitors: WeakValueDictionary[str, Session] = WeakValueDictionary()  # by gradio's session name
 
     @property
     def can_compare(self) -> bool:
         """Comparing listens in this process, which a page that borrows its GPU must not."""
         return self._borrowed is None
-
-    def hear(self, path: str | None, compression: str | None, session: Session) -> Iterator[str]:
-        """Hear a recording or take in a memory into `session`, which changes as it goes -> status sentences.
-
-        Superseded: the visitor has gone on to something else, and the session belongs to that.
-        """
-        run = session.begin()
-        try:
-            for status in self._hear(path, compression, session, run):
-                if session.run is not run:
-                    raise Superseded
-                yield status
-        except SpeechXLError:
-            if session.run is not run:
-                raise Superseded from None
-            session.forget()
-            raise
-
-    def _hear(self, path: str | None, compression: str | None, session: Session, run: object) -> Iterator[str]:
-        if session.cancelled is run:  # while it waited for its turn
-            yield CANCELLED
-            return
-        if not path:
-            raise RecordingError("Choose a recording first: drop a file, record one, or take the example.")
-        name = pictures.shown_name(path)
-        if Path(path).suffix.lower() == ".sxl":
-            session.memory = load_memory(Path(path), session.model)
-            yield f"{name}: a memory of {pictures.clock(session.memory.seconds)}. Ask; the audio is not needed."
-            return
-        ratio, budget = parse_compression(compression)
-        self._check_length(probe(Path(path)).seconds)
-        session.source = path
-        yield f"Listening to {name} ..."
-        hear = self._hear_borrowed if self._borrowed else self._hear_here
-        memory = yield from hear(path, ratio, budget, session, run)
-        if session.run is not run:
-            raise Superseded
-        if memory is None:
-            yield CANCELLED
-            return
-        session.memory = memory
-        notes = " ".join(memory.warnings)
-        heard_time = pictures.clock(memory.seconds)
-        yield f"{name}: {heard_time} heard, all of it. Ask as often as you like. {escape(notes)}".strip()
-
-    def _hear_here(
-        self, path: str, ratio: Any, budget: int | None, session: Session, run: object
-    ) -> Generator[str, None, AudioMemory | None]:
-        status = f"Listening to {pictures.shown_name(path)} ... you can ask already."
-        events = session.events  # this run's own list, whatever the session goes on to
-        listening = Listening(session.model, path, ratio, budget)
-        session.listening = listening if session.run is run else session.listening
-        if session.run is not run or session.cancelled is run:
-            listening.cancel()
-        for heard in listening:
-            self._check_length(heard.seconds)  # a file may hold more than it declares
-            events.append(heard)
-            yield status
-        return None if listening.cancelled else listening.memory
-
-    def _hear_borrowed(
-        self, path: str, ratio: Any, budget: int | None, session: Session, run: object
-    ) -> Generator[str, None, AudioMemory | None]:
-        kept, events = session.memory_path(path), session.events
-        hearing = self._borrowed.hear(path, ratio, budget, str(kept))
-        try:
-            for heard in hearing:
-                if session.cancelled is run:
-                    return None
-                events.append(heard)
-                yield f"Listening to {pictures.shown_name(path)} ..."
-        finally:
-            hearing.close()
-        return load_memory(kept, session.model)
-
-    def answer(self, session: Session, memory: AudioMemory, question: str) -> Iterator[str | Answer]:
-        """Pieces of the answer's text, then the whole Answer, which the session keeps."""
-        if self._borrowed:
-            said = self._borrowed.answer(session.save_memory(), question)
-        else:
-            said = self._answer_here(session.model, memory, question)
-        answers = session.answers  # of this recording, whatever the session goes on to
-        for piece in said:
-            if isinstance(piece, Answer):
-                answers.append(piece)
-            yield piece
-
-    def _answer_here(self, model: SpeechModel, memory: AudioMemory, question: str) -> Iterator[str | Answer]:
-        asking = ask(model, memory, question)
-        yield from asking
-        yield asking.answer
-
-    def _check_length(self, seconds: float | None) -> None:
-        if seconds is not None and seconds > self.max_hours * 3600:
-            raise RecordingError(
-                f"This recording is {pictures.clock(seconds)} long or more and this page takes {self.max_hours:g} h; "
-                "cut it, or run the app yourself."
-            )
 
     def enter(self, session: Session | None, request: gr.Request | None) -> Session:
         """The visitor's session, a new one at first, remembered until the visitor leaves."""
@@ -192,7 +70,7 @@ class Handlers:
     def listen(
         self, path: str | None, compression: str, session: Session | None, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
-        """-> session, status, figures, timeline, player, evidence, download; redrawn a few times a second."""
+        """-> session, status, figures, timeline, player, evidence, caption, transcript, memory button; redrawn in time."""
         session = self.enter(session, request)
         drawn, status = 0.0, ""
         try:
@@ -225,8 +103,56 @@ class Handlers:
             pictures.timeline(session.events, glow, finished),
             player,
             evidence,
-            gr.DownloadButton(value=session.save_memory() if finished else None, interactive=finished),
+            pictures.caption(session.events, session.model.config.recognizer is not None),
+            self._growing_transcript(session, finished),
+            gr.Button(interactive=finished),
         )
+
+    def _growing_transcript(self, session: Session, finished: bool) -> Any:
+        """The words so far, if there are enough new ones and the visitor does not look at the memory's."""
+        words = sum(len(e.words or ()) for e in session.events)
+        is_enough = words > session.words_shown if finished else words > session.words_shown * TRANSCRIPT_GROWTH
+        if session.read_back is not None or not is_enough:
+            return gr.skip()
+        session.words_shown = words
+        return self._transcript(session)
+
+    def _transcript(self, session: Session) -> str:
+        if session.read_back is not None:
+            note = pictures.FROM_MEMORY
+        elif session.has_words:
+            note = pictures.AS_RECOGNISED
+        else:
+            note = pictures.no_words_yet(session.model.config.recognizer is not None and not session.memory)
+        return pictures.transcript(session.segments(), note, session.source is not None)
+
+    def as_heard(self, session: Session | None) -> str:
+        """The words as they were recognised, in place of the memory's."""
+        session = session or Session(self.model)
+        session.read_back = None
+        return self._transcript(session)
+
+    def read_memory(self, session: Session | None) -> Iterator[str]:
+        """What the memory says was said, as it is read back."""
+        session = session or Session(self.model)
+        drawn = 0.0
+        try:
+            for _ in self.transcribe(session):
+                if time.monotonic() - drawn > REDRAW_SECONDS:
+                    yield self._transcript(session)
+                    drawn = time.monotonic()
+        except Superseded:
+            return
+        except SpeechXLError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        yield self._transcript(session)
+
+    def download(self, kind: str, session: Session | None) -> str:
+        """The path of a file that was asked for."""
+        try:
+            return downloads.download(kind, session)
+        except SpeechXLError as error:
+            raise gr.Error(str(error), print_exception=False) from error
 
     def cancel(self, session: Session | None) -> str:
         if session is None or not session.cancel():
@@ -256,6 +182,8 @@ class Handlers:
             chat = [*chat, {"role": "assistant", "content": str(error)}]
             yield question, chat, pictures.evidence_buttons(()), gr.skip()
             return
+        if answer.finish_reason == "length":
+            said["content"] += f" ... (cut: an answer ends at {LONGEST_ANSWER} tokens)"
         evidence = answer.evidence
         drawn = pictures.timeline(session.events, evidence, session.memory is not None)
         yield box, [*chat, said], pictures.evidence_buttons(evidence), drawn
@@ -278,11 +206,6 @@ class Handlers:
             return [], pictures.evidence_buttons(()), gr.skip()
         session.answers.clear()
         return [], pictures.evidence_buttons(()), pictures.timeline(session.events, (), session.memory is not None)
-
-    def export(self, kind: str, session: Session | None) -> str:
-        if session is None or not session.answers:
-            raise gr.Error("There is no conversation to export yet; ask something first.", print_exception=False)
-        return session.export(kind)
 
     def choose(
         self, name: str, backend: str, session: Session | None, request: gr.Request

@@ -5,7 +5,6 @@ It knows gradio; what happens is handlers.py, what is drawn is pictures.py, how 
 
 from __future__ import annotations
 
-import json
 import mimetypes
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,16 @@ from typing import Any
 import gradio as gr
 
 from space import pictures
-from space.about import about, compression_choices, usual_compression
+from space.about import about, compression_choices, introduction, usual_compression
 from space.api import add_endpoints
 from space.compare import Comparison
 from space.handlers import Handlers
 from space.session import Session
 from speech_xl.backend import BACKENDS
+from speech_xl.example import EXAMPLE, load_example, suggested_questions
 from speech_xl.model import SpeechModel
 
 FOLDER = Path(__file__).parent
-EXAMPLES = FOLDER / "examples"
-EXAMPLE = EXAMPLES / "order_desk.ogg"
 SESSION_SECONDS = 3600  # an abandoned session is forgotten after this
 SWEEP_SECONDS = 600  # files older than a session are looked for this often
 # Gradio checks types by name with what the machine knows of them, which may be less than what can be heard.
@@ -33,7 +31,6 @@ for kind, suffixes in (("audio", AUDIO_SUFFIXES), ("video", VIDEO_SUFFIXES)):
     for suffix in suffixes.split():
         mimetypes.add_type(f"{kind}/{suffix}", f".{suffix}")
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
-QUESTION_EXAMPLE = "What drink is order 47?"
 
 
 def look() -> dict[str, Any]:
@@ -55,7 +52,7 @@ def look() -> dict[str, Any]:
         "css": (FOLDER / "page.css").read_text(encoding="utf-8"),
         "head": script,
         "footer_links": ["api", "settings"],
-        "allowed_paths": [str(EXAMPLES)],
+        "allowed_paths": [str(EXAMPLE.parent)],
     }
 
 
@@ -65,27 +62,37 @@ def build_page(model: SpeechModel, max_hours: float, can_choose: bool = False) -
     with gr.Blocks(title="Speech-XL", delete_cache=(SWEEP_SECONDS, SESSION_SECONDS), analytics_enabled=False) as page:
         session = gr.State(None, time_to_live=SESSION_SECONDS, delete_callback=lambda s: s and s.forget())
         add_endpoints(handlers, session)  # first, so that the public names are theirs
-        gr.HTML(
-            "<h1>Speech-XL</h1><p>Ask questions about a recording of any length. "
-            "It is heard once; what is kept is a small memory.</p>",
-            elem_classes="sxl-head",
-            padding=False,
-        )
+        intro = gr.HTML(introduction(model), elem_classes="sxl-head", padding=False)
         with gr.Tab("Ask"):
-            compression, heard = _talk(handlers, session)
+            fitted, heard = _talk(handlers, session)
         if handlers.can_compare:
             with gr.Tab("Compare"):
                 _compare(handlers, session)
         with gr.Tab("Model"):
-            _choose(handlers, compression, heard)
+            _choose(handlers, [intro, *fitted], heard)
         page.unload(handlers.leave)
     return page
 
 
-def _talk(handlers: Handlers, session: gr.State) -> tuple[gr.Dropdown, list[Any]]:
-    """-> the choice of compression, and what `Handlers.listen` draws."""
-    example = json.loads((EXAMPLES / "order_desk.json").read_text(encoding="utf-8"))
-    model = handlers.model
+def _fit(model: SpeechModel) -> tuple[gr.Dropdown, gr.Textbox, gr.Dataset]:
+    """What depends on the model: the choice of compression, the question box and the suggested questions."""
+    questions = suggested_questions(model.config)
+    return (
+        gr.Dropdown(compression_choices(model), value=usual_compression(model)),
+        gr.Textbox(placeholder=questions[0]),
+        gr.Dataset(label=_suggestions_label(model), samples=[[q] for q in questions]),
+    )
+
+
+def _suggestions_label(model: SpeechModel) -> str:
+    return "What this model can be asked" if model.config.suggestions else "About the example"
+
+
+def _talk(handlers: Handlers, session: gr.State) -> tuple[list[Any], list[Any]]:
+    """-> what `_fit` fits to a model, and what `Handlers.listen` draws."""
+    model, questions = handlers.model, suggested_questions(handlers.model.config)
+    has_recognizer = model.config.recognizer is not None
+    small = {"size": "sm", "min_width": 80}
     with gr.Row(equal_height=False, elem_classes="sxl-columns"):
         with gr.Column(scale=5, min_width=320, elem_classes="sxl-left"):
             with gr.Column(elem_classes="sxl-source", min_width=300):
@@ -112,37 +119,41 @@ def _talk(handlers: Handlers, session: gr.State) -> tuple[gr.Dropdown, list[Any]
                     take_example = gr.Button("Example", min_width=90, scale=1, elem_id="sxl-example")
             with gr.Column(elem_classes="sxl-heard", min_width=300):
                 status = gr.Markdown(
-                    f"Choose a recording and press Listen, or press Example: {example['title'].lower()}.",
+                    f"Choose a recording and press Listen, or press Example: {load_example().title.lower()}.",
                     elem_id="sxl-status",
                 )
+                caption = gr.HTML(pictures.caption((), has_recognizer), padding=False)
                 timeline = gr.HTML(pictures.timeline(()), padding=False)
                 player = gr.HTML(pictures.player(None), padding=False)
                 evidence = gr.HTML(pictures.evidence_buttons(()), padding=False)
                 figures = gr.HTML(pictures.figures(None), padding=False)
         with gr.Column(scale=6, min_width=320, elem_classes="sxl-chat"):
-            chat = gr.Chatbot(
-                label="Conversation", height=440, buttons=["copy", "copy_all"], render_markdown=False, show_label=False,
-                feedback_options=None, placeholder="Answers appear here, with the times they come from.",
-            )  # fmt: skip
-            with gr.Row(elem_classes="sxl-ask"):
-                question = gr.Textbox(
-                    label="Question", placeholder=QUESTION_EXAMPLE, show_label=False, container=False, scale=5, lines=1, max_lines=3,
-                    min_width=200, elem_id="sxl-question", html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
+            with gr.Tab("Conversation"):
+                chat = gr.Chatbot(
+                    label="Conversation", height=440, buttons=["copy", "copy_all"], render_markdown=False, show_label=False,
+                    feedback_options=None, placeholder="Answers appear here, with the times they come from.",
                 )  # fmt: skip
-                send = gr.Button("Ask", variant="primary", scale=1, min_width=72)
-            gr.Examples(
-                [[q] for q in example["suggestions"]], question, label="About the example", api_visibility="private"
-            )
-            with gr.Row(elem_classes="sxl-small"):
-                small = {"size": "sm", "min_width": 80}
-                download = gr.DownloadButton("Keep memory", interactive=False, size="sm", min_width=130)
-                markdown = gr.Button("Markdown", **small)
-                as_json = gr.Button("JSON", **small)
-                retry = gr.Button("Retry", **small)
-                clear = gr.Button("Clear", **small)
-            exported = gr.File(label="Export", interactive=False, visible="hidden", height=60)
+                with gr.Row(elem_classes="sxl-ask"):
+                    question = gr.Textbox(
+                        label="Question", placeholder=questions[0], show_label=False, container=False, scale=5, lines=1,
+                        max_lines=3, min_width=200, elem_id="sxl-question",
+                        html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
+                    )  # fmt: skip
+                    send = gr.Button("Ask", variant="primary", scale=1, min_width=72)
+                suggestions = gr.Dataset(
+                    label=_suggestions_label(model), components=[question], samples=[[q] for q in questions]
+                )
+                with gr.Row(elem_classes="sxl-small"):
+                    keep = gr.Button("Keep memory", interactive=False, **small | {"min_width": 130})
+                    markdown = gr.Button("Markdown", **small)
+                    as_json = gr.Button("JSON", **small)
+                    retry = gr.Button("Retry", **small)
+                    clear = gr.Button("Clear", **small)
+            with gr.Tab("Transcript"):
+                transcript, saved = _transcript(handlers, session)
+            file = gr.File(label="Download", visible="hidden")
 
-    heard = [session, status, figures, timeline, player, evidence, download]
+    heard = [session, status, figures, timeline, player, evidence, caption, transcript, keep]
     # A press of Listen ends what is being heard at once, so it must not wait behind it.
     one_at_a_time = {"concurrency_id": "listen", "concurrency_limit": 2, "trigger_mode": "multiple", **PRIVATE}
     at_once = {"queue": False, "trigger_mode": "multiple", **PRIVATE}
@@ -165,10 +176,36 @@ def _talk(handlers: Handlers, session: gr.State) -> tuple[gr.Dropdown, list[Any]
     answered = [question, chat, evidence, timeline]
     gr.on([send.click, question.submit], handlers.ask, [question, chat, session], answered, **answering)
     retry.click(handlers.retry, [chat, session], answered, **answering)
-    for button, kind in ((markdown, "md"), (as_json, "json")):
-        button.click(lambda s, k=kind: gr.File(handlers.export(k, s), visible=True), session, exported, **PRIVATE)
+    for button, kind in {keep: "sxl", markdown: "md", as_json: "json", **saved}.items():
+        # Made when it is asked for, and fetched by the browser at once.
+        button.click(lambda s, k=kind: handlers.download(k, s), session, file, **PRIVATE).success(
+            None, file, None, js="sxlDownload", **PRIVATE
+        )
+    suggestions.click(lambda sample: sample[0], suggestions, question, **at_once)
     clear.click(handlers.clear, session, [chat, evidence, timeline], **PRIVATE)
-    return compression, heard
+    return [compression, question, suggestions], heard
+
+
+def _transcript(handlers: Handlers, session: gr.State) -> tuple[gr.HTML, dict[gr.Button, str]]:
+    """-> the transcript, and the buttons that save it, with the kind of file that each makes."""
+    search = gr.Textbox(
+        label="Search the transcript", placeholder="Search", show_label=False, container=False, elem_id="sxl-search"
+    )
+    words = pictures.no_words_yet(handlers.model.config.recognizer is not None)
+    lines = gr.HTML(
+        pictures.transcript((), words, False), elem_id="sxl-transcript", min_height=440, max_height=440, autoscroll=True,
+        js_on_load="sxlWatch(element)",
+    )  # fmt: skip
+    with gr.Row(elem_classes="sxl-small"):
+        small = {"size": "sm", "min_width": 70}
+        read = gr.Button("Transcribe from memory", **small | {"min_width": 170})
+        heard = gr.Button("As heard", **small)
+        saved = {gr.Button(name, **small): name.lower() for name in ("SRT", "VTT", "TXT")}
+    search.input(None, search, None, js="sxlSearch", **PRIVATE)
+    two_at_a_time = {"concurrency_id": "transcribe", "concurrency_limit": 2, "trigger_mode": "multiple"}
+    read.click(handlers.read_memory, session, lines, **two_at_a_time, **PRIVATE)
+    heard.click(handlers.as_heard, session, lines, queue=False, **PRIVATE)
+    return lines, saved
 
 
 def _compare(handlers: Handlers, session: gr.State) -> None:
@@ -182,7 +219,7 @@ def _compare(handlers: Handlers, session: gr.State) -> None:
             label="Question to compare",
             show_label=False,
             container=False,
-            placeholder=QUESTION_EXAMPLE,
+            placeholder=suggested_questions(handlers.model.config)[0],
             scale=5,
             min_width=200,
         )
@@ -194,26 +231,26 @@ def _compare(handlers: Handlers, session: gr.State) -> None:
     )  # fmt: skip
 
 
-def _choose(handlers: Handlers, compression: gr.Dropdown, heard: list[Any]) -> None:
-    """What the model is and what fits this machine; where it is allowed, another model."""
+def _choose(handlers: Handlers, fitted: list[Any], heard: list[Any]) -> None:
+    """What the model is and what fits this machine; where it is allowed, another model, which `fitted` then fits."""
     session, facts = heard[0], about(handlers.model, handlers.max_hours)
     if not handlers.choice.is_open:
         gr.HTML(facts, padding=False)
         return
     with gr.Row(elem_classes="sxl-choose"):
         name = gr.Textbox(
-            label="Checkpoint folder or Hub id", placeholder="empty: the embedded model", scale=4, min_width=220
-        )
+            label="small, nano, a checkpoint folder or a Hub id", placeholder="empty: the usual model", scale=4,
+            min_width=220,
+        )  # fmt: skip
         backend = gr.Dropdown(["auto", *BACKENDS], value="auto", label="Backend", scale=1, min_width=110)
         load = gr.Button("Load", variant="primary", scale=1, min_width=90)
     shown = gr.HTML(facts, padding=False)
 
     def choose(name: str, backend: str, session: Session | None, request: gr.Request) -> tuple[Any, ...]:
         model, drawn = handlers.choose(name, backend, session, request)
-        fitting = gr.Dropdown(compression_choices(model), value=usual_compression(model))
-        return about(model, handlers.max_hours), fitting, *drawn
+        return about(model, handlers.max_hours), introduction(model), *_fit(model), *drawn
 
     gr.on(
-        [load.click, name.submit], choose, [name, backend, session], [shown, compression, *heard],
+        [load.click, name.submit], choose, [name, backend, session], [shown, *fitted, *heard],
         concurrency_id="choose", concurrency_limit=1, **PRIVATE,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""HTML and SVG that the page shows: progress, timeline, figures, evidence. Text in, markup out; no state.
+"""HTML and SVG that the page shows: progress, timeline, figures, evidence, transcript. Text in, markup out; no state.
 
 Everything that comes from a visitor is escaped here.
 """
@@ -16,11 +16,15 @@ from speech_xl.conversation import Heard
 from speech_xl.evidence import Evidence
 from speech_xl.memory import AudioMemory
 from speech_xl.schedule import format_bytes
+from speech_xl.transcript import Segment
 
 SILENCE = -50.0  # dB: an interval below this is drawn as silence
 LOUDNESS_RANGE = 15.0  # dB from the tallest bar to the lowest
 LONGEST_NAME = 60  # characters of a file's name that are shown
 MOST_BARS = 240  # in the timeline: neighbours are joined beyond that
+CAPTION_LENGTH = 160  # characters: two lines
+AS_RECOGNISED = "As recognised while listening, before anything was compressed."
+FROM_MEMORY = "From the memory: what the model reads back out of its slots. It may differ from what was said."
 
 
 def file_url(path: str) -> str:
@@ -121,3 +125,34 @@ def evidence_buttons(evidence: Sequence[Evidence]) -> str:
         for e in evidence
     )
     return f'<div class="sxl-evidence">{buttons}</div>'
+
+
+def caption(events: Sequence[Heard], has_recognizer: bool) -> str:
+    """The newest recognised words and when they were said; nothing for a model that recognises none."""
+    if not has_recognizer:
+        return ""
+    newest = next((e for e in reversed(events) if e.words), None)
+    if newest is None:
+        return '<p class="sxl-caption sxl-empty">Words appear here as they are recognised.</p>'
+    words = newest.text if len(newest.text) <= CAPTION_LENGTH else "... " + newest.text[-CAPTION_LENGTH:].partition(" ")[2]
+    return f'<p class="sxl-caption"><time>{clock(newest.words[0].start)}</time> {escape(words)}</p>'
+
+
+def no_words_yet(will_come: bool) -> str:
+    """What stands in place of a transcript."""
+    if will_come:
+        return "Words appear here, with their times, while a recording is heard."
+    return "Nothing was recognised while listening. Transcribe lets the model read the words back from its memory."
+
+
+def transcript(segments: Sequence[Segment], note: str, is_playable: bool) -> str:
+    """One line a segment; a click plays it (see page.js) where there is sound to play."""
+    if not segments:
+        return f'<p class="sxl-note">{note}</p>'
+    lines = []
+    for s in segments:
+        play = f' onclick="sxlPlay({s.start},{s.end})"' if is_playable else ""
+        time = f'<button type="button" aria-label="Play from {clock(s.start)}">{clock(s.start)}</button>'
+        time = time if is_playable else f"<time>{clock(s.start)}</time>"
+        lines.append(f"<li{play}>{time}<span>{escape(s.text)}</span></li>")
+    return f'<p class="sxl-note">{note}</p><ol class="sxl-lines">{"".join(lines)}</ol>'

@@ -1,21 +1,19 @@
-"""What one visitor has: a recording, its memory, and the conversation about it. Nobody else's.
+"""What one visitor has: a recording, its memory, its words, and the conversation about it. Nobody else's.
 
 It knows the core's objects and no user interface.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from space.pictures import times
 from speech_xl.asking import Answer
-from speech_xl.clock import clock
 from speech_xl.conversation import Heard, Listening
-from speech_xl.memory import AudioMemory, save_memory
+from speech_xl.memory import AudioMemory
 from speech_xl.model import SpeechModel
+from speech_xl.transcript import Segment, recognized_segments
 
 
 @dataclass
@@ -27,8 +25,10 @@ class Session:
     memory: AudioMemory | None = None
     source: str | None = None  # path of the recording, for the player
     player_shown: str | None = None  # source that the page's player has
+    words_shown: int = -1  # recognised words that the page's transcript has; -1: it is to be drawn
     events: list[Heard] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
+    read_back: list[Segment] | None = None  # the transcript from the memory, shown in place of the recognised words
     folder: tempfile.TemporaryDirectory | None = None
     run: object = field(default_factory=object)  # stands for one recording, from the press of Listen on
     waiting: object | None = None  # the run that has been asked for and has not begun
@@ -41,7 +41,8 @@ class Session:
             self.listening.cancel()
         if self.folder is not None:
             self.folder.cleanup()
-        self.listening = self.memory = self.source = self.player_shown = self.folder = None
+        self.listening = self.memory = self.source = self.player_shown = self.folder = self.read_back = None
+        self.words_shown = -1
         self.events, self.answers = [], []
 
     def begin(self) -> object:
@@ -62,42 +63,43 @@ class Session:
             self.listening.cancel()
         return True
 
-    @property
-    def _downloads(self) -> Path:
-        if self.folder is None:
-            self.folder = tempfile.TemporaryDirectory(prefix="speech-xl-")
-        return Path(self.folder.name)
-
     def askable(self) -> tuple[AudioMemory | None, bool]:
         """-> (memory to ask, whether the recording is still being heard)."""
-        memory, listening, events = self.memory, self.listening, self.events  # another thread may forget them
+        run, memory, listening, events = self.run, self.memory, self.listening, self.events
+        if self.run is not run:  # another thread has dropped some of these
+            return None, False
         if memory is not None:
             return memory, False
         if listening is not None and events:
             return listening.snapshot(), True
         return None, False
 
+    @property
+    def name(self) -> str:
+        """Of the recording, as a person knows it."""
+        return self.memory.recording.path if self.memory else Path(self.source or "recording").name
+
+    @property
+    def has_words(self) -> bool:
+        """Whether words were recognised while listening."""
+        return bool(self.events) and self.events[-1].words is not None
+
+    def segments(self) -> list[Segment]:
+        """The transcript to show: the memory's where it was asked for, else the words as recognised."""
+        if self.read_back is not None:
+            return list(self.read_back)
+        return self.recognized()
+
+    def recognized(self) -> list[Segment]:
+        """The words as they were recognised while listening."""
+        return list(recognized_segments(w for e in list(self.events) for w in e.words or ()))
+
+    @property
+    def folder_path(self) -> Path:
+        """Where this session's files lie, made when the first one is written."""
+        if self.folder is None:
+            self.folder = tempfile.TemporaryDirectory(prefix="speech-xl-")
+        return Path(self.folder.name)
+
     def memory_path(self, recording: str) -> Path:
-        return self._downloads / (Path(recording).stem[:80] + ".sxl")
-
-    def save_memory(self) -> str:
-        path = self.memory_path(self.memory.recording.path)
-        save_memory(self.memory, path, self.model)
-        return str(path)
-
-    def export(self, kind: str) -> str:
-        """The conversation as a Markdown or JSON file, with times -> its path."""
-        name = self.memory.recording.path if self.memory else "recording"
-        if kind == "json":
-            text = json.dumps({"recording": name, "answers": [asdict(a) for a in self.answers]}, indent=2)
-        else:
-            lines = [f"# {name}", ""]
-            for a in self.answers:
-                spans = ", ".join(times(e) for e in a.evidence[:3])
-                partly = self.memory is None or a.heard_seconds < self.memory.seconds
-                said = f"Of the first {clock(a.heard_seconds)}: {a.answer}" if partly else a.answer
-                lines += [f"**{a.question}**", "", said + (f" ({spans})" if spans else ""), ""]
-            text = "\n".join(lines)
-        path = self._downloads / f"conversation.{'json' if kind == 'json' else 'md'}"
-        path.write_text(text, encoding="utf-8")
-        return str(path)
+        return self.folder_path / (Path(recording).stem[:80] + ".sxl")

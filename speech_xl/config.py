@@ -168,6 +168,7 @@ class ModelConfig:
     quantization: dict[str, int] | None = None  # {"group_size", "bits"} of the decoder's linear layers
     name: str = "unnamed"
     description: str = ""  # what it understands, in words that an interface can show
+    suggestions: tuple[str, ...] = ()  # questions to offer, of a model that understands one kind of recording only
     parts: tuple[BasePart, ...] = ()  # published weights that the checkpoint names instead of holding them
 
     def __post_init__(self) -> None:

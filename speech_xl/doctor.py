@@ -27,11 +27,11 @@ from speech_xl.config import AdapterConfig, DecoderConfig, EncoderConfig, ModelC
 from speech_xl.conversation import Listening, ask
 from speech_xl.describe import machine_memory
 from speech_xl.errors import SpeechXLError
+from speech_xl.example import EXAMPLE, suggested_questions
 from speech_xl.model import SpeechModel
 from speech_xl.schedule import FixedRatio, Scheduler, format_bytes
 
 REFERENCE = Path(__file__).with_name("reference.json")
-EXAMPLE = Path(__file__).parent.parent / "space" / "examples" / "order_desk.ogg"
 TOLERANCE = {4: 1e-3, 2: 0.15}  # by bytes per number; the memory's numbers are of size 1
 ANSWER_LENGTH = 8  # tokens
 WANTED_SPEED = 2.0  # times real time; a CPU reaches many times this with the embedded model
@@ -153,7 +153,7 @@ def check_example(model: str | None, backend: str) -> Iterator[Finding]:
     slow = "Close other programs; on a Mac, see that Python itself is built for arm64." if speed < WANTED_SPEED else ""
     size = format_bytes(listening.memory.bytes)
     yield Finding("listening", f"{listening.memory.seconds:.0f} s at {speed:.0f}x real time into {size}", slow)
-    question = json.loads(EXAMPLE.with_suffix(".json").read_text(encoding="utf-8"))["suggestions"][0]
+    question = suggested_questions(loaded.config, EXAMPLE)[0]
     asking = ask(loaded, listening.memory, question)
     for _ in asking:
         pass

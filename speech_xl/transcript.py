@@ -1,6 +1,6 @@
-"""What a memory says was said: each interval's words, asked from its own slots, as text with times.
+"""What was said, as text with times: each interval's words, asked from its own slots, or words recognised while listening.
 
-It knows how intervals are asked and how their texts join; how a segment is written in txt, SRT and VTT.
+It knows how intervals are asked, how their texts join, and how a segment is written in txt, SRT and VTT.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from speech_xl.clock import subtitle_clock
 from speech_xl.memory import AudioMemory
+from speech_xl.recognition import Word
 from speech_xl.slices import check_span, overlapping
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 INTERVALS_AT_ONCE = 8
 WORDS_PER_SPEECH_TOKEN = 2  # text tokens; an interval that says more has lost itself in a loop
 LONGEST_WORD = 24  # characters; a longer run without a space is another writing system, not half a word
+LONGEST_LINE = 84  # characters: two lines of a subtitle
+LONGEST_PAUSE = 1.5  # seconds of silence inside a segment of recognised words
 FORMATS = ("txt", "json", "srt", "vtt")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One interval's words. The texts of all segments, joined by spaces, are the whole transcript."""
+    """One interval's words, or a sentence of recognised ones. All texts joined by spaces are the whole transcript."""
 
     start: float  # seconds
     end: float
@@ -96,6 +99,29 @@ def _answers(model: SpeechModel, memory: AudioMemory, intervals: list[_Interval]
             )
         for ids, limit in zip(said, limits, strict=True):
             yield ids[:limit]
+
+
+def recognized_segments(words: Iterable[Word]) -> Iterator[Segment]:
+    """Recognised words as segments: a sentence each, or less where it is long or somebody pauses."""
+    line: list[Word] = []
+    length = 0
+    for word in words:
+        ends = bool(line) and (
+            line[-1].text.rstrip("\"')").endswith((".", "?", "!"))
+            or length + len(word.text) >= LONGEST_LINE
+            or word.start - line[-1].end > LONGEST_PAUSE
+        )
+        if ends:
+            yield _segment_of(line)
+            line, length = [], 0
+        line.append(word)
+        length += len(word.text) + 1
+    if line:
+        yield _segment_of(line)
+
+
+def _segment_of(words: list[Word]) -> Segment:
+    return Segment(round(words[0].start, 2), round(words[-1].end, 2), " ".join(word.text for word in words))
 
 
 def join_words(pieces: Iterable[list[int]], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:

@@ -24,7 +24,7 @@ HUMAN = Path(os.environ.get("SPEECH_XL_HUMAN_DATA", ROOT.parent / "shared" / "da
 
 @pytest.fixture(scope="module")
 def model() -> SpeechModel:
-    return SpeechModel.load(backend="torch")
+    return SpeechModel.load("nano", backend="torch")
 
 
 def test_it_is_whole_and_small() -> None:
@@ -36,10 +36,10 @@ def test_it_is_whole_and_small() -> None:
         assert credit in card
 
 
-def test_it_answers_the_shipped_example(model: SpeechModel) -> None:
-    listening = Listening(model, ROOT / "space" / "examples" / "order_desk.ogg")
+def test_it_answers_its_example(model: SpeechModel) -> None:
+    listening = Listening(model, ROOT / "recipes" / "order_desk" / "example.ogg")
     list(listening)
-    orders = json.loads((ROOT / "space" / "examples" / "order_desk.json").read_text())["orders"]
+    orders = json.loads((ROOT / "recipes" / "order_desk" / "example.json").read_text())["orders"]
     right = []
     for order in orders[:12]:
         asking = ask(model, listening.memory, f"What drink is order {order['number']}?")

@@ -18,10 +18,12 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from space.api import Endpoints
-from space.handlers import CANCELLED, Handlers, Superseded
+from space.downloads import download
+from space.handlers import Handlers
 from space.page import build_page, look
 from space.pictures import file_url, shown_name
 from space.session import Session
+from space.work import CANCELLED, Superseded
 from speech_xl.errors import SpeechXLError
 from speech_xl.model import SpeechModel
 from tests.tiny import write_sound
@@ -79,7 +81,7 @@ def test_two_clients_do_not_see_each_other(client: Client, address: str, recordi
 
 def test_only_the_documented_endpoints_are_public(client: Client) -> None:
     named = client.view_api(return_format="dict")["named_endpoints"]
-    assert sorted(named) == ["/ask", "/ask_recording", "/listen", "/memory"]
+    assert sorted(named) == ["/ask", "/ask_recording", "/listen", "/memory", "/transcribe", "/transcribe_recording"]
 
 
 @pytest.mark.parametrize("name", ["notes.wav", "notes.mp3", "notes.sxl", "<img src=x onerror=alert(1)>.wav"])
@@ -126,7 +128,7 @@ def test_an_answer_given_while_listening_keeps_its_evidence(
         next(redraws)
     *_, (_, chat, buttons, timeline) = handlers.ask(QUESTION, [], session)
     assert chat[-1]["content"].startswith("Of the first ") and "<button" in buttons and "evidence" in timeline
-    _, _, _, timeline, player, evidence, _ = next(redraws)
+    _, _, _, timeline, player, evidence, *_ = next(redraws)
     assert player == evidence == gr.skip() and 'class="evidence"' in timeline
     redraws.close()
 
@@ -200,7 +202,7 @@ def test_a_program_may_ask_while_its_first_recording_is_heard(client: Client, tm
 def test_a_session_ends_with_its_files(tiny_speech_model: SpeechModel, recording: Path) -> None:
     session = Session(tiny_speech_model)
     Endpoints(Handlers(tiny_speech_model, 1.0)).listen(str(recording), "", session)
-    kept = Path(session.save_memory())
+    kept = Path(download("sxl", session))
     assert kept.exists()
     session.forget()
     assert not kept.exists()
@@ -230,9 +232,9 @@ def test_an_export_says_what_was_heard_when_it_was_asked(tiny_speech_model: Spee
     list(handlers.answer(session, early, "What drink is order 4?"))
     list(hearing)
     list(handlers.answer(session, session.memory, "What drink is order 5?"))
-    first, second = Path(session.export("markdown")).read_text().split("**What drink")[1:]
+    first, second = Path(download("md", session)).read_text().split("**What drink")[1:]
     assert "Of the first 0:" in first and "Of the first" not in second
-    kept = json.loads(Path(session.export("json")).read_text())["answers"]
+    kept = json.loads(Path(download("json", session)).read_text())["answers"]
     assert [a["heard_seconds"] for a in kept] == [early.seconds, session.memory.seconds]
 
 

@@ -17,8 +17,9 @@ import pytest
 playwright = pytest.importorskip("playwright.sync_api")
 
 from speech_xl.checkpoints import EMBEDDED_FOLDER  # noqa: E402
-from speech_xl.conversation import SpeechModel  # noqa: E402
-from tests.tiny import write_sound  # noqa: E402
+from speech_xl.example import load_example  # noqa: E402
+from speech_xl.model import SpeechModel  # noqa: E402
+from tests.tiny import save_checkpoint, tiny_recognizer_config, write_sound  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
@@ -26,22 +27,34 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-SHOTS = Path(__file__).parent.parent / "screenshots"
+ROOT = Path(__file__).parent.parent
+SHOTS = ROOT / "screenshots"
+DESK = ROOT / "recipes" / "order_desk" / "example.ogg"  # what the embedded model understands
 PATIENCE = 120_000  # ms: a slow machine is not a broken page
+
+
+def serve(model: SpeechModel) -> Iterator[str]:
+    from space.page import build_page, look
+
+    page = build_page(model, max_hours=1.0, can_choose=True)
+    _, url, _ = page.queue(default_concurrency_limit=4).launch(prevent_thread_lock=True, quiet=True, **look())
+    yield url
+    page.close()
 
 
 @pytest.fixture(scope="module")
 def address(tiny_checkpoint: Path) -> Iterator[str]:
     """The page, served with the embedded model where there is one."""
-    from space.page import build_page, look
-
     trained = (EMBEDDED_FOLDER / "config.json").exists()
-    chosen = os.environ.get("SPEECH_XL_MODEL") or (None if trained else str(tiny_checkpoint))
-    model = SpeechModel.load(chosen, "torch")
-    page = build_page(model, max_hours=1.0, can_choose=True)
-    _, url, _ = page.queue(default_concurrency_limit=4).launch(prevent_thread_lock=True, quiet=True, **look())
-    yield url
-    page.close()
+    chosen = os.environ.get("SPEECH_XL_MODEL") or ("nano" if trained else str(tiny_checkpoint))
+    yield from serve(SpeechModel.load(chosen, "torch"))
+
+
+@pytest.fixture(scope="module")
+def words_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page, served with a random model whose speech tokens are recognised words."""
+    folder = save_checkpoint(tmp_path_factory.mktemp("words") / "tiny", tiny_recognizer_config())
+    yield from serve(SpeechModel.load(str(folder), "torch"))
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +89,13 @@ def hear_example(page: playwright.Page) -> None:
     page.locator("#sxl-status", has_text="heard, all of it").wait_for()
 
 
+def hear(page: playwright.Page, path: Path) -> None:
+    page.locator("input[type=file]").first.set_input_files(path)
+    page.get_by_text(path.name).first.wait_for()
+    page.get_by_role("button", name="Listen", exact=True).click()
+    page.locator("#sxl-status", has_text="heard, all of it").wait_for()
+
+
 def put(page: playwright.Page, question: str, turn: int) -> str:
     """Ask and wait for the answer of that turn (0, 1, ...)."""
     page.get_by_label("Question", exact=True).fill(question)
@@ -88,7 +108,7 @@ def put(page: playwright.Page, question: str, turn: int) -> str:
 
 def test_hear_ask_and_play_the_evidence(page: playwright.Page) -> None:
     shoot(page, "start")
-    hear_example(page)
+    hear(page, DESK)
     assert page.locator(".sxl-timeline rect.speech").count() > 20
     put(page, "What drink is order 28?", 0)
     playwright.expect(page.get_by_test_id("bot").first).to_have_text("cappuccino")
@@ -194,7 +214,7 @@ def test_compare_hears_the_recording_at_every_ratio(page: playwright.Page) -> No
 
 
 def test_a_kept_memory_goes_on_answering_without_the_audio(page: playwright.Page, tmp_path: Path) -> None:
-    hear_example(page)
+    hear(page, DESK)
     said = put(page, "What drink is order 28?", 0)
     with page.expect_download() as kept:
         page.get_by_role("button", name="Keep memory").click()
@@ -216,14 +236,18 @@ def test_what_the_model_understands_and_what_fits_is_said(page: playwright.Page)
 
 def test_another_model_can_be_chosen(page: playwright.Page, tiny_checkpoint: Path) -> None:
     page.get_by_role("tab", name="Model").click()
-    page.get_by_label("Checkpoint folder or Hub id").fill("/nowhere")
+    page.get_by_label("a checkpoint folder or a Hub id").fill("/nowhere")
     page.get_by_role("button", name="Load").click()
     page.get_by_text("There is no checkpoint folder /nowhere").first.wait_for()
-    page.get_by_label("Checkpoint folder or Hub id").fill(str(tiny_checkpoint))
+    page.get_by_label("a checkpoint folder or a Hub id").fill(str(tiny_checkpoint))
     page.get_by_role("button", name="Load").click()
     page.get_by_text(f"({tiny_checkpoint.name})").first.wait_for()
+    page.get_by_text("tiny answers here.").wait_for()
     page.get_by_role("tab", name="Ask").click()
     page.locator("#sxl-status", has_text="is loaded").wait_for()
+    offered = page.get_by_text(load_example().suggestions[1])  # in place of the first model's own
+    offered.click()
+    playwright.expect(page.get_by_label("Question", exact=True)).to_have_value(load_example().suggestions[1])
 
 
 def test_a_page_closed_in_mid_listening_stops_listening(
@@ -243,3 +267,34 @@ def test_a_page_closed_in_mid_listening_stops_listening(
     while [t for t in threading.enumerate() if t.name == "speech-xl-reader"]:
         assert time.monotonic() < deadline, "the recording is still being heard"
         time.sleep(0.2)
+
+
+def test_the_transcript_is_searched_played_and_downloaded(
+    browser: playwright.Browser, words_address: str, tmp_path: Path
+) -> None:
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(words_address)
+    hear(page, write_sound(tmp_path / "talk.wav", 20))
+    assert page.locator(".sxl-caption time").count() == 1
+    page.get_by_role("tab", name="Transcript").click()
+    page.get_by_text("As recognised while listening").wait_for()
+    lines = page.locator("#sxl-transcript li")
+    assert lines.count() > 1
+    last = lines.last.locator("span").inner_text()
+    page.get_by_label("Search the transcript").fill(last.upper())
+    playwright.expect(lines.last).to_be_visible()
+    playwright.expect(lines.first).to_be_hidden()
+    shoot(page, "transcript")
+    lines.last.click()
+    start = lines.last.get_attribute("onclick").split("(")[1].split(",")[0]
+    page.wait_for_function(f"Math.abs(document.getElementById('sxl-player').currentTime - {start}) < 3")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="SRT").click()
+    saved.value.save_as(tmp_path / "talk.srt")
+    assert saved.value.suggested_filename == "talk.srt" and last in (tmp_path / "talk.srt").read_text()
+    page.get_by_role("button", name="Transcribe from memory").click()
+    page.get_by_text("From the memory").wait_for()
+    page.get_by_role("button", name="As heard").click()
+    page.get_by_text("As recognised while listening").wait_for()
+    page.context.close()

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_list_holds_what_a_space_needs_and_nothing_else() -> None:
     files = deploy.space_files()
-    assert {"README.md", "app.py", "requirements.txt", "space/page.py", "space/examples/order_desk.ogg"} <= set(files)
+    assert {"README.md", "app.py", "requirements.txt", "space/page.py", "space/examples/town_meeting.ogg"} <= set(files)
     assert not [f for f in files if f.startswith(("tests/", "runs/", "cache/", ".venv/", "benchmarks/", "evaluation/"))]
     assert not [f for f in files if f.endswith((".pyc", ".sxl")) or "training" in f]
     assert all((ROOT / f).is_file() for f in files)
@@ -73,9 +73,11 @@ def test_a_gpu_is_borrowed_for_as_long_as_the_recording_suggests(
     answers = []
     for endpoints in (here, there):
         _, session = endpoints.listen(str(recording), "4", None)
-        answers.append(json.loads(endpoints.ask("what drink is order 47?", session))["answer"])
+        said = json.loads(endpoints.ask("what drink is order 47?", session))["answer"]
+        answers.append((said, endpoints.transcribe("memory", session)))
         session.forget()
     assert answers[0] == answers[1]
-    assert asked == [zero.listening_seconds(str(recording)), zero.ANSWER_SECONDS]
+    seconds = zero.listening_seconds(str(recording))
+    assert asked == [seconds, zero.ANSWER_SECONDS, seconds]
     longer = write_sound(tmp_path / "longer.wav", 600, rate=8000)
     assert asked[0] < zero.listening_seconds(str(longer)) <= zero.LONGEST_SECONDS

@@ -1,0 +1,77 @@
+"""Files that a visitor asks for: the memory, the conversation, the transcript. None is made before it is asked for.
+
+They lie in the session's own folder and go with it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from space.pictures import times
+from space.session import Session
+from speech_xl.clock import clock
+from speech_xl.errors import OutputError, RecordingError
+from speech_xl.memory import save_memory
+from speech_xl.transcript import text_lines
+from speech_xl.whole_file import whole_file
+
+SUBTITLES = ("srt", "vtt", "txt")
+
+
+def download(kind: str, session: Session | None) -> str:
+    """The path of a new file: sxl, md or json (the conversation), srt, vtt or txt.
+
+    RecordingError if there is nothing to put in it, OutputError if it cannot be written; no half of it is left.
+    """
+    try:
+        if kind == "sxl":
+            return str(memory_file(session))
+        if kind in SUBTITLES:
+            return str(_transcript(kind, session))
+        return str(_conversation(kind, session))
+    except (OutputError, OSError):
+        raise OutputError("The file cannot be written: this page's disk may be full; try again later.") from None
+
+
+def memory_file(session: Session | None) -> Path:
+    """The .sxl file of a session, written once."""
+    if session is None or session.memory is None:
+        raise RecordingError("There is no memory yet; listen to a recording first.")
+    path = session.memory_path(session.memory.recording.path)
+    if not path.exists():
+        save_memory(session.memory, path, session.model)
+    return path
+
+
+def _conversation(kind: str, session: Session | None) -> Path:
+    """Questions and answers, with times, as Markdown or JSON."""
+    if session is None or not session.answers:
+        raise RecordingError("There is no conversation to export yet; ask something first.")
+    if kind == "json":
+        text = json.dumps({"recording": session.name, "answers": [asdict(a) for a in session.answers]}, indent=2)
+    else:
+        lines = [f"# {session.name}", ""]
+        for a in session.answers:
+            spans = ", ".join(times(e) for e in a.evidence[:3])
+            partly = session.memory is None or a.heard_seconds < session.memory.seconds
+            said = f"Of the first {clock(a.heard_seconds)}: {a.answer}" if partly else a.answer
+            lines += [f"**{a.question}**", "", said + (f" ({spans})" if spans else ""), ""]
+        text = "\n".join(lines)
+    return _write(session.folder_path / f"conversation.{kind}", text)
+
+
+def _transcript(kind: str, session: Session | None) -> Path:
+    """What the page shows of it: the words as recognised, or as read back from the memory."""
+    segments = session.segments() if session is not None else []
+    if not segments:
+        raise RecordingError("There is no transcript yet; listen to a recording, then press Transcribe.")
+    text = "".join(f"{line}\n" for line in text_lines(segments, kind))
+    return _write(session.folder_path / f"{Path(session.name).stem[:80]}.{kind}", text)
+
+
+def _write(path: Path, text: str) -> Path:
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
