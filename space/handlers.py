@@ -111,20 +111,21 @@ class Handlers(Worker):
     def _growing_transcript(self, session: Session, finished: bool) -> Any:
         """The words so far, if there are enough new ones and the visitor does not look at the memory's."""
         words = sum(len(e.words or ()) for e in session.events)
-        is_enough = words > session.words_shown if finished else words > session.words_shown * TRANSCRIPT_GROWTH
+        is_enough = finished or words > session.words_shown * TRANSCRIPT_GROWTH
         if session.read_back is not None or not is_enough:
             return gr.skip()
         session.words_shown = words
         return self._transcript(session)
 
     def _transcript(self, session: Session) -> str:
+        segments = session.segments()
         if session.read_back is not None:
             note = pictures.FROM_MEMORY
-        elif session.has_words:
+        elif segments:
             note = pictures.AS_RECOGNISED
         else:
-            note = pictures.no_words_yet(session.model.config.recognizer is not None and not session.memory)
-        return pictures.transcript(session.segments(), note, session.source is not None)
+            note = pictures.no_words_yet(session.model.config.recognizer is not None and session.memory is None)
+        return pictures.transcript(segments, note, session.source is not None)
 
     def as_heard(self, session: Session | None) -> str:
         """The words as they were recognised, in place of the memory's."""

@@ -92,7 +92,7 @@ def _talk(handlers: Handlers, session: gr.State) -> tuple[list[Any], list[Any]]:
     """-> what `_fit` fits to a model, and what `Handlers.listen` draws."""
     model, questions = handlers.model, suggested_questions(handlers.model.config)
     has_recognizer = model.config.recognizer is not None
-    small = {"size": "sm", "min_width": 80}
+    small = {"size": "sm", "min_width": 64}
     with gr.Row(equal_height=False, elem_classes="sxl-columns"):
         with gr.Column(scale=5, min_width=320, elem_classes="sxl-left"):
             with gr.Column(elem_classes="sxl-source", min_width=300):
@@ -144,7 +144,7 @@ def _talk(handlers: Handlers, session: gr.State) -> tuple[list[Any], list[Any]]:
                     label=_suggestions_label(model), components=[question], samples=[[q] for q in questions]
                 )
                 with gr.Row(elem_classes="sxl-small"):
-                    keep = gr.Button("Keep memory", interactive=False, **small | {"min_width": 130})
+                    keep = gr.Button("Keep memory", interactive=False, **small | {"min_width": 116})
                     markdown = gr.Button("Markdown", **small)
                     as_json = gr.Button("JSON", **small)
                     retry = gr.Button("Retry", **small)

@@ -102,22 +102,24 @@ def _answers(model: SpeechModel, memory: AudioMemory, intervals: list[_Interval]
 
 
 def recognized_segments(words: Iterable[Word]) -> Iterator[Segment]:
-    """Recognised words as segments: a sentence each, or less where it is long or somebody pauses."""
+    """Recognised words as segments: a sentence each, or less where somebody pauses or the line is full."""
     line: list[Word] = []
-    length = 0
     for word in words:
-        ends = bool(line) and (
-            line[-1].text.rstrip("\"')").endswith((".", "?", "!"))
-            or length + len(word.text) >= LONGEST_LINE
-            or word.start - line[-1].end > LONGEST_PAUSE
-        )
-        if ends:
+        if line and (_ends(line[-1], ".?!") or word.start - line[-1].end > LONGEST_PAUSE):
             yield _segment_of(line)
-            line, length = [], 0
+            line = []
+        elif line and sum(len(w.text) + 1 for w in line) + len(word.text) > LONGEST_LINE:
+            # Behind a comma, if one stands in the line's second half.
+            cut = next((n for n in range(len(line), len(line) // 2, -1) if _ends(line[n - 1], ",;:")), len(line))
+            yield _segment_of(line[:cut])
+            line = line[cut:]
         line.append(word)
-        length += len(word.text) + 1
     if line:
         yield _segment_of(line)
+
+
+def _ends(word: Word, marks: str) -> bool:
+    return word.text.rstrip("\"')")[-1:] in tuple(marks)
 
 
 def _segment_of(words: list[Word]) -> Segment:

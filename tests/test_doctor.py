@@ -11,13 +11,14 @@ import pytest
 from speech_xl import doctor
 from speech_xl.backend import is_installed
 from speech_xl.cli import main
-from tests.tiny import write_sound
+from speech_xl.example import EXAMPLE, load_example, suggested_questions
+from tests.tiny import tiny_config, write_sound
 
 
 @pytest.fixture
 def short_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = write_sound(tmp_path / "example.wav", 3.0)
-    path.with_suffix(".json").write_text(json.dumps({"suggestions": ["what drink is order 4?"]}))
+    path.with_suffix(".json").write_text(json.dumps({"title": "Noise", "suggestions": ["what drink is order 4?"]}))
     monkeypatch.setattr(doctor, "EXAMPLE", path)
     monkeypatch.setattr(doctor, "WANTED_SPEED", 0.0)
     return path
@@ -65,3 +66,10 @@ def test_a_missing_model_is_advice_and_exit_code_2(
     assert main(["doctor", "--backend", "torch"]) == 2
     captured = capsys.readouterr()
     assert "embedded model: not there" in captured.out and "embedded model" in captured.err
+
+
+def test_a_model_of_one_kind_of_recording_is_asked_its_own_question(short_example: Path) -> None:
+    assert suggested_questions(tiny_config(), short_example) == ("what drink is order 4?",)
+    own = ("What size is it?", "Whose is it?")
+    assert suggested_questions(tiny_config(suggestions=own), short_example) == own
+    assert len(load_example().suggestions) > 3 and EXAMPLE.is_file() and EXAMPLE.stat().st_size < 1.5 * 10**6
