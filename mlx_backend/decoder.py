@@ -298,13 +298,12 @@ class Decoder(nn.Module):
         mask: mx.array,
         sst_rows: slice,
         pooled: Pooled | None = None,
-        layer_outputs: list[mx.array] | None = None,
     ) -> mx.array:
         """One masked pass: x (B, R, D) with SST embeddings in place, positions (B, R), mask (B, 1, R, R).
 
         `pooled`: rows and columns as `Attention.pool` takes them, rows counted from the first of x.
 
-        Returns (B, R, D) before the final norm; each layer's output is appended to `layer_outputs`.
+        Returns (B, R, D) before the final norm.
         """
         q_rotation, k_rotation = self.rotation(query_positions), self.rotation(key_positions)
         before, after = slice(0, sst_rows.start), slice(sst_rows.stop, x.shape[1])
@@ -324,6 +323,4 @@ class Decoder(nn.Module):
             if sst_rows.stop > sst_rows.start:
                 outputs.insert(1, attention.output(out[:, :, sst_rows], sst=True))
             x = layer.feed_forward(x + mx.concatenate(outputs, axis=1))
-            if layer_outputs is not None:
-                layer_outputs.append(x)
         return x

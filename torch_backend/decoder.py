@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from speech_xl.config import DecoderConfig, SSTConfig
 from torch_backend.memory import KeyValues
@@ -298,18 +299,21 @@ class Decoder(nn.Module):
         mask: torch.Tensor,
         sst_rows: slice,
         pooled: Pooled | None = None,
-        layer_outputs: list[torch.Tensor] | None = None,
+        checkpointed: bool = False,
     ) -> torch.Tensor:
         """One masked pass: x (B, R, D) with SST embeddings in place, positions (B, R), mask (B, 1, R, R).
 
         `pooled`: rows and columns as `Attention.pool` takes them, rows counted from the first of x.
 
-        Returns (B, R, D) before the final norm; each layer's output is appended to `layer_outputs`.
+        `checkpointed`: a layer's inside is computed again in the backward pass instead of being kept till then.
+
+        Returns (B, R, D) before the final norm.
         """
         q_rotation, k_rotation = self.rotation(query_positions), self.rotation(key_positions)
         before, after = slice(0, sst_rows.start), slice(sst_rows.stop, x.shape[1])
         has_ssts = sst_rows.stop > sst_rows.start
-        for layer in self.layers:
+
+        def through(layer: DecoderLayer, x: torch.Tensor) -> torch.Tensor:
             attention = layer.self_attn
             h = layer.input_layernorm(x)
             if has_ssts:
@@ -326,7 +330,8 @@ class Decoder(nn.Module):
                                  attention.output(out[:, :, after])], dim=1)  # fmt: skip
             else:
                 out = attention.output(out)
-            x = layer.feed_forward(x + out)
-            if layer_outputs is not None:
-                layer_outputs.append(x)
+            return layer.feed_forward(x + out)
+
+        for layer in self.layers:
+            x = checkpoint(through, layer, x, use_reentrant=False) if checkpointed else through(layer, x)
         return x

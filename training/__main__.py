@@ -14,7 +14,9 @@ def main() -> int:
     parser.add_argument("--model", required=True, help="checkpoint folder, Hub id, or the name of a shipped model")
     parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="JSONL", help="recordings to train on")
     parser.add_argument("--validation", type=Path, metavar="JSONL", help="recordings that are never trained on")
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="the trained model is FOLDER/model")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="FOLDER", help="the trained model is FOLDER/model"
+    )
     parser.add_argument("--recipe", type=Path, metavar="JSON", help="stages and settings (see docs/training.md)")
     arguments = parser.parse_args()
     from speech_xl.checkpoints import resolve_checkpoint
@@ -29,6 +31,8 @@ def main() -> int:
     except SpeechXLError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the first step, or twice
+        pass
     print("Stopped; the same command goes on from here.", file=sys.stderr)
     return 130
 

@@ -7,31 +7,29 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from training.batch import Batch, Batcher, name_of
+from training.batch import Batcher, name_of
+from training.ctc import CTCBatcher
 from training.network import parameter_groups
 from training.recipe import RecipeError, Stage
 from training.samples import Order, Sample
 from training.state import StageFolder
-
-Sums = dict[tuple[str, str], np.ndarray]  # (kind, ratio) -> sum of losses, right tokens, tokens
+from training.sums import Sums, add, added
 
 
 class Loop:
     """Trains the tensors `trained` of `network` through one stage. Every process runs one, on its share of each batch."""
 
     def __init__(
-        self, network: nn.Module, trained: dict[str, nn.Parameter], stage: Stage, batcher: Batcher, seed: int,
+        self, network: nn.Module, trained: dict[str, nn.Parameter], stage: Stage, batcher: Batcher | CTCBatcher, seed: int,
         folder: StageFolder, accelerator: Accelerator,
     ):  # fmt: skip
         self.stage, self.batcher, self.folder, self.accelerator = stage, batcher, folder, accelerator
@@ -42,7 +40,9 @@ class Loop:
             raise RecipeError(
                 f"Stage {stage.name!r} has a batch of {stage.batch} for {passes} passes; raise it to that or more."
             )
-        optimizer = torch.optim.AdamW(parameter_groups(trained, stage), betas=(0.9, 0.98), weight_decay=stage.weight_decay)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(trained, stage), betas=(0.9, 0.98), weight_decay=stage.weight_decay
+        )
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self.step, self.elapsed = 0, 0.0
 
@@ -57,9 +57,12 @@ class Loop:
         self._resume()
         stage, main = self.stage, self.accelerator.is_main_process
         order = Order([s.size for s in samples], stage.batch, self.seed)
-        sums: Sums = defaultdict(lambda: np.zeros(3))
+        sums: Sums = {}
         speech_tokens, since = 0, time.monotonic()
-        with stop_signals() as stopped, tqdm(total=stage.steps, initial=self.step, unit="step", disable=not main) as bar:
+        with (
+            stop_signals() as stopped,
+            tqdm(total=stage.steps, initial=self.step, unit="step", disable=not main) as bar,
+        ):
             while self.progress < 1:
                 began = time.monotonic()
                 chosen = order.batch(self.step)
@@ -101,70 +104,48 @@ class Loop:
         for i, batch in enumerate(batches):
             is_last = i == len(batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.network):
-                losses = self._losses(batch, sums)
+                with self.accelerator.autocast():
+                    losses, figures = self.batcher.losses(self.network, batch, self.accelerator.device)
+                add(sums, figures)
                 self.accelerator.backward(losses.sum() * (world / total))
         self.accelerator.clip_grad_norm_(list(self.trained.values()), self.stage.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return sum(b.speech_tokens for b in batches)
 
-    def _losses(self, batch: Batch, sums: Sums) -> torch.Tensor:
-        """(A,) float32 cross-entropy of each answer token; its figures are added to `sums`."""
-
-        def tensor(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(self.accelerator.device)
-
-        with self.accelerator.autocast():
-            logits = self.network(
-                tensor(batch.prefix_ids), tensor(batch.speech), tensor(batch.text_ids), tensor(batch.query_positions),
-                tensor(batch.key_positions), tensor(batch.mask), batch.ssts,
-                batch.pooled and tuple(map(tensor, batch.pooled)), tensor(batch.answer_rows),
-            )  # fmt: skip
-        targets = tensor(batch.targets)
-        losses = F.cross_entropy(logits.float(), targets, reduction="none")
-        figures = torch.stack([losses.detach(), (logits.argmax(-1) == targets).float(), torch.ones_like(losses)], dim=1)
-        figures = figures.cpu().numpy().astype(np.float64)
-        for i, group in enumerate(batch.groups):
-            sums[group] = sums[group] + figures[batch.group_of == i].sum(0)
-        return losses
-
     @torch.no_grad()
     def _validate(self, held: Sequence[Sample], bar: tqdm) -> None:
         """Share of right tokens, the answer so far given, at every ratio of the stage."""
-        self.network.eval()
-        sums: Sums = defaultdict(lambda: np.zeros(3))
+        network = self.accelerator.unwrap_model(self.network)  # shares of the validation may differ in number
+        network.eval()
+        sums: Sums = {}
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         chosen = np.arange(min(len(held), self.stage.validation_recordings))
-        for ratio in self.stage.ratios:
+        for ratio in self.batcher.ratios:
             for part in np.split(chosen, range(self.stage.batch, len(chosen), self.stage.batch)):
-                if part := part[rank::world].tolist():
-                    batch = self.batcher.validation([held[i] for i in part], part, ratio)
-                    self._losses_alone(batch, sums)
+                if own := part[rank::world].tolist():
+                    batch = self.batcher.validation([held[i] for i in own], own, ratio)
+                    with self.accelerator.autocast():
+                        add(sums, self.batcher.losses(network, batch, self.accelerator.device)[1])
         summed = self._summed(sums)
         if self.accelerator.is_main_process:
-            self.folder.log(self.step, {f"validation/{k}/{r}": s[1] / s[2] for (k, r), s in summed.items()})
-            kinds = sorted({kind for kind, _ in summed})
+            shares = {group: figures[1] / figures[2] for group, figures in summed.items()}
+            self.folder.log(self.step, {f"validation/{kind}/{ratio}": v for (kind, ratio), v in shares.items()})
             shown = [
-                " ".join([kind, *(f"{name_of(r)} {s[1] / s[2]:.3f}" for r in self.stage.ratios
-                                  if (s := summed.get((kind, name_of(r)))) is not None)])
-                for kind in kinds
+                " ".join([kind, *(f"{r} {shares[kind, r]:.3f}" for r in map(name_of, self.batcher.ratios) if (kind, r) in shares)])
+                for kind in dict.fromkeys(kind for kind, _ in shares)
             ]  # fmt: skip
             bar.write(f"step {self.step}, right tokens: " + "; ".join(shown))
-
-    def _losses_alone(self, batch: Batch, sums: Sums) -> None:
-        """`_losses` without the other processes: their shares of the validation may differ in number."""
-        wrapped, self.network = self.network, self.accelerator.unwrap_model(self.network)
-        try:
-            self._losses(batch, sums)
-        finally:
-            self.network = wrapped
 
     def _report(self, summed: Sums, speed: float, bar: tqdm) -> None:
         if not self.accelerator.is_main_process:
             return
-        metrics = {f"loss/{kind}/{ratio}": s[0] / s[2] for (kind, ratio), s in sorted(summed.items())}
+        metrics = {f"loss/{kind}/{ratio}": s[0] / s[2] for (kind, ratio), s in summed.items()}
         everything = sum(summed.values())
-        metrics |= {"loss": everything[0] / everything[2], "speech_tokens_per_second": speed * self.accelerator.num_processes}
+        metrics |= {
+            "loss": everything[0] / everything[2],
+            "speech_tokens_per_second": speed * self.accelerator.num_processes,
+        }
         metrics |= {f"learning_rate/{g['name']}": g["lr"] for g in self.optimizer.param_groups}
         self.folder.log(self.step, metrics)
         bar.set_postfix(loss=f"{metrics['loss']:.3f}")
@@ -172,11 +153,10 @@ class Loop:
     def _summed(self, sums: Sums) -> Sums:
         """`sums` of all processes together."""
         if self.accelerator.num_processes == 1:
-            return dict(sums)
+            return added([sums])
         gathered: list[Sums] = [{}] * self.accelerator.num_processes
-        torch.distributed.all_gather_object(gathered, dict(sums))
-        names = sorted({name for one in gathered for name in one})
-        return {name: sum(one[name] for one in gathered if name in one) for name in names}
+        torch.distributed.all_gather_object(gathered, sums)
+        return added(gathered)
 
     def _total(self, number: float) -> float:
         """The sum of every process's number."""

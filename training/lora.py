@@ -25,7 +25,10 @@ class LoraLinear(nn.Module):
         a = torch.empty(config.rank, base.in_features).uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Linear(base.in_features, config.rank, bias=False)
         self.lora_B = nn.Linear(config.rank, base.out_features, bias=False)
-        self.lora_A.weight, self.lora_B.weight = nn.Parameter(a), nn.Parameter(torch.zeros(base.out_features, config.rank))
+        self.lora_A.weight, self.lora_B.weight = (
+            nn.Parameter(a),
+            nn.Parameter(torch.zeros(base.out_features, config.rank)),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.base_layer(x) + self.lora_B(self.lora_A(x)) * self.scaling
@@ -59,5 +62,3 @@ def merged_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     adapted = {n: m for n, m in model.named_modules() if isinstance(m, LoraLinear)}
     tensors = {our_name(n): t for n, t in model.state_dict().items() if ".lora_" not in n}
     return tensors | {f"{n}.weight": m.merged() for n, m in adapted.items()}
-
-

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -19,21 +21,51 @@ from torch import nn
 from speech_xl.config import ModelConfig, SSTConfig, save_config
 from speech_xl.errors import CheckpointError
 from torch_backend.decoder import Decoder
+from torch_backend.encoder import SpeechTower
+from training.ctc import CTCHead
 from training.lora import add_lora, merged_tensors, our_name
 from training.recipe import RecipeError, Stage
 
 
 class Network(nn.Module):
-    """Parameters by checkpoint names: `decoder.*`."""
+    """Parameters by checkpoint names: `decoder.*`, and `speech.*` where speech tokens come through an adapter.
+
+    A recogniser is not loaded: what it hears comes in as words. `ctc` is there while a stage needs it.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.decoder = Decoder(config.decoder, config.sst)
+        self.speech = SpeechTower(config) if config.adapter is not None else None
+        self.ctc: CTCHead | None = None
+        self.gradient_checkpointing = False
 
     def forward(
         self,
-        prefix_ids: torch.Tensor,
+        rows: torch.Tensor,
+        windows: tuple[torch.Tensor, torch.Tensor] | None = None,
+        classes: torch.Tensor | None = None,
+        **text: Any,
+    ) -> torch.Tensor:
+        """A training.speech.Speech as tensors -> with classes (C,), the CTC head's log-probabilities (B, N, 1 + C); else
+        what `answer` makes of the text."""
+        speech = self.hear(rows, windows)
+        if classes is not None:
+            return self.ctc(speech, self.decoder.embed_tokens(classes))
+        return self.answer(speech, **text)
+
+    def hear(self, rows: torch.Tensor, windows: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+        """-> speech tokens (B, N, D)."""
+        if self.speech is None:
+            return self.decoder.embed_tokens(rows)
+        if windows is not None:
+            rows = kept_outputs(self.speech, *windows).flatten(0, 1)[rows]
+        return self.speech.adapter(rows)
+
+    def answer(
+        self,
         speech: torch.Tensor,
+        prefix_ids: torch.Tensor,
         text_ids: torch.Tensor,
         query_positions: torch.Tensor,
         key_positions: torch.Tensor,
@@ -45,17 +77,28 @@ class Network(nn.Module):
         """A training.batch.Batch's arrays as tensors -> logits of the rows that answer, (A, vocab_size)."""
         decoder = self.decoder
         b = len(speech)
-        parts = [decoder.embed_tokens(prefix_ids).expand(b, -1, -1), decoder.embed_tokens(speech)]
+        parts = [decoder.embed_tokens(prefix_ids).expand(b, -1, -1), speech]
         if ssts:
             parts.append(decoder.sst_embedding.expand(b, ssts, -1))
         before = sum(part.shape[1] for part in parts)
         x = torch.cat([*parts, decoder.embed_tokens(text_ids)], dim=1)
-        x = decoder.whole(x, query_positions, key_positions, mask, slice(before - ssts, before), pooled)
+        x = decoder.whole(
+            x, query_positions, key_positions, mask, slice(before - ssts, before), pooled, self.gradient_checkpointing
+        )
         sample, row = answer_rows.T
         return decoder.logits(x[sample, before + row])
 
 
-def load_network(folder: Path, config: ModelConfig, sst: SSTConfig | None, end_id: int | None) -> tuple[Network, ModelConfig]:
+def kept_outputs(tower: SpeechTower, mel: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """mel (W, num_mel_bins, T) -> the encoder's outputs without each window's context, (W, S, d_model)."""
+    outputs = tower.encoder(mel, valid)
+    context = tower.config.encoder.context_positions // tower.config.encoder.pool
+    return outputs[:, context : outputs.shape[1] - context]
+
+
+def load_network(
+    folder: Path, config: ModelConfig, sst: SSTConfig | None, end_id: int | None
+) -> tuple[Network, ModelConfig]:
     """The network of a folder in float32, and its configuration; with `sst` its SST parameters are fresh.
 
     CheckpointError names a tensor that is missing or misshapen.
@@ -68,6 +111,7 @@ def load_network(folder: Path, config: ModelConfig, sst: SSTConfig | None, end_i
     expected = network.state_dict()
     stored = {}
     for name, tensor in read_tensors(folder, lambda n: n in expected and not (sst is not None and "sst_" in n)):
+        tensor = other_layout(name, tensor, config.layout)
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
                 f"{folder}: the tensor {name} has shape {list(tensor.shape)} where config.json needs "
@@ -83,7 +127,12 @@ def load_network(folder: Path, config: ModelConfig, sst: SSTConfig | None, end_i
     return network, config
 
 
-def read_tensors(folder: Path, wanted):
+def other_layout(name: str, tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """A stored tensor in torch's axis order, or torch's in the stored one: MLX has a convolution's channels last."""
+    return tensor.transpose(1, 2) if layout == "mlx" and ".conv" in name and tensor.ndim == 3 else tensor
+
+
+def read_tensors(folder: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of every tensor in the folder's files that is wanted, one at a time."""
     paths = sorted(Path(folder).glob("*.safetensors"))
     if not paths:
@@ -119,17 +168,26 @@ def initialise_ssts(decoder: Decoder, sst: SSTConfig, end_id: int | None) -> Non
     decoder.sst_embedding.copy_(decoder.embed_tokens.weight[end_id] if end_id is not None else 0.0)
 
 
-def choose_trained(network: nn.Module, stage: Stage, seed: int) -> dict[str, nn.Parameter]:
+def choose_trained(network: Network, stage: Stage, seed: int) -> dict[str, nn.Parameter]:
     """Add the stage's adapters, freeze what it does not train -> the rest, by checkpoint names."""
     network.requires_grad_(False)
+    network.gradient_checkpointing = stage.gradient_checkpointing
+    if stage.loss == "ctc":
+        if network.speech is None:
+            raise RecipeError(f"Stage {stage.name!r} has loss ctc, which needs a checkpoint with an adapter.")
+        network.ctc = CTCHead(network.decoder.embed_tokens.weight)
     if stage.lora is not None:
         add_lora(network, stage.lora, seed)
     trained = {}
     for pattern in stage.patterns:
         found = {our_name(n): p for n, p in network.named_parameters() if re.search(pattern, our_name(n))}
         if not found:
-            raise RecipeError(f"Stage {stage.name!r} trains {pattern!r}, but no tensor has such a name; correct the recipe.")
+            raise RecipeError(
+                f"Stage {stage.name!r} trains {pattern!r}, but no tensor has such a name; correct the recipe."
+            )
         trained |= found
+    if network.ctc is not None:
+        trained |= {f"ctc.{n}": p for n, p in network.ctc.named_parameters()}
     for parameter in trained.values():
         parameter.requires_grad_(True)
     return trained
@@ -154,13 +212,17 @@ def export(network: nn.Module, config: ModelConfig, source: Path, folder: Path) 
     """
     dtype = getattr(torch, config.dtype)
     tensors = dict(read_tensors(source, lambda name: True))
-    ours = {n: t.detach().cpu().to(dtype).contiguous() for n, t in merged_tensors(network).items()}
+    ours = {
+        n: other_layout(n, t.detach().cpu(), config.layout).to(dtype).contiguous()
+        for n, t in merged_tensors(network).items()
+        if not n.startswith("ctc.")
+    }
     tensors = {n: t for n, t in tensors.items() if "sst_" not in n} | ours
     temporary = folder.with_name(folder.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-    save_config(config, temporary)
+    save_config(replace(config, parts=()), temporary)  # it holds everything itself
     for path in source.glob("*tokenizer.json"):
         shutil.copyfile(path, temporary / path.name)
     replace_folder(temporary, folder)

@@ -17,6 +17,7 @@ from speech_xl.errors import SpeechXLError
 from speech_xl.schedule import Ratio
 
 KINDS = ("alignment", "answering", "summarization")
+LOSSES = ("next_token", "ctc")
 PROJECTIONS = r"decoder\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 
 
@@ -59,6 +60,9 @@ class Stage:
     lora: LoraConfig | None = None
     lessons: tuple[Lesson, ...] = (Lesson((None,)),)
     uniform: float = 0.0  # share of recordings that keep one ratio throughout
+    loss: str = "next_token"  # one of LOSSES; "ctc" compares speech tokens with a transcript and runs no decoder
+    ctc_classes: int = 1000  # tokens drawn at random beside those that are said
+    augment: float = 0.0  # strength, 0 to 1, of what is done to sound before it is heard, anew at every step
     questions: int = 8  # at most so many of a recording's questions in a step
     transcripts: float = 0.5  # share of a recording's intervals whose words are asked for
     shift: int = 0  # up to so many positions are left out before a recording: late positions are practised early
@@ -74,8 +78,16 @@ class Stage:
     @property
     def patterns(self) -> tuple[str, ...]:
         """Which tensors train: those named, or the kind's own."""
-        own = {"alignment": (r"speech\.adapter",), "answering": (r"speech\.adapter", "lora_"), "summarization": ("sst_", "lora_")}
+        own = {
+            "alignment": (r"speech\.adapter",),
+            "answering": (r"speech\.adapter", "lora_"),
+            "summarization": ("sst_", "lora_"),
+        }
         return self.train or tuple(p for p in own[self.kind] if p != "lora_" or self.lora)
+
+    @property
+    def trains_encoder(self) -> bool:
+        return any(re.search(p, "speech.encoder.layers.0.fc1.weight") for p in self.patterns)
 
     @property
     def ratios(self) -> tuple[Ratio, ...]:
@@ -168,7 +180,9 @@ def _stage(values: dict[str, Any]) -> Stage:
 def _build(cls: type, values: dict[str, Any], where: str) -> Any:
     known = {f.name for f in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - known):
-        raise RecipeError(f"The recipe's {where} has unknown fields {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
+        raise RecipeError(
+            f"The recipe's {where} has unknown fields {', '.join(unknown)}; known are {', '.join(sorted(known))}."
+        )
     try:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     except TypeError as error:
@@ -184,27 +198,38 @@ def _check_stage(s: Stage, where: str) -> None:
         return isinstance(value, int | float) and not isinstance(value, bool) and value >= least
 
     require(isinstance(s.name, str) and re.fullmatch(r"[\w.-]+", s.name) is not None, "the name must be one plain word")
+    require(s.loss in LOSSES, f"loss must be one of {', '.join(LOSSES)}, not {s.loss!r}")
+    require(s.loss == "next_token" or s.kind == "alignment", "only an alignment stage has the loss ctc")
     require(s.kind in KINDS, f"kind must be one of {', '.join(KINDS)}, not {s.kind!r}")
     for f in dataclasses.fields(Stage):
         value = getattr(s, f.name)
         if f.type == "int":
             least = 0 if f.name in ("questions", "shift", "warmup") else 1
-            require(type(value) is int and value >= least, f"{f.name} must be a whole number from {least}, not {value!r}")
+            require(
+                type(value) is int and value >= least, f"{f.name} must be a whole number from {least}, not {value!r}"
+            )
         if f.type == "float":
             require(is_number(value, 0), f"{f.name} must be a number from 0, not {value!r}")
     require(s.minutes is None or is_number(s.minutes, 1e-9), f"minutes must be a positive number, not {s.minutes!r}")
     require(s.accumulation <= s.batch, f"accumulation {s.accumulation} is more than the batch of {s.batch}")
     rates = s.learning_rates
-    require(isinstance(rates, dict) and all(is_number(v, 0) for v in rates.values()), "learning_rates must be {pattern: number}")
+    require(
+        isinstance(rates, dict) and all(is_number(v, 0) for v in rates.values()),
+        "learning_rates must be {pattern: number}",
+    )
     for pattern in (*s.train, *rates, *([s.lora.targets] if s.lora else [])):
         try:
             re.compile(pattern)
         except (re.error, TypeError) as error:
             require(False, f"{pattern!r} is no regular expression ({error})")
-    require(s.lora is None or (type(s.lora.rank) is int and s.lora.rank >= 1), "lora.rank must be a whole number from 1")
+    require(
+        s.lora is None or (type(s.lora.rank) is int and s.lora.rank >= 1), "lora.rank must be a whole number from 1"
+    )
     require(bool(s.lessons) and all(lesson.ratios for lesson in s.lessons), "every lesson needs ratios")
     for ratio in s.ratios:
-        require(ratio is None or (type(ratio) is int and ratio >= 1), f'ratio {ratio!r} must be "raw" or a whole number')
+        require(
+            ratio is None or (type(ratio) is int and ratio >= 1), f'ratio {ratio!r} must be "raw" or a whole number'
+        )
 
 
 def _check_sst(sst: SSTConfig) -> None:

@@ -18,13 +18,14 @@ from speech_xl.checkpoints import fingerprint
 from speech_xl.config import SSTConfig, load_config
 from speech_xl.errors import CheckpointError
 from speech_xl.prompt import Prompt
-from speech_xl.summarizers import DEFAULT_INTERVAL
 from training.batch import Batcher
-from training.data import hash_files, read_recordings
+from training.ctc import CTCBatcher
+from training.data import DataError, Recording, hash_files, read_recordings
+from training.hearing import Hearing
 from training.loop import Loop
 from training.network import choose_trained, export, load_network, replace_folder
 from training.recipe import Recipe, RecipeError, Stage, settings_of
-from training.samples import build_samples
+from training.samples import check_length
 from training.state import StageFolder, stage_fingerprint
 
 
@@ -66,25 +67,23 @@ class Runner:
             return folder.model
         config = load_config(source)
         prompt = Prompt.load(source, config)
-        if config.recognizer is None:
-            raise CheckpointError(f"{source} has no recogniser; so far only checkpoints that have one can be trained.")
-        samples, too_long = build_samples(read_recordings(self.data), prompt, stage.max_tokens)
-        held = build_samples(read_recordings(self.validation), prompt, stage.max_tokens)[0] if self.validation else []
+        if prompt.end_id is None:
+            raise CheckpointError(f"{source} names no token that ends an answer; add prompt.end_tokens to its config.json.")
+        recordings, held = (usable(read_recordings(paths), stage) for paths in (self.data, self.validation))
         network, config = load_network(source, config, sst, prompt.end_id)
-        if any(r is not None for r in stage.ratios) and config.sst is None:
-            raise RecipeError(f"Stage {stage.name!r} has ratios, but {source} has no SSTs; give the recipe an sst.")
-        for ratio in stage.ratios:
-            if ratio is not None and ratio not in config.sst.ratios:
-                raise RecipeError(f"Stage {stage.name!r} has ratio {ratio}; the SSTs have {config.sst.ratios}.")
+        check_ratios(stage, config.sst, source)
         trained = choose_trained(network, stage, self.recipe.seed)
+        hear = Hearing(stage, source, config, prompt, network, self.output / "features", self.accelerator)
+        samples, too_long = check_length(hear.samples(recordings), stage.max_tokens)
+        held = check_length(hear.samples(held), stage.max_tokens)[0] if held else []
         count = sum(p.numel() for p in trained.values())
         self._say(
             f"Stage {stage.name}: {len(samples)} recordings"
-            + (f" ({too_long} longer than {stage.max_tokens} tokens left out)" if too_long else "")
+            + (f" ({too_long} longer than {stage.max_tokens} tokens, or silent, left out)" if too_long else "")
             + f", {len(held)} to validate, {count:,} parameters in {len(trained)} tensors, in {folder.path}"
         )
-        interval = config.sst.interval if config.sst else DEFAULT_INTERVAL
-        batcher = Batcher(prompt, config.sst, interval, config.prompt.transcribe, stage, self.recipe.seed)
+        make = CTCBatcher if stage.loss == "ctc" else Batcher
+        batcher = make(prompt, config, stage, self.recipe.seed)
         loop = Loop(network, trained, stage, batcher, self.recipe.seed, folder, self.accelerator)
         finished = loop.run(samples, held)
         folder.close()
@@ -100,6 +99,29 @@ class Runner:
 
     def _say(self, sentence: str) -> None:
         self.accelerator.print(sentence, flush=True)
+
+
+def usable(recordings: list[Recording], stage: Stage) -> list[Recording]:
+    """Those that the stage can learn from: CTC needs a transcript."""
+    if stage.loss != "ctc" or not recordings:
+        return recordings
+    if found := [r for r in recordings if r.text is not None]:
+        return found
+    raise DataError(f"Stage {stage.name!r} learns from transcripts, but no line has a text; add lines that have.")
+
+
+def check_ratios(stage: Stage, sst: SSTConfig | None, source: Path) -> None:
+    """RecipeError unless the checkpoint's SSTs have every ratio of the stage."""
+    for ratio in stage.ratios:
+        if ratio is not None and sst is None:
+            raise RecipeError(
+                f"Stage {stage.name!r} has ratio {ratio}, but {source} has no SSTs; give the recipe an sst."
+            )
+        if ratio is not None and ratio not in sst.ratios:
+            known = ", ".join(map(str, sst.ratios))
+            raise RecipeError(
+                f"Stage {stage.name!r} has ratio {ratio}, but the SSTs have {known}; correct its lessons."
+            )
 
 
 def publish(source: Path, folder: Path) -> None:

@@ -1,65 +1,103 @@
-"""Recordings as token ids: what is left to do before a step is to draw ratios, questions and positions.
+"""Recordings as speech tokens: what is left to do before a step is to draw ratios, questions and positions.
 
-It knows the checkpoint's tokenizer and prompt, no audio and no network.
+It knows the checkpoint's tokenizer and prompt and where features lie, no network.
+
+Letters: N speech tokens of a recording.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from speech_xl.config import ModelConfig
 from speech_xl.prompt import Prompt
 from training.data import DataError, Question, Recording
+from training.sound import read_samples
 
 CHARACTERS_PER_TOKEN = 4  # of English, roughly
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One recording. `speech` (N,) int32: ids of the recognised words, whose embeddings are the speech tokens.
+    """One recording. Its questions are text until a step needs them: a run reads few of many.
 
-    Its questions are text until a step needs them: a run reads few of many.
+    Its speech is `words` (N,) int32, ids whose embeddings are the speech tokens; or `features`, a file of encoder
+    outputs; or, where the encoder itself is to hear it, the sound of `source`.
     """
 
-    speech: np.ndarray
-    questions: tuple[Question, ...] = ()
+    tokens: int  # N
+    source: Recording
+    words: np.ndarray | None = None
+    features: Path | None = None
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        return self.source.questions
 
     @property
     def size(self) -> float:
         """Rows that the recording takes, roughly: recordings of like size share a batch."""
-        return len(self.speech) + sum(len(q.text) + len(q.answer) for q in self.questions) / CHARACTERS_PER_TOKEN
+        text = sum(len(q.text) + len(q.answer) for q in self.questions) + len(self.source.text or "")
+        return self.tokens + text / CHARACTERS_PER_TOKEN
 
     def window(self, most: int, rng: np.random.Generator) -> Sample:
-        """At most so many of its speech tokens, from anywhere. Only for recordings without questions."""
-        if len(self.speech) <= most:
+        """At most so many of its speech tokens, from anywhere. Only for heard words without questions."""
+        if self.tokens <= most:
             return self
-        first = int(rng.integers(0, len(self.speech) - most + 1))
-        return replace(self, speech=self.speech[first : first + most])
+        first = int(rng.integers(0, self.tokens - most + 1))
+        return replace(self, words=self.words[first : first + most], tokens=most)
 
 
-def build_samples(recordings: Sequence[Recording], prompt: Prompt, max_tokens: int) -> tuple[list[Sample], int]:
-    """-> the recordings to train on, and how many with questions were left out as longer than `max_tokens`."""
+def heard_samples(recordings: Sequence[Recording], prompt: Prompt) -> list[Sample]:
+    """Recordings that a recogniser heard; each word is tokenized alone, behind a blank, as when it is heard."""
     ids_of: dict[str, list[int]] = {}
-    samples, too_long = [], 0
+    samples = []
     for recording in recordings:
-        if recording.heard is None:
-            raise DataError(
-                f"{recording.where}: a checkpoint with a recogniser trains on what it heard; give the words as heard."
-            )
         ids: list[int] = []
         for word in recording.heard.split():
             if word not in ids_of:
-                ids_of[word] = prompt.text_ids(" " + word)
+                ids_of[word] = prompt.word_ids(word)[0]
             ids += ids_of[word]
-        if recording.questions and len(ids) > max_tokens:
-            too_long += 1
-        else:
-            samples.append(Sample(np.array(ids, np.int32), recording.questions))
-    if not samples:
-        raise DataError(f"Every recording is longer than max_tokens {max_tokens}; raise it in the recipe.")
-    return samples, too_long
+        samples.append(Sample(len(ids), recording, words=np.array(ids, np.int32)))
+    return samples
+
+
+def encoded_samples(recordings: Sequence[Recording], path: Callable[[Recording], Path], stack: int) -> list[Sample]:
+    """Recordings whose encoder outputs lie at `path`."""
+    samples = []
+    for recording in recordings:
+        features = path(recording)
+        samples.append(Sample(len(np.load(features, mmap_mode="r")) // stack, recording, features=features))
+    return samples
+
+
+def sound_samples(recordings: Sequence[Recording], config: ModelConfig) -> list[Sample]:
+    """Recordings that the encoder hears anew at every step."""
+    return [Sample(config.tokens_for(len(read_samples(r))), r) for r in recordings]
+
+
+def check_length(samples: Sequence[Sample], max_tokens: int) -> tuple[list[Sample], int]:
+    """-> the recordings to train on, and how many were left out as silent or longer than `max_tokens`.
+
+    Heard words without questions are never too long: a step takes a window of them.
+    """
+    kept = [s for s in samples if s.tokens <= max_tokens or (s.words is not None and not s.questions)]
+    kept = [s for s in kept if s.tokens]
+    if not kept:
+        raise DataError(f"No recording has 1 to {max_tokens} speech tokens; raise max_tokens in the recipe.")
+    return kept, len(samples) - len(kept)
+
+
+def as_npy(array: np.ndarray) -> bytes:
+    """The bytes of an .npy file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 class Order:

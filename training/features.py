@@ -1,0 +1,107 @@
+"""What the frozen front end makes of sound, kept on disk, so that a training step costs the decoder only.
+
+Encoder outputs (before the adapter, float16) for checkpoints with an adapter, the words heard for those with a
+recogniser. An entry's name says of which sound, which part of it and which encoder it is; entries are never changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from speech_xl.audio import file_sha256
+from speech_xl.backend import load_backend
+from speech_xl.config import SAMPLING_RATE, ModelConfig
+from speech_xl.errors import RecordingError
+from speech_xl.quiet_windows import QuietWindowStream
+from speech_xl.recognition import load_recognizer_tokenizer, words_of
+from torch_backend.encoder import SpeechTower
+from training.data import DataError, Recording
+from training.network import kept_outputs, read_tensors
+from training.sound import encoder_windows, read_samples
+
+WINDOWS_AT_ONCE = 8
+
+
+class FeatureCache:
+    """A folder of entries. `front_end` is the hash of what makes them."""
+
+    def __init__(self, folder: Path, front_end: str):
+        self._folder, self._front_end = folder, front_end
+        self._hashes: dict[Path, str] = {}
+
+    def path(self, recording: Recording, ending: str) -> Path:
+        if recording.audio not in self._hashes:
+            try:
+                self._hashes[recording.audio] = file_sha256(recording.audio)
+            except RecordingError as error:
+                raise DataError(f"{recording.where}: {error}") from None
+        key = f"{self._hashes[recording.audio]}/{recording.start}/{recording.end}/{self._front_end}"
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{ending}"
+
+    def fill(
+        self, recordings: Iterable[Recording], ending: str, make: Callable[[np.ndarray], bytes], is_quiet: bool
+    ) -> None:
+        """Write what `make` makes of the samples of each recording that has no entry yet."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        missing = [r for r in recordings if not self.path(r, ending).exists()]
+        for recording in tqdm(missing, unit="recording", desc="hearing", disable=is_quiet or not missing):
+            path = self.path(recording, ending)
+            temporary = path.with_suffix(f".{os.getpid()}.partial")
+            temporary.write_bytes(make(read_samples(recording)))
+            os.replace(temporary, path)
+
+
+def front_end_hash(source: Path, config: ModelConfig) -> str:
+    """SHA-256 of the encoder's, and the recogniser's, weights and geometry."""
+    total = hashlib.sha256(repr((config.encoder, config.adapter and config.adapter.stack, config.recognizer)).encode())
+    for name, tensor in read_tensors(source, lambda n: n.startswith(("speech.encoder.", "speech.recognizer."))):
+        total.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+@torch.inference_mode()
+def encode(tower: SpeechTower, samples: np.ndarray) -> np.ndarray:
+    """(n,) samples -> (N * stack, d_model) float16: the encoder's outputs under the recording's speech tokens."""
+    mel, valid, tokens = encoder_windows(samples, tower.config)
+    device = next(tower.parameters()).device
+    outputs = [
+        kept_outputs(tower, torch.from_numpy(mel[i : i + WINDOWS_AT_ONCE]).to(device),
+                     torch.from_numpy(valid[i : i + WINDOWS_AT_ONCE]).to(device))
+        for i in range(0, len(mel), WINDOWS_AT_ONCE)
+    ]  # fmt: skip
+    stack = tower.config.adapter.stack
+    rows = [window[: count * stack] for window, count in zip(torch.cat(outputs), tokens, strict=True)]
+    return torch.cat(rows).cpu().numpy().astype(np.float16)
+
+
+def recognize(
+    recordings: list[Recording], source: Path, config: ModelConfig, cache: FeatureCache, is_quiet: bool
+) -> list[Recording]:
+    """Recordings of sound as the checkpoint's recogniser hears them; those that are heard already as they are."""
+    spoken = [r for r in recordings if r.audio is not None]
+    if any(not cache.path(r, ".txt").exists() for r in spoken):
+        backend = load_backend("torch", source, config)
+        tokenizer = load_recognizer_tokenizer(source, config.recognizer.vocab_size)
+
+        def hear(samples: np.ndarray) -> bytes:
+            stream = QuietWindowStream(config.encoder)
+            windows = [w for w in [*stream.push(samples), *stream.finish()] if w.mel is not None]
+            words = [
+                word.text
+                for w in windows
+                for word in words_of(backend.recognize(w.mel[None])[0], tokenizer, w.valid_samples / SAMPLING_RATE)
+            ]
+            return " ".join(words).encode()
+
+        cache.fill(spoken, ".txt", hear, is_quiet)
+    return [
+        r if r.audio is None else replace(r, heard=cache.path(r, ".txt").read_text(encoding="utf-8")) for r in recordings
+    ]
