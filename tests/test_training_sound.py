@@ -17,6 +17,7 @@ from tests import families
 from tests.tiny import save_checkpoint, sound, tiny_config, write_sound
 from tests.tiny_training import hearing_checkpoint, metrics, recipe, tensors, train, write_lines
 from torch_backend.backend import Backend
+from training import data as data_module
 from training import features
 from training.ctc import CTCHead
 from training.data import DataError, read_recordings
@@ -188,3 +189,14 @@ def test_a_recogniser_hears_each_recording_once(
         tmp_path / "l.jsonl", [{"heard": r.heard} for r in heard]
     ))  # fmt: skip
     assert check_checkpoint(out).sst.trained
+
+
+def test_another_sound_under_the_same_name_trains_anew(tmp_path: Path) -> None:
+    model = save_checkpoint(tmp_path / "tiny", tiny_config())
+    data = write_lines(tmp_path / "l.jsonl", [{"audio": "talk.wav", "text": "a b"}])
+    chosen = recipe(RAW | {"kind": "answering", "steps": 1, "batch": 1, "train": [r"speech\.adapter"], "lora": None})
+    for seed in range(2):
+        data_module._file_hash.cache_clear()
+        write_sound(tmp_path / "talk.wav", 1.0, seed=seed)
+        train(model, tmp_path / "out", chosen, data)
+    assert len(list((tmp_path / "out" / "stages").iterdir())) == 2
