@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import shutil
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 
 from recipes.order_desk import corpus, grammar, tts
+from recipes.order_desk.make_lines import asked_lines, spoken_lines, write_lines
 from recipes.order_desk.recordings import build_recording
 from speech_xl.config import SAMPLING_RATE
+from training.data import read_recordings
+from training.recipe import load_recipe
 
 HUMAN_DATA = Path(os.environ.get("SPEECH_XL_HUMAN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 needs_voice = pytest.mark.skipif(
@@ -172,3 +176,21 @@ def test_the_same_seed_gives_the_same_recording() -> None:
     first, second, other = (build_recording(orders, digits, 3, 2, seed) for seed in (1, 1, 2))
     assert np.array_equal(first.samples, second.samples) and first.questions == second.questions
     assert first.questions != other.questions
+
+
+def test_lines_are_what_training_reads(tmp_path):
+    orders, digits = marked_clips()
+    orders = [dataclasses.replace(o, words=("brew", "a", "latte")) for o in orders]
+    write_lines(tmp_path / "spoken.jsonl", spoken_lines(tmp_path, orders, digits))
+    write_lines(tmp_path / "asked.jsonl", asked_lines(tmp_path, orders, digits, count=2, most=2, seed=5))
+    spoken = read_recordings([tmp_path / "spoken.jsonl"])
+    assert [r.text for r in spoken[:1] + spoken[-1:]] == ["brew a latte", "nine"] and len(spoken) == 16
+    asked = read_recordings([tmp_path / "asked.jsonl"])
+    assert len(asked) == 2 and all(len(r.questions) % len(grammar.SLOTS) == 0 for r in asked)
+    assert all(r.audio.exists() for r in spoken + asked)
+    assert {q.kind for r in asked for q in r.questions} == set(grammar.SLOTS)
+
+
+def test_its_recipe_can_be_followed():
+    recipe = load_recipe(Path(corpus.__file__).parent / "nano.json")
+    assert [s.kind for s in recipe.stages] == ["alignment", "answering", "summarization"]

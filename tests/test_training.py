@@ -155,7 +155,7 @@ def test_nothing_stale_is_used_and_nothing_done_is_done_again(model: Path, talks
         (model, recipe(seed=4), talks),
         (model, recipe(sst=SST | {"horizon": 8}), talks),
         (model, recipe(), write_lines(tmp_path / "more.jsonl", TALKS[1:])),
-        (hearing_checkpoint(tmp_path / "another", name="another"), recipe(), talks),
+        (hearing_checkpoint(tmp_path / "another", description="another"), recipe(), talks),
     ]
     for count, (start, chosen, data) in enumerate(others, len(done) + 1):
         out = tensors(train(start, tmp_path, chosen, data))

@@ -12,10 +12,12 @@ import torch
 from converters.__main__ import main as convert
 from speech_xl.checkpoints import check_checkpoint
 from speech_xl.config import SAMPLING_RATE, load_config
+from speech_xl.recognition import Word
 from tests import families
 from tests.tiny import save_checkpoint, sound, tiny_config, write_sound
-from tests.tiny_training import metrics, recipe, tensors, train, write_lines
+from tests.tiny_training import hearing_checkpoint, metrics, recipe, tensors, train, write_lines
 from torch_backend.backend import Backend
+from training import data as data_module
 from training import features
 from training.ctc import CTCHead
 from training.data import DataError, read_recordings
@@ -170,3 +172,31 @@ def test_words_heard_need_a_recogniser(tmp_path: Path) -> None:
     data = write_lines(tmp_path / "l.jsonl", [{"heard": "a b"}])
     with pytest.raises(DataError, match="no recogniser to hear words with; give audio"):
         train(model, tmp_path / "out", recipe(RAW | {"kind": "answering"}), data)
+
+
+def test_a_recogniser_hears_each_recording_once(
+    spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = hearing_checkpoint(tmp_path / "tiny")
+    config, recordings = load_config(model), read_recordings([spoken])
+    monkeypatch.setattr(features, "words_of", lambda found, words, seconds: [Word(f"said{seconds:.1f}", 0.0, seconds)])
+    cache = features.FeatureCache(tmp_path / "cache", features.front_end_hash(model, config))
+    heard = features.recognize(recordings, model, config, cache, is_quiet=True)
+    assert [r.heard for r in heard] == ["said1.2", "said1.4", "said1.1"]
+    monkeypatch.setattr(features, "load_backend", None)
+    assert features.recognize(recordings, model, config, cache, is_quiet=True) == heard
+    out = train(model, tmp_path / "out", recipe({"steps": 2, "lora": None}), write_lines(
+        tmp_path / "l.jsonl", [{"heard": r.heard} for r in heard]
+    ))  # fmt: skip
+    assert check_checkpoint(out).sst.trained
+
+
+def test_another_sound_under_the_same_name_trains_anew(tmp_path: Path) -> None:
+    model = save_checkpoint(tmp_path / "tiny", tiny_config())
+    data = write_lines(tmp_path / "l.jsonl", [{"audio": "talk.wav", "text": "a b"}])
+    chosen = recipe(RAW | {"kind": "answering", "steps": 1, "batch": 1, "train": [r"speech\.adapter"], "lora": None})
+    for seed in range(2):
+        data_module._file_hash.cache_clear()
+        write_sound(tmp_path / "talk.wav", 1.0, seed=seed)
+        train(model, tmp_path / "out", chosen, data)
+    assert len(list((tmp_path / "out" / "stages").iterdir())) == 2

@@ -10,15 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from speech_xl.config import ModelConfig, RecognizerConfig
-from tests.tiny import save_checkpoint, tiny_config
+from tests.tiny import save_checkpoint, tiny_recognizer_config
 from training.recipe import recipe_from_dict
 from training.runner import Runner
 
-RECOGNIZER = RecognizerConfig(
-    vocab_size=40, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, max_target_positions=16,
-    start_ids=(1, 2), end_id=0, no_speech_id=3, suppressed_ids=(), alignment_heads=((0, 0),),
-)  # fmt: skip
 SST = {"interval": 8, "ratios": [2, 4, 8], "default_ratio": 4, "horizon": 0, "pooled": True}
 STAGE = {
     "name": "first", "kind": "summarization", "steps": 6, "batch": 2, "warmup": 1, "log_every": 1, "validate_every": 3,
@@ -34,13 +29,9 @@ TALKS = [
 ]
 
 
-def hearing_config(**changes: Any) -> ModelConfig:
-    """Tiny, with a recogniser instead of an adapter."""
-    return tiny_config(adapter=None, recognizer=RECOGNIZER, encoder__context_positions=0, **changes)
-
-
 def hearing_checkpoint(folder: Path, **changes: Any) -> Path:
-    return save_checkpoint(folder, hearing_config(**changes))
+    """A tiny checkpoint that hears words, with `changes` of its configuration."""
+    return save_checkpoint(folder, tiny_recognizer_config(**changes))
 
 
 def write_lines(path: Path, lines: Iterable[Any]) -> Path:

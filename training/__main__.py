@@ -9,7 +9,7 @@ from pathlib import Path
 from speech_xl.errors import SpeechXLError
 
 
-def main() -> int:
+def main(command: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--model", required=True, help="checkpoint folder, Hub id, or the name of a shipped model")
     parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="JSONL", help="recordings to train on")
@@ -18,7 +18,7 @@ def main() -> int:
         "--output", required=True, type=Path, metavar="FOLDER", help="the trained model is FOLDER/model"
     )
     parser.add_argument("--recipe", type=Path, metavar="JSON", help="stages and settings (see docs/training.md)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command)
     from speech_xl.checkpoints import resolve_checkpoint
     from training.recipe import load_recipe
     from training.runner import Runner

@@ -14,10 +14,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from speech_xl.errors import SpeechXLError
+from speech_xl.audio import file_sha256
+from speech_xl.errors import RecordingError, SpeechXLError
 
 
 class DataError(SpeechXLError):
@@ -75,6 +77,17 @@ def hash_files(paths: Iterable[Path]) -> list[str]:
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}); name a file of JSON lines.") from None
     return hashes
+
+
+def sound_hash(recording: Recording) -> str:
+    """SHA-256 of the bytes of a recording's file, which is read once; DataError names the line if it cannot be."""
+    try:
+        return _file_hash(recording.audio)
+    except RecordingError as error:
+        raise DataError(f"{recording.where}: {error}") from None
+
+
+_file_hash = lru_cache(maxsize=None)(file_sha256)
 
 
 def _lines(path: Path) -> Iterator[Recording]:

@@ -16,14 +16,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from speech_xl.audio import file_sha256
 from speech_xl.backend import load_backend
 from speech_xl.config import SAMPLING_RATE, ModelConfig
-from speech_xl.errors import RecordingError
 from speech_xl.quiet_windows import QuietWindowStream
 from speech_xl.recognition import load_recognizer_tokenizer, words_of
 from torch_backend.encoder import SpeechTower
-from training.data import DataError, Recording
+from training.data import Recording, sound_hash
 from training.network import kept_outputs, read_tensors
 from training.sound import encoder_windows, read_samples
 
@@ -35,15 +33,9 @@ class FeatureCache:
 
     def __init__(self, folder: Path, front_end: str):
         self._folder, self._front_end = folder, front_end
-        self._hashes: dict[Path, str] = {}
 
     def path(self, recording: Recording, ending: str) -> Path:
-        if recording.audio not in self._hashes:
-            try:
-                self._hashes[recording.audio] = file_sha256(recording.audio)
-            except RecordingError as error:
-                raise DataError(f"{recording.where}: {error}") from None
-        key = f"{self._hashes[recording.audio]}/{recording.start}/{recording.end}/{self._front_end}"
+        key = f"{sound_hash(recording)}/{recording.start}/{recording.end}/{self._front_end}"
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{ending}"
 
     def fill(

@@ -49,7 +49,7 @@ class Stage:
     name: str
     kind: str  # one of KINDS
     steps: int
-    minutes: float | None = None  # stop here if it comes first; the learning rate and the lessons follow
+    minutes: float | None = None  # of steps, validation not counted: a stop, which learning rate and lessons follow
     batch: int = 4
     accumulation: int = 1  # passes that a process splits its share of a batch into
     max_tokens: int = 512  # speech tokens of the longest recording; a longer transcript is cut, a longer one with

@@ -20,7 +20,7 @@ from speech_xl.errors import CheckpointError
 from speech_xl.prompt import Prompt
 from training.batch import Batcher
 from training.ctc import CTCBatcher
-from training.data import DataError, Recording, hash_files, read_recordings
+from training.data import DataError, Recording, hash_files, read_recordings, sound_hash
 from training.hearing import Hearing
 from training.loop import Loop
 from training.network import choose_trained, export, load_network, replace_folder
@@ -56,10 +56,13 @@ class Runner:
 
     def _stage(self, stage: Stage, source: Path, sst: SSTConfig | None) -> Path | None:
         """The checkpoint that a stage makes of `source`; None if it was stopped before its end."""
+        recordings, held = (usable(read_recordings(paths), stage) for paths in (self.data, self.validation))
         facts = {
             "stage": settings_of(stage), "seed": self.recipe.seed, "sst": sst,
             "data": hash_files(self.data), "model": fingerprint(source),
         }  # fmt: skip
+        if sounds := dict.fromkeys(sound_hash(r) for r in recordings if r.audio is not None):
+            facts["sounds"] = list(sounds)
         key = stage_fingerprint(facts)
         folder = StageFolder(self.output / "stages" / f"{stage.name}-{key[:12]}", self.recipe.save_minutes)
         if folder.is_done:
@@ -69,7 +72,6 @@ class Runner:
         prompt = Prompt.load(source, config)
         if prompt.end_id is None:
             raise CheckpointError(f"{source} names no token that ends an answer; add prompt.end_tokens to its config.json.")
-        recordings, held = (usable(read_recordings(paths), stage) for paths in (self.data, self.validation))
         network, config = load_network(source, config, sst, prompt.end_id)
         check_ratios(stage, config.sst, source)
         trained = choose_trained(network, stage, self.recipe.seed)
