@@ -31,6 +31,9 @@ function sxlSearch(text) {
   }
   if (window.Highlight) CSS.highlights.set("sxl-sought", new Highlight(...ranges));
 }
+document.addEventListener("input", (event) => {
+  if (event.target.closest("#sxl-search")) sxlSearch(event.target.value);
+});
 function sxlWatch(element) {
   new MutationObserver(() => sxlSought && sxlSearch(sxlSought)).observe(element, { childList: true, subtree: true });
 }

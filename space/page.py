@@ -188,7 +188,7 @@ def _talk(handlers: Handlers, session: gr.State) -> tuple[list[Any], list[Any]]:
 
 def _transcript(handlers: Handlers, session: gr.State) -> tuple[gr.HTML, dict[gr.Button, str]]:
     """-> the transcript, and the buttons that save it, with the kind of file that each makes."""
-    search = gr.Textbox(
+    gr.Textbox(  # page.js listens to it: no server is asked
         label="Search the transcript", placeholder="Search", show_label=False, container=False, elem_id="sxl-search"
     )
     words = pictures.no_words_yet(handlers.model.config.recognizer is not None)
@@ -201,7 +201,6 @@ def _transcript(handlers: Handlers, session: gr.State) -> tuple[gr.HTML, dict[gr
         read = gr.Button("Transcribe from memory", **small | {"min_width": 170})
         heard = gr.Button("As heard", **small)
         saved = {gr.Button(name, **small): name.lower() for name in ("SRT", "VTT", "TXT")}
-    search.input(None, search, None, js="sxlSearch", **PRIVATE)
     two_at_a_time = {"concurrency_id": "transcribe", "concurrency_limit": 2, "trigger_mode": "multiple"}
     read.click(handlers.read_memory, session, lines, **two_at_a_time, **PRIVATE)
     heard.click(handlers.as_heard, session, lines, queue=False, **PRIVATE)
