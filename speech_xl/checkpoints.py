@@ -47,7 +47,7 @@ def resolve_default() -> tuple[Path, str | None]:
     try:
         return resolve_checkpoint(SMALL), None
     except SpeechXLError as error:
-        return EMBEDDED_FOLDER, f"{error} Until then {EMBEDDED} answers, which understands order-desk recordings only."
+        return EMBEDDED_FOLDER, f"{error} Until then {EMBEDDED} answers, a far smaller model; `info {EMBEDDED_FOLDER}` says what it understands."
 
 
 def whole(folder: Path) -> Path:
