@@ -186,6 +186,14 @@ def test_accumulated_passes_and_checkpointed_layers_give_the_same_loss(
     np.testing.assert_allclose(losses[2], losses[0], rtol=1e-5)
 
 
+def test_a_step_without_ssts_leaves_their_parameters_alone(model: Path, talks: Path, tmp_path: Path) -> None:
+    chosen = recipe({"lessons": [{"ratios": ["raw"]}], "train": ["sst_"], "lora": None, "steps": 2})
+    before, _ = network.load_network(model, check_checkpoint(model), chosen.sst, end_id=2)
+    after = tensors(train(model, tmp_path, chosen, talks))
+    pools = {n: t for n, t in before.state_dict().items() if "sst_pool" in n}
+    assert pools and all(torch.equal(after[n], t) for n, t in pools.items())
+
+
 def test_a_stage_may_end_by_the_clock(model: Path, talks: Path, tmp_path: Path) -> None:
     train(model, tmp_path, recipe({"steps": 10**6, "minutes": 0.001}), talks)
     (done,) = (tmp_path / "stages").glob("*/done.json")

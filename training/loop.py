@@ -107,7 +107,10 @@ class Loop:
                 with self.accelerator.autocast():
                     losses, figures = self.batcher.losses(self.network, batch, self.accelerator.device)
                 add(sums, figures)
-                self.accelerator.backward(losses.sum() * (world / total))
+                loss = losses.sum() * (world / total)
+                if not loss.requires_grad:  # all intervals are raw and SST parameters train alone: nothing to learn here,
+                    loss = loss + 0.0 * next(iter(self.trained.values())).sum()  # but other processes wait for gradients
+                self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(list(self.trained.values()), self.stage.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
