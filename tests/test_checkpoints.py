@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from safetensors.numpy import load_file, save_file
 
+from speech_xl import checkpoints
 from speech_xl.checkpoints import check_checkpoint, expected_tensors, fingerprint, resolve_checkpoint
 from speech_xl.config import ModelConfig, from_dict, to_dict
 from speech_xl.errors import CheckpointError
@@ -112,7 +113,8 @@ def test_the_fingerprint_is_of_weights_and_configuration(folder: Path, tmp_path:
     assert fingerprint(folder) != fingerprint(other)
 
 
-def test_names_are_resolved_without_guessing(folder: Path) -> None:
+def test_names_are_resolved_without_guessing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)  # where small is not
     assert resolve_checkpoint(None) == resolve_checkpoint("nano")
     assert resolve_checkpoint(str(folder)) == folder
     for name in ("nowhere", "/no/such/folder", "a/b/c", "~no-such-user/model"):

@@ -159,8 +159,8 @@ def test_auto_takes_trained_ssts_and_otherwise_says_what_it_takes() -> None:
 def test_without_training_all_is_kept_that_the_decoder_has_positions_for(tmp_path: Path) -> None:
     config = tiny_config(sst=None, decoder__max_position_embeddings=1000)
     model = SpeechModel.load(str(save_checkpoint(tmp_path / "plain", config)), "torch")
-    chosen = [model.choose_ratio("default", None, seconds) for seconds in (40.0, 60.0, 150.0, 3600.0, None)]
-    assert chosen == [None, 2, 4, 16, 16]  # 12.5 speech tokens a second into 647 slots
+    chosen = [model.choose_ratio("default", None, seconds) for seconds in (30.0, 60.0, 150.0, 3600.0, None)]
+    assert chosen == [None, 2, 4, 16, 16]  # 12.5 speech tokens a second into 487 slots
     assert model.choose_ratio(None, None, 3600.0) is None
 
 
