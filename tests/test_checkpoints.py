@@ -114,8 +114,9 @@ def test_the_fingerprint_is_of_weights_and_configuration(folder: Path, tmp_path:
 
 
 def test_names_are_resolved_without_guessing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_checkpoint("nano") == checkpoints.EMBEDDED_FOLDER
     monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)  # where small is not
-    assert resolve_checkpoint(None) == resolve_checkpoint("nano")
+    assert resolve_checkpoint(None) == checkpoints.EMBEDDED_FOLDER
     assert resolve_checkpoint(str(folder)) == folder
     for name in ("nowhere", "/no/such/folder", "a/b/c", "~no-such-user/model"):
         with pytest.raises(CheckpointError, match="no checkpoint folder"):

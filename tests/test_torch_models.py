@@ -11,9 +11,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from speech_xl.config import ModelConfig
-from speech_xl.schedule import ListedRatios, Scheduler, whole_pass
+from speech_xl.schedule import IntervalPlan, ListedRatios, Scheduler, whole_pass
 from speech_xl.storage import memory_storage
-from tests.tiny import configs, tiny_config, tiny_model
+from tests.tiny import configs, pooled_of, tiny_config, tiny_model
 from torch_backend.decoder import Decoder
 from torch_backend.memory import KeyValues
 
@@ -40,6 +40,14 @@ def empty(config: ModelConfig) -> list[KeyValues]:
     ]
 
 
+def pooled_interval(config: ModelConfig, plan: IntervalPlan) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What `Decoder.interval` wants where SSTs pool."""
+    if not (config.sst.pooled and plan.ssts):
+        return None
+    tokens = torch.from_numpy(plan.pooled_tokens())[None]
+    return tokens, torch.tensor(list(config.sst.pool_columns(plan.ratio))).expand(tokens.shape)
+
+
 def stream(
     decoder: Decoder, config: ModelConfig, prefix: torch.Tensor, speech: torch.Tensor, plans: list
 ) -> list[KeyValues]:
@@ -51,12 +59,14 @@ def stream(
         decoder.interval(
             speech[:, p.first_token : p.first_token + p.tokens], memory,
             *(decoder.rotation(torch.from_numpy(x)) for x in (p.speech_positions, p.sst_query_positions, p.slot_positions)),
-            torch.from_numpy(p.sst_mask()),
+            torch.from_numpy(p.sst_mask()), hidden=(p.hidden_from, p.hidden), pooled=pooled_interval(config, p),
         )  # fmt: skip
     return memory
 
 
-def one_pass(decoder: Decoder, prefix: torch.Tensor, speech: torch.Tensor, plans: list, texts: list[torch.Tensor]):
+def one_pass(
+    decoder: Decoder, config: ModelConfig, prefix: torch.Tensor, speech: torch.Tensor, plans: list, texts: list[torch.Tensor]
+):
     """-> logits (R, vocab), the pass."""
     passed = whole_pass(len(prefix), plans, [len(t) for t in texts])
     rows = [decoder.embed_tokens(prefix), speech[0], decoder.sst_embedding.expand(passed.ssts, -1)]
@@ -64,6 +74,7 @@ def one_pass(decoder: Decoder, prefix: torch.Tensor, speech: torch.Tensor, plans
     out = decoder.whole(
         x, torch.from_numpy(passed.query_positions)[None], torch.from_numpy(passed.key_positions)[None],
         torch.from_numpy(passed.mask)[None, None], passed.sst_rows,
+        pooled_of(config, passed),
     )  # fmt: skip
     return decoder.logits(out)[0], passed
 
@@ -82,7 +93,7 @@ def test_streaming_equals_one_masked_pass(config: ModelConfig, tokens: int, pref
     scheduler = Scheduler(config.sst.interval, ListedRatios(tuple(listed)), prefix, horizon=config.sst.horizon)
     plans = list(scheduler.plan_all(tokens))
     with torch.inference_mode():
-        logits, passed = one_pass(decoder, ids, speech, plans, texts)
+        logits, passed = one_pass(decoder, config, ids, speech, plans, texts)
         memory = stream(decoder, config, ids, speech, plans)
         assert all(layer.length == scheduler.base for layer in memory)
         last = len(logits) - 6
@@ -121,14 +132,14 @@ def test_all_raw_and_without_ssts_is_the_plain_causal_model(config: ModelConfig,
     with torch.inference_mode():
         embedded = torch.cat([model.embed_tokens(prefix), speech[0], model.embed_tokens(text)])[None]
         expected = reference(inputs_embeds=embedded).logits[0]
-        logits, _ = one_pass(model, prefix, speech, plans, [text])
+        logits, _ = one_pass(model, config, prefix, speech, plans, [text])
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
         memory = stream(model, config, prefix, speech, plans)
         streamed, _ = model.text(text[None], model.rotation(scheduler.base + torch.arange(3)), memory, empty(config))
         torch.testing.assert_close(streamed[0], expected[-1], atol=1e-4, rtol=1e-4)
         # One interval with SSTs: its speech rows are the base model's.
         alone = Scheduler(max(config.sst.ratios) * tokens, ListedRatios((config.sst.ratios[0],)), 2)
-        with_ssts, _ = one_pass(model, prefix, speech, list(alone.plan_all(tokens)), [])
+        with_ssts, _ = one_pass(model, config, prefix, speech, list(alone.plan_all(tokens)), [])
         torch.testing.assert_close(with_ssts[: 2 + tokens], expected[: 2 + tokens], atol=1e-4, rtol=1e-4)
 
 
@@ -155,7 +166,7 @@ def test_the_answers_gradient_reaches_ssts_and_the_first_intervals_speech() -> N
     decoder = tiny_model(config).decoder.requires_grad_(True)
     speech = torch.randn(1, 40, config.decoder.hidden_size, requires_grad=True)
     plans = list(Scheduler(16, ListedRatios((4,)), 1).plan_all(40))
-    logits, _ = one_pass(decoder, torch.tensor([1]), speech, plans, [torch.tensor([5, 6])])
+    logits, _ = one_pass(decoder, config, torch.tensor([1]), speech, plans, [torch.tensor([5, 6])])
     logits[-1].logsumexp(-1).backward()
     assert speech.grad[0, :16].abs().sum(1).min() > 0
     assert decoder.sst_embedding.grad.abs().max() > 0
