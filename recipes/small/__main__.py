@@ -21,7 +21,7 @@ from speech_xl.errors import SpeechXLError
 from speech_xl.fetching import cache_folder, fetch_part
 
 HERE = Path(__file__).parent
-RANK = "48"  # of the differences that are stored: two stages of 32 each, of which little is lost
+RANK = "64"  # of the stored differences: three stages of 32 each, of which little is lost
 # (file, its seed, recordings, shortest and longest in words, further options)
 TEXTS = (
     ("short.jsonl", 11, 3600, 25, 85, ()),
