@@ -3,7 +3,7 @@
     python -m recipes.small --data DATA --work runs/small
 
 DATA holds the human recordings: orders/ and digits/, each with a manifest.jsonl, and kitchen.flac. The base parts are
-fetched, data are written, the stages of text.json and orders.json are trained, and what was learnt is stored by
+fetched, data are written, the stages of text.json, orders.json and answers.json are trained, and what was learnt is stored by
 reference in WORK/small. Every step is skipped where its result is there; training goes on where it was stopped.
 """
 
@@ -75,7 +75,13 @@ def make(data: Path, work: Path) -> Path:
     run(orders, "recipes.small.make_order_data", "--cache", cache, "--output", orders)
     run(held, "recipes.small.make_order_data", "--cache", cache, "--output", held, "--count", 60, "--held")
     text = train(work, "text", base, [work / "short.jsonl", work / "long.jsonl"], work / "held.jsonl")
-    whole = train(work, "orders", text, [work / "more.jsonl", orders], held)
+    desk = train(work, "orders", text, [work / "more.jsonl", orders], held)
+    answers = work / "answers.jsonl"
+    run(
+        answers, "recipes.small.make_answer_data", "--text", work / "short.jsonl", work / "more.jsonl", "--orders", orders,
+        "--output", answers,
+    )  # fmt: skip
+    whole = train(work, "answers", desk, [answers], held)
     small = work / "small"
     run(
         small, "converters", "--hf-path", whole, "--export-delta", small, "--parts", HERE / "parts.json", "--rank", RANK
