@@ -71,10 +71,13 @@ def test_it_writes_down_what_was_said_from_its_memory(model: SpeechModel, start:
     assert jiwer.wer(words(heard), words(told)) < 0.2
 
 
-def test_it_answers_about_a_stranger_and_says_where(model: SpeechModel, start: Path) -> None:
+def test_it_answers_says_where_and_when_nothing_was_said(model: SpeechModel, start: Path) -> None:
     memory, _ = listen(model, start, None)
-    asking = ask(model, memory, "Who is the chair of the meeting?")
+    asking = ask(model, memory, 'What follows "welcome to the spring"?')
     list(asking)
-    assert "margaret" in normalise(asking.answer.answer)
+    assert normalise(asking.answer.answer).startswith("meeting")
     strongest = asking.answer.evidence[0]
-    assert 0 <= strongest.start < strongest.end <= SECONDS
+    assert 0 <= strongest.start < strongest.end <= 8
+    asking = ask(model, memory, "When was the church painted?")
+    list(asking)
+    assert asking.answer.answer == "not mentioned"
