@@ -83,17 +83,20 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"{name}.weight"] = torch_shape if config.layout == "torch" else mlx_shape
         shapes[f"{name}.bias"] = (e.d_model,)
 
+    def whisper_layer(layer: str, attentions: tuple[str, ...], ffn_dim: int) -> None:
+        for part in attentions:
+            norm(f"{layer}.{part}_layer_norm")
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                linear(f"{layer}.{part}.{name}", e.d_model, e.d_model, bias=name != "k_proj")
+        norm(f"{layer}.final_layer_norm")
+        linear(f"{layer}.fc1", e.d_model, ffn_dim, bias=True)
+        linear(f"{layer}.fc2", ffn_dim, e.d_model, bias=True)
+
     convolution("speech.encoder.conv1", e.num_mel_bins)
     convolution("speech.encoder.conv2", e.d_model)
     shapes["speech.encoder.embed_positions.weight"] = (e.max_source_positions, e.d_model)
     for i in range(e.encoder_layers):
-        layer = f"speech.encoder.layers.{i}"
-        norm(f"{layer}.self_attn_layer_norm")
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            linear(f"{layer}.self_attn.{name}", e.d_model, e.d_model, bias=name != "k_proj")
-        norm(f"{layer}.final_layer_norm")
-        linear(f"{layer}.fc1", e.d_model, e.encoder_ffn_dim, bias=True)
-        linear(f"{layer}.fc2", e.encoder_ffn_dim, e.d_model, bias=True)
+        whisper_layer(f"speech.encoder.layers.{i}", ("self_attn",), e.encoder_ffn_dim)
     norm("speech.encoder.layer_norm")
     if a is not None:
         linear("speech.adapter.linear_1", e.d_model * a.stack, a.hidden_size or d.hidden_size, a.bias)
@@ -103,14 +106,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes["speech.recognizer.embed_tokens.weight"] = (r.vocab_size, e.d_model)
         shapes["speech.recognizer.embed_positions.weight"] = (r.max_target_positions, e.d_model)
         for i in range(r.decoder_layers):
-            layer = f"speech.recognizer.layers.{i}"
-            for part in ("self_attn", "encoder_attn"):
-                norm(f"{layer}.{part}_layer_norm")
-                for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                    linear(f"{layer}.{part}.{name}", e.d_model, e.d_model, bias=name != "k_proj")
-            norm(f"{layer}.final_layer_norm")
-            linear(f"{layer}.fc1", e.d_model, r.decoder_ffn_dim, bias=True)
-            linear(f"{layer}.fc2", r.decoder_ffn_dim, e.d_model, bias=True)
+            whisper_layer(f"speech.recognizer.layers.{i}", ("self_attn", "encoder_attn"), r.decoder_ffn_dim)
         norm("speech.recognizer.layer_norm")
 
     queries, keys = d.num_attention_heads * d.head_dim, d.num_key_value_heads * d.head_dim

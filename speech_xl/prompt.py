@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from speech_xl.config import ModelConfig, PromptConfig
 from speech_xl.errors import CheckpointError, QuestionError
+from speech_xl.tokenizer_file import load_tokenizer
 
 LONGEST_ANSWER = 256  # tokens, unless more are asked for
 LONGEST_QUESTION = 4000  # characters; a question is a sentence, not a document
@@ -49,18 +50,7 @@ class Prompt:
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> Prompt:
         """Read `folder`/tokenizer.json; CheckpointError if it is absent or broken."""
-        path = Path(folder) / "tokenizer.json"
-        if not path.exists():
-            raise CheckpointError(f"{folder} has no tokenizer.json; copy or convert the checkpoint again.")
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the tokenizers library raises plain Exception for any malformed file
-            raise CheckpointError(f"{path} cannot be read ({error}); copy or convert the checkpoint again.") from error
-        if tokenizer.get_vocab_size() > config.decoder.vocab_size:
-            raise CheckpointError(
-                f"{path} has {tokenizer.get_vocab_size()} tokens where config.json's decoder knows "
-                f"{config.decoder.vocab_size}; copy or convert the checkpoint again."
-            )
+        tokenizer = load_tokenizer(folder, "tokenizer.json", "decoder", config.decoder.vocab_size)
         return cls(tokenizer, config.prompt)
 
     def _encode(self, text: str) -> list[int]:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from speech_xl.backend import Recognition
 from speech_xl.config import CONV_STRIDE, HOP_LENGTH, SAMPLING_RATE
-from speech_xl.errors import CheckpointError
+from speech_xl.tokenizer_file import load_tokenizer
 
 NO_SPEECH = 0.6  # probability from which a window is silent, ...
 LEAST_LOG_PROB = -1.0  # ... unless its words were surer than this
@@ -39,19 +39,7 @@ class Word:
 
 def load_recognizer_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     """`folder`/recognizer_tokenizer.json; CheckpointError if it is absent, broken or of another vocabulary."""
-    path = Path(folder) / "recognizer_tokenizer.json"
-    if not path.exists():
-        raise CheckpointError(f"{folder} has no recognizer_tokenizer.json; copy or convert the checkpoint again.")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises plain Exception for any malformed file
-        raise CheckpointError(f"{path} cannot be read ({error}); copy or convert the checkpoint again.") from error
-    if tokenizer.get_vocab_size() > vocab_size:
-        raise CheckpointError(
-            f"{path} has {tokenizer.get_vocab_size()} tokens where config.json's recognizer knows {vocab_size}; "
-            "copy or convert the checkpoint again."
-        )
-    return tokenizer
+    return load_tokenizer(folder, "recognizer_tokenizer.json", "recognizer", vocab_size)
 
 
 def words_of(recognition: Recognition, tokenizer: Tokenizer, seconds: float) -> list[Word]:
