@@ -16,6 +16,7 @@ from speech_xl.config import SSTConfig
 from speech_xl.errors import SpeechXLError
 from speech_xl.schedule import Ratio
 
+PRECISIONS = ("float32", "mixed")
 KINDS = ("alignment", "answering", "summarization")
 LOSSES = ("next_token", "ctc")
 PROJECTIONS = r"decoder\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -115,6 +116,7 @@ class Recipe:
     seed: int = 1
     save_minutes: float = 5.0
     sst: SSTConfig | None = None  # fresh SST parameters instead of the checkpoint's
+    precision: str | None = None  # one of PRECISIONS; None: "mixed" on CUDA, else "float32", which repeats everywhere
 
 
 DEFAULT = Recipe((Stage("summarization", "summarization", 1500, lora=LoraConfig(),
@@ -146,6 +148,8 @@ def recipe_from_dict(data: Any) -> Recipe:
         top["sst"] = _build(SSTConfig, _fields(top["sst"], "sst"), "sst")
         top["sst"] = dataclasses.replace(top["sst"], trained=False)
         _check_sst(top["sst"])
+    if top.get("precision") not in (None, *PRECISIONS):
+        raise RecipeError(f"The recipe's precision must be one of {', '.join(PRECISIONS)}, not {top['precision']!r}.")
     return _build(Recipe, top, "top level")
 
 

@@ -33,9 +33,8 @@ class Runner:
     def __init__(self, recipe: Recipe, data: Sequence[Path], validation: Path | None, output: Path):
         self.recipe, self.data, self.output = recipe, list(data), output
         self.validation = [validation] if validation else []
-        precision = "bf16" if torch.cuda.is_available() else "no"
         self.accelerator = Accelerator(
-            mixed_precision=precision,
+            mixed_precision="bf16" if multiplies_bfloat16(recipe.precision) else "no",
             cpu=not torch.cuda.is_available(),
             # A step whose intervals are all raw leaves SST parameters without a gradient.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
@@ -61,6 +60,8 @@ class Runner:
             "stage": settings_of(stage), "seed": self.recipe.seed, "sst": sst,
             "data": hash_files(self.data), "model": fingerprint(source),
         }  # fmt: skip
+        if self.accelerator.mixed_precision != "no":
+            facts["precision"] = self.accelerator.mixed_precision
         if sounds := dict.fromkeys(sound_hash(r) for r in recordings if r.audio is not None):
             facts["sounds"] = list(sounds)
         key = stage_fingerprint(facts)
@@ -101,6 +102,14 @@ class Runner:
 
     def _say(self, sentence: str) -> None:
         self.accelerator.print(sentence, flush=True)
+
+
+def multiplies_bfloat16(precision: str | None) -> bool:
+    """Whether matrix products run in bfloat16: where they are faster, and on a CPU only if the recipe allows it."""
+    if torch.cuda.is_available():
+        return precision != "float32"
+    fast = torch.cpu.get_capabilities()  # without such units torch is a hundred times slower than in float32
+    return precision == "mixed" and bool(fast.get("avx512_bf16") or fast.get("amx_bf16"))
 
 
 def usable(recordings: list[Recording], stage: Stage) -> list[Recording]:
