@@ -94,6 +94,7 @@ class RecognizerConfig:
     suppressed_ids: tuple[int, ...]  # never chosen: what is no text
     alignment_heads: tuple[tuple[int, int], ...]  # (layer, head) whose attention follows the sound
     begin_suppressed_ids: tuple[int, ...] = ()  # never chosen first: in Whisper a blank and the end
+    previous_id: int | None = None  # stands before words that were read earlier; None: it was not trained to see any
 
 
 @dataclass(frozen=True)
@@ -274,6 +275,7 @@ def _check_recognizer(r: RecognizerConfig, e: EncoderConfig, require: Callable[[
     require(e.pool == 1 and not e.context_positions, "a recognizer reads whole windows: no pool, no context_positions")
     require(e.d_model % r.decoder_attention_heads == 0, "d_model must be a multiple of decoder_attention_heads")
     ids = (*r.start_ids, *r.suppressed_ids, *r.begin_suppressed_ids, r.end_id, r.no_speech_id)
+    ids = ids if r.previous_id is None else (*ids, r.previous_id)
     require(
         all(type(i) is int and 0 <= i < r.vocab_size for i in ids), "the recognizer's ids must lie below its vocab_size"
     )

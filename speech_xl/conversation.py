@@ -99,6 +99,7 @@ class Listening:
         )
         with model.lock:
             self._state = model.backend.start(list(self._prefix))
+        self._front_end = model.new_front_end()
         self._plans: list[IntervalPlan] = []
         self._times = [np.zeros((0, 2), np.float32)]  # of all speech tokens, ...
         self._waiting = self._times[0]  # ... and of those that are queued
@@ -143,7 +144,7 @@ class Listening:
     def _hear(self, group: HeardWindows) -> None:
         with self._model.lock:
             first = self._scheduler.tokens + self._queued
-            heard = self._model.front_end.hear(self._model.backend, self._state, group)
+            heard = self._front_end.hear(self._state, group)
             self._times.append(heard.times)
             self._waiting = np.concatenate([self._waiting, heard.times])
             self._queued += len(heard.times)
