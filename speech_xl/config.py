@@ -131,6 +131,7 @@ class SSTConfig:
     trained: bool = True
     horizon: int | None = None  # memory slots before its own that an interval sees while it is heard; None: all
     pooled: bool = False  # an SST's key and value also hold a learned mix of those of the tokens it stands for
+    recall: int = 0  # intervals whose words are recalled from a compressed memory to answer from; 0: its slots answer
 
     def pool_columns(self, ratio: int) -> range:
         """Which of a layer's pooling weights (2, kv_heads, sum of `ratios`) serve `ratio`, the nearest token first."""
@@ -268,6 +269,8 @@ def check(config: ModelConfig) -> None:
         require(s.interval >= 1, "sst.interval must be positive")
         for ratio in s.ratios:
             require(s.interval % ratio == 0, f"sst.interval {s.interval} must be a multiple of ratio {ratio}")
+        require(type(s.recall) is int and s.recall >= 0, f"sst.recall must be a whole number from 0, not {s.recall!r}")
+        require(not s.recall or r is not None, "sst.recall needs a recognizer: only then are speech tokens words")
 
 
 def _check_recognizer(r: RecognizerConfig, e: EncoderConfig, require: Callable[[bool, str], None]) -> None:

@@ -27,6 +27,7 @@ from speech_xl.prefetch import HeardWindows, WindowReader, samples_per_level
 from speech_xl.prompt import LONGEST_ANSWER
 from speech_xl.recognition import Word
 from speech_xl.schedule import FixedRatio, IntervalPlan, Ratio, Scheduler, format_bytes
+from speech_xl.slices import check_said
 from speech_xl.summarizers import choose_summarizer
 
 INTERVALS_PER_RELEASE = 12  # often enough to stay flat, rarely enough to cost nothing
@@ -257,6 +258,11 @@ class Listening:
         return self._memory
 
 
-def ask(model: SpeechModel, memory: AudioMemory, question: str, longest: int = LONGEST_ANSWER) -> Asking:
-    """Ask one question about a memory; QuestionError at once if it cannot be asked."""
-    return Asking(model, memory, question, longest)
+def ask(
+    model: SpeechModel, memory: AudioMemory, question: str, longest: int = LONGEST_ANSWER,
+    start: float | None = None, end: float | None = None,
+) -> Asking:  # fmt: skip
+    """Ask one question about a memory, or about [start, end] seconds of it alone; QuestionError at once if it cannot be
+    asked."""
+    span = None if start is None and end is None else check_said(memory, start, end)
+    return Asking(model, memory, question, longest, span)
