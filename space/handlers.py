@@ -185,6 +185,7 @@ class Handlers(Worker):
             return
         if answer.finish_reason == "length":
             said["content"] += f" ... (cut: an answer ends at {LONGEST_ANSWER} tokens)"
+        said["content"] += "".join(f"\n\n{warning}" for warning in answer.warnings)
         evidence = answer.evidence
         drawn = pictures.timeline(session.events, evidence, session.memory is not None)
         yield box, [*chat, said], pictures.evidence_buttons(evidence), drawn

@@ -16,6 +16,7 @@ from speech_xl.evidence import Evidence, find_evidence
 from speech_xl.memory import AudioMemory
 from speech_xl.recall import recall
 from speech_xl.slices import slice_memory
+from speech_xl.spoken_numbers import settled, spoken
 
 if TYPE_CHECKING:
     from speech_xl.model import SpeechModel
@@ -63,14 +64,14 @@ class Asking:
                     finish_reason = "stop"
                     break
                 said.append(step.token)
-                text = model.prompt.decode(said)
+                text = self._spelled(said, is_over=False)
                 # A character may take several tokens: half of one is held back.
                 if text.startswith(shown) and len(text) > len(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
                     yield text[len(shown) :]
                     shown = text
         finally:
             steps.close()
-        text = model.prompt.decode(said)
+        text = self._spelled(said, is_over=True)
         if text.startswith(shown) and len(text) > len(shown):
             yield text[len(shown) :]
         weights = attention[len(memory.prefix) :] / max(1, rows)
@@ -79,6 +80,13 @@ class Asking:
         self.answer = Answer(
             self._question, text, evidence, time.monotonic() - started, memory.seconds, finish_reason, warnings
         )
+
+    def _spelled(self, said: list[int], is_over: bool) -> str:
+        """The answer so far, less what may still change."""
+        text = self._model.prompt.decode(said)
+        if not self._model.config.prompt.spoken:
+            return text
+        return spoken(text) if is_over else settled(text)
 
     def _memory_to_read(self) -> AudioMemory:
         """The words that the question is about, where the checkpoint recalls; else the memory, or its part in the span."""

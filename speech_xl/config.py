@@ -152,6 +152,7 @@ class PromptConfig:
     after_audio: str = "{question}"
     end_tokens: tuple[str, ...] = ()  # any of these ends an answer
     transcribe: str = "Transcribe it."  # the question that asks for the words
+    spoken: bool = False  # answers spell English numbers as they are said, where a recogniser writes figures
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Words that a memory still holds: each interval's own, said from its slots, and an answer read from such words.
 
-A compressed slot says its words more surely than it answers questions. So a checkpoint may recall before it answers: the
-intervals that the question attends to most are said again as words, and these are read as a short raw recording. Only
+A slot says its words more surely than it answers questions, and words of intervals that did not see each other are
+understood less well than a text. So a checkpoint may recall before it answers: the intervals that the question attends
+to most are said again as words, and these are read as one text. Only
 the memory is used: what its slots have lost is not recalled. This file knows intervals, slots and token ids, no text.
 """
 
@@ -70,14 +71,12 @@ def recalled_words(model: SpeechModel, memory: AudioMemory, intervals: Sequence[
 def recall(model: SpeechModel, memory: AudioMemory, question: Sequence[int], span: tuple[float, float]) -> AudioMemory:
     """A memory of the words of those intervals in a span of seconds that `question` (token ids) attends to most.
 
-    It holds them raw, in their order, each with its time. `memory` itself if there is nothing to gain: it is raw, no
-    trained SSTs made it, or the checkpoint does not recall.
+    It holds them raw, in their order, as one interval in which every word sees those before it, each with its time.
+    `memory` itself if no trained SSTs made it, or the checkpoint does not recall.
     """
     most = model.config.sst.recall if model.config.sst else 0
     intervals = intervals_between(memory, *span)
-    if not most or not intervals or memory.text_position is not None:
-        return memory
-    if memory.summarizer != SSTs.name or all(ratio is None for ratio in memory.ratios):
+    if not most or not intervals or memory.text_position is not None or memory.summarizer != SSTs.name:
         return memory
     if len(intervals) > most:
         intervals = most_attended(model, memory, question, intervals, most)
@@ -90,14 +89,13 @@ def recall(model: SpeechModel, memory: AudioMemory, question: Sequence[int], spa
         kept = np.flatnonzero((memory.times[place, 0] < span[1]) & (memory.times[place, 1] > span[0]))
         ids += [words[i] for i in kept]
         times.append(memory.times[place[kept]])
-    scheduler = Scheduler(memory.interval, FixedRatio(None), len(memory.prefix), horizon=model.horizon)
-    plans = list(scheduler.plan_all(len(ids)))
+    if not ids:
+        return memory
+    plan = Scheduler(len(ids), FixedRatio(None), len(memory.prefix), horizon=model.horizon).next(len(ids))
     with model.lock:
         state = model.backend.start(list(memory.prefix))
-        if ids:
-            model.backend.hear_words(state, ids)
-        for plan in plans:
-            model.backend.close_interval(state, plan)
+        model.backend.hear_words(state, ids)
+        model.backend.close_interval(state, plan)
         size = model.backend.memory_bytes(state)
     place = np.arange(len(ids), dtype=np.int64)
     return dataclasses.replace(
@@ -105,7 +103,8 @@ def recall(model: SpeechModel, memory: AudioMemory, question: Sequence[int], spa
         state=state,
         spans=np.stack([place, place + 1], axis=1),
         times=np.concatenate(times),
-        ratios=(None,) * len(plans),
+        ratios=(None,),
+        interval=len(ids),
         bytes=size,
         recalled={},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -70,17 +71,15 @@ def test_the_words_of_the_most_attended_intervals_are_read_raw(model: SpeechMode
     assert list(recalled_words(model, memory, chosen)) == words
     recalled = recall(model, memory, ids, whole(memory))
     said = [i for part in words for i in part]
-    assert recalled.tokens == len(recalled.spans) == len(said) and set(recalled.ratios) <= {None}
+    assert recalled.tokens == len(recalled.spans) == recalled.interval == len(said) and recalled.ratios == (None,)
     inside = [(t >= i.start and t <= i.end) for i in chosen[:1] for t in recalled.times[: len(words[0])].flat]
     assert all(inside)
-    state = backend.start(list(memory.prefix))
-    backend.hear_words(state, said)
     assert backend.memory_bytes(recalled.state) == (p + len(said)) * model.bytes_per_slot
     asking = ask(model, memory, QUESTION, longest=6)
     list(asking)
-    direct = ask(model, recalled, QUESTION, longest=6)
-    list(direct)
-    assert asking.answer.answer == direct.answer.answer and asking.answer.evidence == direct.answer.evidence
+    steps = itertools.islice(backend.answer(recalled.state, ids, recalled.position), 6)
+    tokens = itertools.takewhile(lambda token: token not in model.prompt.end_ids, (step.token for step in steps))
+    assert asking.answer.answer == model.prompt.decode(list(tokens))
     assert all(any(i.start - 0.01 <= e.start < i.end for i in chosen) for e in asking.answer.evidence)
 
 
@@ -114,8 +113,8 @@ def test_a_span_recalls_nothing_outside(model: SpeechModel, memory: AudioMemory)
 
 
 def test_nothing_is_recalled_where_nothing_is_gained(model: SpeechModel, memory: AudioMemory, path: Path) -> None:
-    for other in (heard(model, path, None), heard(model, path, 4, summarizer="stride")):
-        assert recall(model, other, [1], whole(other)) is other
+    other = heard(model, path, 4, summarizer="stride")
+    assert recall(model, other, [1], whole(other)) is other
 
 
 def test_recall_needs_words(tmp_path: Path) -> None:

@@ -97,13 +97,17 @@ class Batcher:
         if sample.words is not None and not sample.questions:
             sample = sample.window(self.stage.max_tokens, rng)
         prefix, horizon = len(self.prompt.prefix_ids), self.sst.horizon if self.sst else None
-        plans = list(Scheduler(self.interval, policy, prefix, horizon=horizon).plan_all(sample.tokens))
+        # Words that were recalled are read as one stretch: so are the recordings that are asked about them.
+        drawn_from = {policy.value} if isinstance(policy, FixedRatio) else set(policy.choices)
+        is_asked = sample.words is not None and len(drawn_from) == 1 and drawn_from <= set(self.stage.asked)
+        interval = sample.tokens if is_asked else self.interval
+        plans = list(Scheduler(interval, policy, prefix, horizon=horizon).plan_all(sample.tokens))
         ratios = {name_of(p.ratio) for p in plans}
         ratio = ratios.pop() if len(ratios) == 1 else "mixed"
         everything = (0, len(plans))
         most = self.stage.questions
-        if self.stage.asked and ratio not in map(name_of, self.stage.asked) and sample.words is not None:
-            most, transcripts = 0, 1.0
+        if self.stage.asked and sample.words is not None:
+            most, transcripts = (most, 0.0) if is_asked else (0, 1.0)
         chosen = np.sort(rng.permutation(len(sample.questions))[:most])
         blocks = [
             Block(self.prompt.question_ids(q.text), self._answer(q.answer), everything, (q.kind, ratio))

@@ -66,8 +66,8 @@ class Stage:
     augment: float = 0.0  # strength, 0 to 1, of what is done to sound before it is heard, anew at every step
     questions: int = 8  # at most so many of a recording's questions in a step
     transcripts: float = 0.5  # share of a recording's intervals whose words are asked for
-    asked: tuple[Ratio, ...] = ()  # if given, only recordings that keep one of these ratios throughout are asked
-    # questions; of the others the words of all intervals are asked for
+    asked: tuple[Ratio, ...] = ()  # for checkpoints that recall: only recordings that keep one of these ratios are asked
+    # questions, read as one interval, as recalled words are; of the others the words of all intervals are asked for
     shift: int = 0  # up to so many positions are left out before a recording: late positions are practised early
     warmup: int = 20  # steps
     decay: float = 0.3  # the last share of the stage, in which the learning rate falls to a fiftieth

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.small.clauses import Clause
+from recipes.small.clauses import Clause, bare
 
 HELD_FRACTION = 0.1
 HELD_NAMES = ("first", "last")  # the lists whose entries are split too
@@ -111,7 +111,7 @@ class FactSource:
         def put(text: str, slots: dict[str, str] = values) -> str:
             return with_articles(text.format(**slots))
 
-        asked = [Asked(tuple(put(w) for w in wordings), put(answer)) for wordings, answer in template["ask"]]
+        asked = [Asked(tuple(put(w) for w in wordings), bare(put(answer))) for wordings, answer in template["ask"]]
         absent = []
         for wordings, _ in template["ask"]:
             wording = rng.choice(wordings)

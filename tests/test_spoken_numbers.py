@@ -1,0 +1,30 @@
+"""Figures as people say them."""
+
+from __future__ import annotations
+
+import pytest
+
+from speech_xl.spoken_numbers import settled, spoken
+
+SAID = {
+    "$40": "forty dollars", "$1": "one dollar", "$2 million": "two million dollars", "$3.5 million": "three point five million dollars",
+    "$2.50": "two dollars fifty", "40 dollars": "forty dollars", "900,000": "nine hundred thousand", "15%": "fifteen percent",
+    "7:30": "seven thirty", "at 10:00": "at ten o'clock", "8 o'clock": "eight o'clock", "7 in the evening": "seven in the evening",
+    "1984": "nineteen eighty-four", "1,984": "one thousand nine hundred and eighty-four", "2006": "two thousand and six",
+    "March 3rd": "March third", "the 21st floor": "the twenty-first floor", "4, 7": "four seven", "4-7": "four seven",
+    "007": "zero zero seven", "2.5 miles": "two point five miles", "16-ounce": "sixteen-ounce", "room 7": "room seven",
+    "Dr. Reed": "Doctor Reed", "Mrs. Harris": "Mrs. Harris", "by train": "by train", "": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("written", "said"), SAID.items())
+def test_figures_are_said(written: str, said: str) -> None:
+    assert spoken(written) == said
+
+
+@pytest.mark.parametrize("written", SAID)
+def test_what_is_shown_early_stays(written: str) -> None:
+    """Whatever is shown of an unfinished answer is how the finished one begins."""
+    text = f"so {written} and more"
+    for end in range(len(text) + 1):
+        assert spoken(text).startswith(settled(text[:end]))
