@@ -28,7 +28,9 @@ def _money(match: re.Match) -> str:
     amount, scale = match[1], match[2]
     unit = "dollar" if amount == "1" and not scale else "dollars"
     if (cents := re.fullmatch(r"([\d,]+)\.(\d\d)", amount)) and not scale:
-        return f"{_words(cents[1])} {unit} {_words(str(int(cents[2])))}" if int(cents[2]) else f"{_words(cents[1])} {unit}"
+        return (
+            f"{_words(cents[1])} {unit} {_words(str(int(cents[2])))}" if int(cents[2]) else f"{_words(cents[1])} {unit}"
+        )
     return f"{_words(amount)}{scale} {unit}"
 
 
