@@ -3,7 +3,7 @@
     python -m recipes.small --data DATA --work runs/small
 
 DATA holds the human recordings: orders/ and digits/, each with a manifest.jsonl, and kitchen.flac. The base parts are
-fetched, data are written, the stages of text.json, orders.json and answers.json are trained, and what was learnt is stored by
+fetched, data are written, the stages of text.json, orders.json, answers.json, more.json and recall.json are trained, and what was learnt is stored by
 reference in WORK/small. Every step is skipped where its result is there; training goes on where it was stopped.
 """
 
@@ -21,13 +21,19 @@ from speech_xl.errors import SpeechXLError
 from speech_xl.fetching import cache_folder, fetch_part
 
 HERE = Path(__file__).parent
-RANK = "64"  # of the stored differences: three stages of 32 each, of which little is lost
+RANK = "64"  # of the stored differences: stages of 32 each, of which little is lost
+SPOKEN, HEARD = ("--answers", "spoken"), ("--answers", "heard")  # "fifteen", or "15"; recall copies what was heard
 # (file, its seed, recordings, shortest and longest in words, further options)
 TEXTS = (
-    ("short.jsonl", 11, 3600, 25, 85, ()),
-    ("long.jsonl", 12, 900, 85, 180, ()),
-    ("held.jsonl", 13, 60, 30, 130, ("--held",)),
-    ("more.jsonl", 14, 1500, 40, 180, ()),
+    ("short.jsonl", 11, 3600, 25, 85, SPOKEN),
+    ("long.jsonl", 12, 900, 85, 180, SPOKEN),
+    ("held.jsonl", 13, 60, 30, 130, ("--held", *SPOKEN)),
+    ("more.jsonl", 14, 1500, 40, 180, SPOKEN),
+    ("facts.jsonl", 31, 6000, 25, 85, SPOKEN),
+    ("stories.jsonl", 32, 2500, 85, 170, SPOKEN),
+    ("brief.jsonl", 51, 1200, 25, 85, HEARD),
+    ("middling.jsonl", 52, 2500, 85, 170, HEARD),
+    ("talks.jsonl", 53, 3000, 110, 210, HEARD),
 )
 
 
@@ -68,7 +74,7 @@ def make(data: Path, work: Path) -> Path:
     for name, seed, count, shortest, longest, options in TEXTS:
         run(
             work / name, "recipes.small.make_text_data", "--output", work / name, "--count", count, "--seed", seed,
-            "--shortest", shortest, "--longest", longest, "--answers", "spoken", *options,
+            "--shortest", shortest, "--longest", longest, *options,
         )  # fmt: skip
     cache, orders, held = work / "heard_orders.jsonl", work / "orders.jsonl", work / "held_orders.jsonl"
     run(orders, "recipes.small.hear_orders", "--data", data, "--model", base, "--cache", cache)
@@ -81,7 +87,10 @@ def make(data: Path, work: Path) -> Path:
         answers, "recipes.small.make_answer_data", "--text", work / "short.jsonl", work / "more.jsonl", "--orders", orders,
         "--output", answers,
     )  # fmt: skip
-    whole = train(work, "answers", desk, [answers], held)
+    answering = train(work, "answers", desk, [answers], held)
+    more = train(work, "more", answering, [work / "facts.jsonl", work / "stories.jsonl", orders], held)
+    talks = [work / "brief.jsonl", work / "middling.jsonl", work / "talks.jsonl"]
+    whole = train(work, "recall", more, [*talks, orders], held)
     small = work / "small"
     run(
         small, "converters", "--hf-path", whole, "--export-delta", small, "--parts", HERE / "parts.json", "--rank", RANK
