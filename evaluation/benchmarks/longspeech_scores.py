@@ -119,13 +119,17 @@ def score_numbers(answered: Sequence[Answered], task: str) -> Figures:
 
 def read_number(said: str) -> int | None:
     """The first whole number, in digits or in English words."""
-    found = re.search(r"\d+", error_words(said))
+    found = re.search(r"\d+", said) or re.search(r"\d+", error_words(said))
     return int(found[0]) if found else None
 
 
 def score_languages(answered: Sequence[Answered]) -> Figures:
     """Detected, taken for another language, and not told at all."""
-    read = [(read_language(e.said), read_language(e.item.answer) or _code(e.fields["language"])) for e in answered]
+    read = []
+    for each in answered:
+        answer = read_language(each.item.answer) or _code(each.fields["language"])
+        is_same = NORMALIZER(each.said) == NORMALIZER(each.item.answer)  # a name that is not English, for instance
+        read.append((answer if is_same else read_language(each.said), answer))
     right = sum(said == answer for said, answer in read)
     silent = sum(said is None for said, _ in read)
     shares = {"D.A": right, "M.R": len(read) - right - silent, "D.E": silent}
