@@ -52,20 +52,19 @@ def run(arguments: argparse.Namespace) -> None:
     results, about = command.answer_all(arguments, model, data, methods)
     rows = make_rows(data, methods, results)
     print(table(rows), end="")
-    sections, more_csv, texts = [], "", {}
+    own_table, more_csv, texts = "", "", {}
     if arguments.benchmark is not None:
         benchmark = BENCHMARKS[arguments.benchmark]
         scored = score_all(benchmark, lines, data, rows, results)
-        sections.append(scored.markdown(benchmark))
-        more_csv = scored.csv(arguments.benchmark)
+        own_table, more_csv = scored.markdown(benchmark), scored.csv(arguments.benchmark)
         texts["lines.jsonl"] = as_json_lines(lines, arguments.data)
         print("\n" + scored.table(), end="")
-    if wins := where_cascade_wins(rows, data, results):
-        sections.append(wins)
+    wins = where_cascade_wins(rows, data, results)
+    if wins:
         print("\n" + wins, end="")
     if arguments.output is not None:
         about = f"{about}, data {arguments.data.name}."
-        texts |= {"report.md": markdown(rows, data, about, sections), "report.csv": as_csv(rows) + more_csv}
+        texts |= {"report.md": markdown(rows, data, about, own_table, wins), "report.csv": as_csv(rows) + more_csv}
         command.write_files(arguments.output, texts, {"accuracy.png": partial(plot, rows)})
 
 

@@ -132,15 +132,16 @@ def table(rows: Sequence[Row], kind: str = ALL) -> str:
     return "\n".join(lines) + "\n"
 
 
-def markdown(rows: Sequence[Row], data: Data, about: str, sections: Sequence[str] = ()) -> str:
-    """The whole report; `about` is a sentence that says what was judged, `sections` stand behind the first table."""
+def markdown(rows: Sequence[Row], data: Data, about: str, before: str = "", behind: str = "") -> str:
+    """The whole report; `about` is a sentence that says what was judged, the others stand around the first table."""
     parts = [
         "# Evaluation\n",
         f"{about} {len(data.items)} items about {len(data.recordings())} recordings. {missing(data)}In brackets: "
         f"{CONFIDENCE:.0%} confidence, bootstrap over recordings ({RESAMPLES} resamples). What each column says: "
         "docs/evaluation.md.\n",
+        *([f"{before}\n## All lines\n"] if before else []),
         table(rows),
-        *sections,
+        *([behind] if behind else []),
         "![accuracy against memory](accuracy.png)\n",
     ]
     for kind in dict.fromkeys(kind for row in rows for kind in row.figures if kind != ALL):
@@ -150,7 +151,7 @@ def markdown(rows: Sequence[Row], data: Data, about: str, sections: Sequence[str
 
 def missing(data: Data) -> str:
     """A sentence about lines that were left out, with a blank behind it; "" where there are none."""
-    return f"{data.missing} lines are left out: their recordings are missing. " if data.missing else ""
+    return f"Lines left out because their recordings are missing: {data.missing}. " if data.missing else ""
 
 
 def as_csv(rows: Sequence[Row]) -> str:

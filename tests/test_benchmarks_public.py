@@ -89,7 +89,7 @@ def test_voicegiraffe_is_read_and_scored(giraffe: Path) -> None:
         "language Chinese": 50, "language English": 50, "State, Chinese": 0, "State, English": 0,
         "Timestamp, Chinese": 100, "Timestamp, English": 100,
     }  # fmt: skip
-    assert list(figures)[0] == "overall" and notes == ["1 of 4 answers name no letter and count as wrong."]
+    assert next(iter(figures)) == "overall" and notes == ["1 of 4 answers name no letter and count as wrong."]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 import evaluation.run
 from evaluation.data import DataError
@@ -83,8 +84,6 @@ def test_a_recording_is_composed_as_it_is_heard(speech: Path, needles: Path) -> 
 def test_a_recording_is_heard_as_its_file_would_be(
     speech: Path, needles: Path, tmp_path: Path, tiny_speech_model: SpeechModel
 ) -> None:
-    import soundfile
-
     recording = make_grid(needles, speech, [3.0], [50]).data.items[0].audio
     soundfile.write(tmp_path / "whole.wav", heard(recording), SAMPLING_RATE, subtype="FLOAT")
     memories = []
