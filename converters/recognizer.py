@@ -51,5 +51,6 @@ def recognizer_config(whisper: Json, generation: Json, tokenizer: Tokenizer | No
         no_speech_id=number("<|nospeech|>", "<|nocaptions|>"),
         suppressed_ids=tuple(sorted((special | listed) - {end})),
         begin_suppressed_ids=tuple(i for i in first if i < size),
+        previous_id=tokenizer.token_to_id("<|startofprev|>"),
         alignment_heads=tuple(tuple(pair) for pair in generation.get("alignment_heads") or published),
     )

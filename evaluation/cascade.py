@@ -35,12 +35,13 @@ def recognize(model: SpeechModel, audio: Path | SoundSource) -> tuple[list[Word]
     words: list[Word] = []
     seconds = 0.0
     reader = WindowReader(audio, model.config)
+    front_end = model.new_front_end()
     try:
         with model.lock:
             state = model.backend.start([])  # where the front end queues its tokens; nobody takes them up
         for group in reader:
             with model.lock:
-                heard = model.front_end.hear(model.backend, state, group)
+                heard = front_end.hear(state, group)
             words += [word for _, word in heard.words]
             seconds = heard.seconds
     finally:

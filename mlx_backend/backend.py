@@ -6,7 +6,7 @@ thread of its own and evaluates what it leaves behind; see speech_xl/backend.py 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,10 +106,10 @@ class Backend:
 
         self._run(work)
 
-    def recognize(self, mel: np.ndarray) -> list[Recognition]:
+    def recognize(self, mel: np.ndarray, before: Sequence[int] = ()) -> list[Recognition]:
         def work() -> list[Recognition]:
             speech = self.model.speech
-            return speech.recognizer.recognize(speech.encoder(mx.array(mel).astype(self.dtype)))
+            return speech.recognizer.recognize(speech.encoder(mx.array(mel).astype(self.dtype)), before)
 
         return self._run(work)
 

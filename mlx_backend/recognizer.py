@@ -8,6 +8,8 @@ Letters: B windows, R rows of text, S encoder positions, T chosen tokens, D widt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import numpy as np
 from mlx import nn
@@ -138,8 +140,8 @@ class Recognizer(nn.Module):
             looks += [weights[:, head, -1] for layer_number, head in self.config.alignment_heads if layer_number == number]
         return self.embed_tokens.as_linear(self.layer_norm(x)).astype(mx.float32), mx.stack(looks).mean(0)
 
-    def recognize(self, heard: mx.array) -> list[Recognition]:
-        """Greedy reading of heard (B, S, D), one Recognition a window."""
+    def recognize(self, heard: mx.array, before: Sequence[int] = ()) -> list[Recognition]:
+        """Greedy reading of heard (B, S, D), one Recognition a window; `before` stands in front of the start ids."""
         c = self.config
         barred = np.zeros(c.vocab_size, np.float32)
         barred[list(c.suppressed_ids)] = -np.inf
@@ -147,10 +149,11 @@ class Recognizer(nn.Module):
         barred[list(c.begin_suppressed_ids)] = -np.inf
         first = mx.array(barred)
         caches = self.start(heard)
-        ids = mx.array([c.start_ids] * len(heard))
+        start = [*before, *c.start_ids]
+        ids = mx.array([start] * len(heard))
         logits, looks = self(ids, 0, caches)
-        no_speech = mx.softmax(logits[:, 0], axis=-1)[:, c.no_speech_id].tolist()
-        scores, position = logits[:, -1] + first, len(c.start_ids)
+        no_speech = mx.softmax(logits[:, len(before)], axis=-1)[:, c.no_speech_id].tolist()
+        scores, position = logits[:, -1] + first, len(start)
         open_windows = list(range(len(heard)))
         chosen: list[list[int]] = [[] for _ in open_windows]
         log_probs = [0.0] * len(heard)

@@ -14,6 +14,8 @@ import numpy as np
 
 from speech_xl.evidence import Evidence, find_evidence
 from speech_xl.memory import AudioMemory
+from speech_xl.recall import recall
+from speech_xl.slices import slice_memory
 
 if TYPE_CHECKING:
     from speech_xl.model import SpeechModel
@@ -33,17 +35,20 @@ class Answer:
 class Asking:
     """One question. Iterate for pieces of the answer's text; `answer` is there when they end."""
 
-    def __init__(self, model: SpeechModel, memory: AudioMemory, question: str, longest: int):
+    def __init__(
+        self, model: SpeechModel, memory: AudioMemory, question: str, longest: int, span: tuple[float, float] | None
+    ):
         self._model = model
         self._memory = memory
         self._question = question
+        self._span = span
         self._ids = model.prompt.question_ids(question)
         self._longest = longest
         self.answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
         started = time.monotonic()
-        model, memory = self._model, self._memory
+        model, memory = self._model, self._memory_to_read()
         steps = model.backend.answer(memory.state, self._ids, memory.position)
         said: list[int] = []
         shown, attention, rows = "", np.zeros(memory.slots), 0
@@ -74,3 +79,11 @@ class Asking:
         self.answer = Answer(
             self._question, text, evidence, time.monotonic() - started, memory.seconds, finish_reason, warnings
         )
+
+    def _memory_to_read(self) -> AudioMemory:
+        """The words that the question is about, where the checkpoint recalls; else the memory, or its part in the span."""
+        memory, span = self._memory, self._span
+        recalled = recall(self._model, memory, self._ids, span or (0.0, memory.seconds))
+        if recalled is memory and span is not None:
+            return slice_memory(self._model, memory, *span)
+        return recalled

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import platform
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -62,8 +62,11 @@ class Backend(Protocol):
         mel (B, num_mel_bins, T) float32; valid_positions (B,) int64, encoder positions that hold sound.
         """
 
-    def recognize(self, mel: np.ndarray) -> list[Recognition]:
-        """Encode windows, mel (B, num_mel_bins, T) float32, and read each aloud. Only where config.recognizer is set."""
+    def recognize(self, mel: np.ndarray, before: Sequence[int] = ()) -> list[Recognition]:
+        """Encode windows, mel (B, num_mel_bins, T) float32, and read each aloud. Only where config.recognizer is set.
+
+        `before`: token ids that stand in front of the recogniser's start ids, the same for all windows.
+        """
 
     def hear_words(self, state: State, ids: list[int]) -> None:
         """Queue the decoder's own embeddings of recognised words as speech tokens."""

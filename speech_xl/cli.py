@@ -26,7 +26,7 @@ from speech_xl.memory import AudioMemory, load_memory, save_memory
 from speech_xl.model import DEFAULT, SpeechModel
 from speech_xl.prompt import LONGEST_ANSWER
 from speech_xl.schedule import format_bytes
-from speech_xl.slices import check_span, slice_memory
+from speech_xl.slices import check_said, check_span
 from speech_xl.storage import MEMORY_BITS
 from speech_xl.summarizers import SUMMARIZERS
 from speech_xl.transcript import FORMATS, text_lines, transcribe
@@ -103,10 +103,11 @@ def run_ask(arguments: argparse.Namespace) -> None:
     for question in questions:
         model.prompt.question_ids(question)  # a question that cannot be asked is said before an hour is heard
     memory, listen_seconds = get_memory(model, arguments, span)
-    asked = memory if span == (None, None) else slice_memory(model, memory, *span)
+    if span != (None, None):
+        check_said(memory, *span)
     answers: list[Answer] = []
     for question in questions:
-        asking = ask(model, asked, question, longest)
+        asking = ask(model, memory, question, longest, *span)
         if not arguments.json and len(questions) > 1:
             print(f"{question} ", end="", flush=True)
         for piece in asking:

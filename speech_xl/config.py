@@ -94,6 +94,7 @@ class RecognizerConfig:
     suppressed_ids: tuple[int, ...]  # never chosen: what is no text
     alignment_heads: tuple[tuple[int, int], ...]  # (layer, head) whose attention follows the sound
     begin_suppressed_ids: tuple[int, ...] = ()  # never chosen first: in Whisper a blank and the end
+    previous_id: int | None = None  # stands before words that were read earlier; None: it was not trained to see any
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class SSTConfig:
     trained: bool = True
     horizon: int | None = None  # memory slots before its own that an interval sees while it is heard; None: all
     pooled: bool = False  # an SST's key and value also hold a learned mix of those of the tokens it stands for
+    recall: int = 0  # intervals whose words are recalled from a compressed memory to answer from; 0: its slots answer
 
     def pool_columns(self, ratio: int) -> range:
         """Which of a layer's pooling weights (2, kv_heads, sum of `ratios`) serve `ratio`, the nearest token first."""
@@ -267,6 +269,8 @@ def check(config: ModelConfig) -> None:
         require(s.interval >= 1, "sst.interval must be positive")
         for ratio in s.ratios:
             require(s.interval % ratio == 0, f"sst.interval {s.interval} must be a multiple of ratio {ratio}")
+        require(type(s.recall) is int and s.recall >= 0, f"sst.recall must be a whole number from 0, not {s.recall!r}")
+        require(not s.recall or r is not None, "sst.recall needs a recognizer: only then are speech tokens words")
 
 
 def _check_recognizer(r: RecognizerConfig, e: EncoderConfig, require: Callable[[bool, str], None]) -> None:
@@ -274,6 +278,7 @@ def _check_recognizer(r: RecognizerConfig, e: EncoderConfig, require: Callable[[
     require(e.pool == 1 and not e.context_positions, "a recognizer reads whole windows: no pool, no context_positions")
     require(e.d_model % r.decoder_attention_heads == 0, "d_model must be a multiple of decoder_attention_heads")
     ids = (*r.start_ids, *r.suppressed_ids, *r.begin_suppressed_ids, r.end_id, r.no_speech_id)
+    ids = ids if r.previous_id is None else (*ids, r.previous_id)
     require(
         all(type(i) is int and 0 <= i < r.vocab_size for i in ids), "the recognizer's ids must lie below its vocab_size"
     )

@@ -28,6 +28,7 @@ from speech_xl.prefetch import HeardWindows, WindowReader, samples_per_level
 from speech_xl.prompt import LONGEST_ANSWER
 from speech_xl.recognition import Word
 from speech_xl.schedule import FixedRatio, IntervalPlan, Ratio, Scheduler, format_bytes
+from speech_xl.slices import check_said
 from speech_xl.summarizers import choose_summarizer
 
 INTERVALS_PER_RELEASE = 12  # often enough to stay flat, rarely enough to cost nothing
@@ -100,6 +101,7 @@ class Listening:
         )
         with model.lock:
             self._state = model.backend.start(list(self._prefix))
+        self._front_end = model.new_front_end()
         self._plans: list[IntervalPlan] = []
         self._times = [np.zeros((0, 2), np.float32)]  # of all speech tokens, ...
         self._waiting = self._times[0]  # ... and of those that are queued
@@ -144,7 +146,7 @@ class Listening:
     def _hear(self, group: HeardWindows) -> None:
         with self._model.lock:
             first = self._scheduler.tokens + self._queued
-            heard = self._model.front_end.hear(self._model.backend, self._state, group)
+            heard = self._front_end.hear(self._state, group)
             self._times.append(heard.times)
             self._waiting = np.concatenate([self._waiting, heard.times])
             self._queued += len(heard.times)
@@ -257,6 +259,11 @@ class Listening:
         return self._memory
 
 
-def ask(model: SpeechModel, memory: AudioMemory, question: str, longest: int = LONGEST_ANSWER) -> Asking:
-    """Ask one question about a memory; QuestionError at once if it cannot be asked."""
-    return Asking(model, memory, question, longest)
+def ask(
+    model: SpeechModel, memory: AudioMemory, question: str, longest: int = LONGEST_ANSWER,
+    start: float | None = None, end: float | None = None,
+) -> Asking:  # fmt: skip
+    """Ask one question about a memory, or about [start, end] seconds of it alone; QuestionError at once if it cannot be
+    asked."""
+    span = None if start is None and end is None else check_said(memory, start, end)
+    return Asking(model, memory, question, longest, span)

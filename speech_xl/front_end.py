@@ -6,18 +6,19 @@ embeddings of recognised words, and none come where nobody speaks. It drives a b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from speech_xl.backend import Backend, State
 from speech_xl.config import CONV_STRIDE, HOP_LENGTH, SAMPLING_RATE, ModelConfig
 from speech_xl.prefetch import HeardWindows
 from speech_xl.prompt import Prompt
-from speech_xl.recognition import Word, load_recognizer_tokenizer, words_of
+from speech_xl.recognition import Word, load_recognizer_tokenizer
+from speech_xl.word_reader import WordReader
 
 
 @dataclass(frozen=True)
@@ -30,31 +31,34 @@ class SpeechTokens:
 
 
 class FrontEnd(Protocol):
-    def hear(self, backend: Backend, state: State, group: HeardWindows) -> SpeechTokens:
+    """Hears one recording."""
+
+    def hear(self, state: State, group: HeardWindows) -> SpeechTokens:
         """Queue the group's speech tokens in the state. The caller holds the model's lock."""
 
 
-def load_front_end(folder: Path, config: ModelConfig, prompt: Prompt) -> FrontEnd:
-    """The front end of a checkpoint; CheckpointError if a recogniser's tokenizer is absent or broken."""
+def front_end_factory(folder: Path, config: ModelConfig, prompt: Prompt, backend: Backend) -> Callable[[], FrontEnd]:
+    """What makes a front end for each recording; CheckpointError if a recogniser's tokenizer is absent or broken."""
     if config.recognizer is None:
-        return FrameFrontEnd(config)
-    return RecognizerFrontEnd(load_recognizer_tokenizer(folder, config.recognizer.vocab_size), prompt)
+        return lambda: FrameFrontEnd(backend, config)
+    tokenizer = load_recognizer_tokenizer(folder, config.recognizer.vocab_size)
+    return lambda: RecognizerFrontEnd(backend, WordReader(backend, tokenizer, config.recognizer), prompt)
 
 
 class FrameFrontEnd:
     """Speech tokens from frames, at a constant rate."""
 
-    def __init__(self, config: ModelConfig):
-        self._config = config
+    def __init__(self, backend: Backend, config: ModelConfig):
+        self._backend, self._config = backend, config
 
-    def hear(self, backend: Backend, state: State, group: HeardWindows) -> SpeechTokens:
+    def hear(self, state: State, group: HeardWindows) -> SpeechTokens:
         config, windows = self._config, group.windows
         positions = [
             config.encoder.context_positions + -(-w.valid_samples // (HOP_LENGTH * CONV_STRIDE)) for w in windows
         ]
         valid = np.minimum(np.array(positions, np.int64), config.encoder.max_source_positions)
         tokens = [config.tokens_of_window(w.valid_samples) for w in windows]
-        backend.hear(state, np.stack([w.mel for w in windows]), valid, tokens)
+        self._backend.hear(state, np.stack([w.mel for w in windows]), valid, tokens)
         first = windows[0].index * config.tokens_per_window
         edges = np.arange(first, first + sum(tokens) + 1) * config.seconds_per_token
         edges = np.minimum(edges, group.end_sample / SAMPLING_RATE)  # the last token may reach past the last sample
@@ -62,26 +66,21 @@ class FrameFrontEnd:
 
 
 class RecognizerFrontEnd:
-    """Speech tokens from recognised words. `tokenizer` is the recogniser's."""
+    """Speech tokens from recognised words."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt):
-        self._tokenizer = tokenizer
-        self._prompt = prompt
+    def __init__(self, backend: Backend, reader: WordReader, prompt: Prompt):
+        self._backend, self._reader, self._prompt = backend, reader, prompt
 
-    def hear(self, backend: Backend, state: State, group: HeardWindows) -> SpeechTokens:
-        spoken = [w for w in group.windows if w.mel is not None]
-        recognitions = iter(backend.recognize(np.stack([w.mel for w in spoken])) if spoken else ())
+    def hear(self, state: State, group: HeardWindows) -> SpeechTokens:
         words: list[Word] = []
         start = group.end_sample - sum(w.valid_samples for w in group.windows)
-        for window in group.windows:
-            if window.mel is not None:
-                shift, seconds = start / SAMPLING_RATE, window.valid_samples / SAMPLING_RATE
-                found = words_of(next(recognitions), self._tokenizer, seconds)
-                words += [Word(w.text, round(shift + w.start, 3), round(shift + w.end, 3)) for w in found]
+        for window, found in zip(group.windows, self._reader.read(group.windows), strict=True):
+            shift = start / SAMPLING_RATE
+            words += [Word(w.text, round(shift + w.start, 3), round(shift + w.end, 3)) for w in found]
             start += window.valid_samples
         ids, times, firsts = word_tokens(words, self._prompt)
         if ids:
-            backend.hear_words(state, ids)
+            self._backend.hear_words(state, ids)
         return SpeechTokens(times, list(zip(firsts, words, strict=True)), group.end_sample / SAMPLING_RATE)
 
 

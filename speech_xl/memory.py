@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,8 @@ class AudioMemory:
     bytes: int  # of keys and values, prefix included
     warnings: tuple[str, ...] = ()  # what a listener should know of the recording, a sentence each
     text_position: int | None = None  # of a slice: where text behind it starts; None: right behind all slots
+    recalled: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)  # interval -> token ids of
+    # its words, once somebody asked for them
 
     @property
     def position(self) -> int:

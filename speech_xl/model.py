@@ -12,7 +12,7 @@ from speech_xl.checkpoints import check_checkpoint, fingerprint, resolve_checkpo
 from speech_xl.config import SAMPLING_RATE, ModelConfig
 from speech_xl.errors import ScheduleError
 from speech_xl.fair_lock import FairLock
-from speech_xl.front_end import load_front_end
+from speech_xl.front_end import front_end_factory
 from speech_xl.prompt import LONGEST_ANSWER, Prompt
 from speech_xl.schedule import Ratio, check_ratio, memory_slots, ratio_for_budget
 from speech_xl.summarizers import DEFAULT_INTERVAL, UNTRAINED_RATIOS
@@ -29,7 +29,7 @@ class SpeechModel:
         self.config = config
         self.prompt = prompt
         self.backend = backend
-        self.front_end = load_front_end(folder, config, prompt)
+        self.new_front_end = front_end_factory(folder, config, prompt, backend)
         self.fingerprint = fingerprint(folder)
         self.note = note
         self.lock = FairLock()

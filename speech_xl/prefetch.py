@@ -20,9 +20,9 @@ from speech_xl.config import HOP_LENGTH, SAMPLING_RATE, ModelConfig
 from speech_xl.decoders import SoundSource
 from speech_xl.features import Window, WindowStream
 from speech_xl.quiet_windows import BLOCK, QuietWindowStream
+from speech_xl.word_reader import group_size
 
 SECONDS_PER_GROUP = 30.0  # of audio in one encoder call: enough to keep two cores busy
-RECOGNIZED_GROUP = 4  # windows that a recogniser reads at once: its weights are read once for all of them
 GROUPS_AHEAD = 2
 
 
@@ -105,7 +105,7 @@ class WindowReader:
         """Windows in group `number`."""
         encoder = self._config.encoder
         if self._config.recognizer is not None:
-            return min(number + 1, RECOGNIZED_GROUP)  # the first words come soon
+            return group_size(number)
         return max(1, round(SECONDS_PER_GROUP * SAMPLING_RATE / (encoder.hop_frames * HOP_LENGTH)))
 
     def _read_groups(self) -> None:

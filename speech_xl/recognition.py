@@ -2,7 +2,7 @@
 
 It knows token ids, attention and text; no tensors, and no recording beyond the window. When a reading counts as
 silence, and how times come out of attention, are Whisper's rules (arXiv 2212.04356, section 4.5, and
-openai/whisper's timing.py); a reading that goes round in circles is cut instead of read again.
+openai/whisper's timing.py); a reading that goes round in circles is cut.
 """
 
 from __future__ import annotations
@@ -109,11 +109,15 @@ def split_words(ids: Sequence[int], tokenizer: Tokenizer) -> list[tuple[str, int
     return words
 
 
+def is_loop(text: str) -> bool:
+    """Whether a text repeats itself more than talk does."""
+    data = text.encode()
+    return len(data) / max(1, len(zlib.compress(data))) > MOST_COMPRESSION
+
+
 def without_loops(words: Sequence[Word]) -> list[Word]:
     """The words, of the same few again and again only the first time."""
-    text = " ".join(word.text for word in words).encode()
-    is_loop = len(text) / max(1, len(zlib.compress(text))) > MOST_COMPRESSION
-    least = REPEATS_IN_LOOP if is_loop else REPEATS
+    least = REPEATS_IN_LOOP if is_loop(" ".join(word.text for word in words)) else REPEATS
     plain = ["".join(c for c in word.text.lower() if c.isalnum()) for word in words]
     kept, at = [], 0
     while at < len(words):

@@ -42,15 +42,20 @@ def overlapping(times: np.ndarray, start: float, end: float) -> np.ndarray:
     return np.flatnonzero((times[:, 0] < np.float32(end)) & (times[:, 1] > np.float32(start)))
 
 
+def check_said(memory: AudioMemory, start: float | None, end: float | None) -> tuple[float, float]:
+    """As `check_span`; QuestionError, too, if nothing is said in the span."""
+    first, last = check_span(start, end, memory.seconds)
+    if not len(overlapping(memory.slot_times, first, last)):
+        raise QuestionError(f"Nothing is said between {clock(first)} and {clock(math.ceil(last))}; take a wider span.")
+    return first, last
+
+
 def slice_memory(model: SpeechModel, memory: AudioMemory, start: float | None, end: float | None) -> AudioMemory:
     """The prefix and the slots of [start, end] seconds alone, at their own positions; spans and times stay right.
 
     QuestionError if the span is not inside the recording, or nothing is said in it.
     """
-    first, last = check_span(start, end, memory.seconds)
-    inside = overlapping(memory.slot_times, first, last)
-    if not len(inside):
-        raise QuestionError(f"Nothing is said between {clock(first)} and {clock(math.ceil(last))}; take a wider span.")
+    inside = overlapping(memory.slot_times, *check_said(memory, start, end))
     slot, stop = int(inside[0]), int(inside[-1]) + 1
     with model.lock:
         state = model.backend.slice(memory.state, len(memory.prefix), slot, stop)

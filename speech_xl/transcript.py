@@ -11,18 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from speech_xl.clock import subtitle_clock
 from speech_xl.memory import AudioMemory
+from speech_xl.recall import Interval, intervals_between, recalled_words
 from speech_xl.recognition import Word
-from speech_xl.slices import check_span, overlapping
+from speech_xl.slices import check_span
 
 if TYPE_CHECKING:
     from speech_xl.model import SpeechModel
 
-INTERVALS_AT_ONCE = 8
-WORDS_PER_SPEECH_TOKEN = 2  # text tokens; an interval that says more has lost itself in a loop
 LONGEST_WORD = 24  # characters; a longer run without a space is another writing system, not half a word
 LONGEST_LINE = 84  # characters: two lines of a subtitle
 LONGEST_PAUSE = 1.5  # seconds of silence inside a segment of recognised words
@@ -36,14 +33,6 @@ class Segment:
     start: float  # seconds
     end: float
     text: str
-
-
-@dataclass(frozen=True)
-class _Interval:
-    slots: tuple[int, int]  # [first, past the last), the prefix not counted
-    tokens: int  # speech tokens that they stand for
-    start: float  # seconds
-    end: float
 
 
 def transcribe(
@@ -62,20 +51,8 @@ def transcribe(
     return _segments(model, memory, intervals_between(memory, first, last))
 
 
-def intervals_between(memory: AudioMemory, start: float, end: float) -> list[_Interval]:
-    """The intervals that overlap a span, each with its own slots."""
-    number = memory.spans[:, 0] // memory.interval
-    first = np.flatnonzero(np.diff(number, prepend=-1))
-    stop = np.append(first[1:], len(number))[: len(first)]
-    tokens = np.stack([memory.spans[first, 0], memory.spans[stop - 1, 1]], axis=1)
-    times = np.stack([memory.times[tokens[:, 0], 0], memory.times[tokens[:, 1] - 1, 1]], axis=1)
-    chosen = overlapping(times, start, end)
-    rows = zip(first[chosen], stop[chosen], tokens[chosen], times[chosen], strict=True)
-    return [_Interval((int(a), int(b)), int(t[1] - t[0]), float(s[0]), float(s[1])) for a, b, t, s in rows]
-
-
-def _segments(model: SpeechModel, memory: AudioMemory, intervals: list[_Interval]) -> Iterator[Segment]:
-    said = _answers(model, memory, intervals)
+def _segments(model: SpeechModel, memory: AudioMemory, intervals: list[Interval]) -> Iterator[Segment]:
+    said = recalled_words(model, memory, intervals)
     # Where speech tokens are recognised words, intervals cut one text in pieces, and a piece tells by itself whether
     # it goes on with a word. Otherwise each answer is a text of its own.
     if model.config.recognizer is not None:
@@ -85,20 +62,6 @@ def _segments(model: SpeechModel, memory: AudioMemory, intervals: list[_Interval
     for interval, text in zip(intervals, texts, strict=True):
         if text:
             yield Segment(round(interval.start, 2), round(interval.end, 2), " ".join(text.split()))
-
-
-def _answers(model: SpeechModel, memory: AudioMemory, intervals: list[_Interval]) -> Iterator[list[int]]:
-    """Token ids of each interval's words."""
-    prompt, prefix = model.prompt, len(memory.prefix)
-    for at in range(0, len(intervals), INTERVALS_AT_ONCE):
-        batch = intervals[at : at + INTERVALS_AT_ONCE]
-        limits = [WORDS_PER_SPEECH_TOKEN * interval.tokens for interval in batch]
-        with model.lock:
-            said = model.backend.answer_spans(
-                memory.state, prefix, [i.slots for i in batch], prompt.transcribe_ids, prompt.end_ids, max(limits)
-            )
-        for ids, limit in zip(said, limits, strict=True):
-            yield ids[:limit]
 
 
 def recognized_segments(words: Iterable[Word]) -> Iterator[Segment]:

@@ -17,7 +17,8 @@ from converters.chat_template import byte_letters
 from tests.families import ENCODER, randomize
 
 WORDS = [*"abcdefghijkl"]
-SPECIALS = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|nospeech|>", "<|notimestamps|>"]
+SPECIALS = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|startofprev|>", "<|nospeech|>",
+            "<|notimestamps|>"]  # fmt: skip
 TIMESTAMPS = 4  # ids behind the tokenizer's own, as in Whisper's
 LLAMA = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +68,15 @@ def test_words_become_tokens_with_their_times(model: SpeechModel, tmp_path: Path
     assert all(0 <= e.start < e.end <= 33 for e in asking.answer.evidence)
 
 
-def test_any_blocks_give_the_same_memory(model: SpeechModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("previous_id", [None, 7])
+def test_any_blocks_give_the_same_memory(
+    previous_id: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from speech_xl import prefetch
 
+    config = tiny_recognizer_config()
+    config = dataclasses.replace(config, recognizer=dataclasses.replace(config.recognizer, previous_id=previous_id))
+    model = SpeechModel.load(str(save_checkpoint(tmp_path / "tiny", config, seed=1)), "torch")
     path, found, reader = written(tmp_path / "talk.wav", sound(7.3, 3)), [], prefetch.AudioReader
     for seconds in (5.0, 0.37, 1.8):
         monkeypatch.setattr(prefetch, "AudioReader", lambda name, block=seconds: reader(name, block))

@@ -52,27 +52,33 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @torch.inference_mode()
-def greedy(theirs: WhisperForConditionalGeneration, mel: np.ndarray) -> tuple[list[int], torch.Tensor, torch.Tensor]:
-    """transformers' model step by step, without a cache -> ids, all logits, cross-attention of all layers and heads."""
+def greedy(
+    theirs: WhisperForConditionalGeneration, mel: np.ndarray, before: tuple[int, ...] = ()
+) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+    """transformers' model step by step, without a cache -> ids, all logits, cross-attention of all layers and heads.
+    Logits and attention are those from the first start id on."""
     r = CONFIG.recognizer
-    ids = list(r.start_ids)
+    start = [*before, *r.start_ids]
+    ids = list(start)
     while len(ids) < r.max_target_positions + 1:
-        if len(ids) > len(r.start_ids) and ids[-1] == r.end_id:
+        if len(ids) > len(start) and ids[-1] == r.end_id:
             break
         out = theirs(torch.from_numpy(mel)[None], decoder_input_ids=torch.tensor([ids]), output_attentions=True)
         scores = out.logits[0, -1].clone()
         scores[list(r.suppressed_ids)] = -torch.inf
-        if len(ids) == len(r.start_ids):
+        if len(ids) == len(start):
             scores[list(r.begin_suppressed_ids)] = -torch.inf
         ids.append(int(scores.argmax()))
-    return ids[len(r.start_ids) :], out.logits[0], torch.stack(out.cross_attentions)[:, 0]
+    rows = slice(len(before), None)
+    return ids[len(start) :], out.logits[0, rows], torch.stack(out.cross_attentions)[:, 0][:, :, rows]
 
 
-def test_greedy_reading_equals_transformers_and_the_backends_each_other(pair) -> None:
+@pytest.mark.parametrize("before", [(), (7, 9, 4, 260)])
+def test_greedy_reading_equals_transformers_and_the_backends_each_other(pair, before: tuple[int, ...]) -> None:
     seed, ours, twin = pair
     theirs, mel, r = whisper(CONFIG, ours), windows(seed), CONFIG.recognizer
-    for one, two, window in zip(ours.recognize(mel), twin.recognize(mel), mel, strict=True):
-        ids, logits, attention = greedy(theirs, window)
+    for one, two, window in zip(ours.recognize(mel, before), twin.recognize(mel, before), mel, strict=True):
+        ids, logits, attention = greedy(theirs, window, before)
         expected = [i for i in ids if i != r.end_id]
         assert one.ids == two.ids == expected
         scores = logits.clone()

@@ -10,6 +10,7 @@ import soundfile as sf
 import torch
 
 from converters.__main__ import main as convert
+from speech_xl import word_reader
 from speech_xl.checkpoints import check_checkpoint
 from speech_xl.config import SAMPLING_RATE, load_config
 from speech_xl.recognition import Word
@@ -179,7 +180,7 @@ def test_a_recogniser_hears_each_recording_once(
 ) -> None:
     model = hearing_checkpoint(tmp_path / "tiny")
     config, recordings = load_config(model), read_recordings([spoken])
-    monkeypatch.setattr(features, "words_of", lambda found, words, seconds: [Word(f"said{seconds:.1f}", 0.0, seconds)])
+    monkeypatch.setattr(word_reader, "words_of", lambda found, words, seconds: [Word(f"said{seconds:.1f}", 0.0, seconds)])
     cache = features.FeatureCache(tmp_path / "cache", features.front_end_hash(model, config))
     heard = features.recognize(recordings, model, config, cache, is_quiet=True)
     assert [r.heard for r in heard] == ["said1.2", "said1.4", "said1.1"]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speech_xl import transcript
+from speech_xl import recall
 from speech_xl.conversation import Listening
 from speech_xl.errors import QuestionError
 from speech_xl.memory import AudioMemory, RecordingSource
@@ -32,7 +32,8 @@ def memory(tiny_speech_model: SpeechModel, recording: Path) -> AudioMemory:
 def test_each_interval_is_asked_from_its_own_slots(
     tiny_speech_model: SpeechModel, memory: AudioMemory, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(transcript, "INTERVALS_AT_ONCE", at_once)
+    monkeypatch.setattr(recall, "INTERVALS_AT_ONCE", at_once)
+    memory.recalled.clear()
     backend, prompt, p = tiny_speech_model.backend, tiny_speech_model.prompt, len(memory.prefix)
     expected = []
     for first in range(0, 23, 4):  # 92 speech tokens: 5 intervals of 16, and one of 12, at ratio 4
@@ -97,11 +98,11 @@ def test_only_recognised_words_go_on_from_interval_to_interval(recognizer: objec
         backend=SimpleNamespace(answer_spans=lambda state, prefix, spans, *_: said),
         lock=contextlib.nullcontext(),
     )
-    times = np.stack([np.arange(12), np.arange(12) + 1], axis=1).astype(np.float32)
-    source = RecordingSource("a.wav", 12.0, 12.0, "")
-    spans = np.array([[0, 4], [4, 8], [8, 12]])
-    heard = AudioMemory(None, spans, times, (4, 4), 8, (0,), source, "m", "f", "sst", 0)
-    assert list(transcribe(model, heard)) == [Segment(0.0, 8.0, texts[0]), Segment(8.0, 12.0, texts[1])]
+    times = np.stack([np.arange(20), np.arange(20) + 1], axis=1).astype(np.float32)
+    source = RecordingSource("a.wav", 20.0, 20.0, "")
+    spans = np.array([[0, 5], [5, 10], [10, 20]])
+    heard = AudioMemory(None, spans, times, (5, 10), 10, (0,), source, "m", "f", "sst", 0)
+    assert list(transcribe(model, heard)) == [Segment(0.0, 10.0, texts[0]), Segment(10.0, 20.0, texts[1])]
 
 
 def test_text_formats() -> None:

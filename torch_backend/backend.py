@@ -6,7 +6,7 @@ promises.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,9 +89,9 @@ class Backend:
         state.queued = torch.cat([state.queued[0], *kept])[None]
 
     @torch.inference_mode()
-    def recognize(self, mel: np.ndarray) -> list[Recognition]:
+    def recognize(self, mel: np.ndarray, before: Sequence[int] = ()) -> list[Recognition]:
         speech = self.model.speech
-        return speech.recognizer.recognize(speech.encoder(self._tensor(mel).to(self.dtype)))
+        return speech.recognizer.recognize(speech.encoder(self._tensor(mel).to(self.dtype)), before)
 
     @torch.inference_mode()
     def hear_words(self, state: State, ids: list[int]) -> None:

@@ -8,6 +8,8 @@ Letters: B windows, R rows of text, S encoder positions, T chosen tokens, D widt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -136,18 +138,19 @@ class Recognizer(nn.Module):
         logits = (self.embed_tokens.weight @ self.layer_norm(x).flatten(0, 1).T).T.unflatten(0, ids.shape)
         return logits.contiguous().float(), torch.stack(looks).mean(0)
 
-    def recognize(self, heard: torch.Tensor) -> list[Recognition]:
-        """Greedy reading of heard (B, S, D), one Recognition a window."""
+    def recognize(self, heard: torch.Tensor, before: Sequence[int] = ()) -> list[Recognition]:
+        """Greedy reading of heard (B, S, D), one Recognition a window; `before` stands in front of the start ids."""
         c = self.config
         suppressed = torch.zeros(c.vocab_size, device=heard.device)
         suppressed[list(c.suppressed_ids)] = -torch.inf
         first = suppressed.clone()
         first[list(c.begin_suppressed_ids)] = -torch.inf
         caches = self.start(heard)
-        ids = torch.tensor([c.start_ids] * len(heard), device=heard.device)
+        start = [*before, *c.start_ids]
+        ids = torch.tensor([start] * len(heard), device=heard.device)
         logits, looks = self(ids, 0, caches)
-        no_speech = logits[:, 0].softmax(-1)[:, c.no_speech_id].tolist()
-        scores, position = logits[:, -1] + first, len(c.start_ids)
+        no_speech = logits[:, len(before)].softmax(-1)[:, c.no_speech_id].tolist()
+        scores, position = logits[:, -1] + first, len(start)
         open_windows = list(range(len(heard)))
         chosen: list[list[int]] = [[] for _ in open_windows]
         log_probs = [0.0] * len(heard)

@@ -101,7 +101,10 @@ class Batcher:
         ratios = {name_of(p.ratio) for p in plans}
         ratio = ratios.pop() if len(ratios) == 1 else "mixed"
         everything = (0, len(plans))
-        chosen = np.sort(rng.permutation(len(sample.questions))[: self.stage.questions])
+        most = self.stage.questions
+        if self.stage.asked and ratio not in map(name_of, self.stage.asked) and sample.words is not None:
+            most, transcripts = 0, 1.0
+        chosen = np.sort(rng.permutation(len(sample.questions))[:most])
         blocks = [
             Block(self.prompt.question_ids(q.text), self._answer(q.answer), everything, (q.kind, ratio))
             for q in (sample.questions[i] for i in chosen)

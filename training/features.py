@@ -17,9 +17,10 @@ import torch
 from tqdm import tqdm
 
 from speech_xl.backend import load_backend
-from speech_xl.config import SAMPLING_RATE, ModelConfig
+from speech_xl.config import ModelConfig
 from speech_xl.quiet_windows import QuietWindowStream
-from speech_xl.recognition import load_recognizer_tokenizer, words_of
+from speech_xl.recognition import load_recognizer_tokenizer
+from speech_xl.word_reader import WordReader, group_size
 from torch_backend.encoder import SpeechTower
 from training.data import Recording, sound_hash
 from training.network import kept_outputs, read_tensors
@@ -84,13 +85,12 @@ def recognize(
         tokenizer = load_recognizer_tokenizer(source, config.recognizer.vocab_size)
 
         def hear(samples: np.ndarray) -> bytes:
-            stream = QuietWindowStream(config.encoder)
-            windows = [w for w in [*stream.push(samples), *stream.finish()] if w.mel is not None]
-            words = [
-                word.text
-                for w in windows
-                for word in words_of(backend.recognize(w.mel[None])[0], tokenizer, w.valid_samples / SAMPLING_RATE)
-            ]
+            stream, reader = QuietWindowStream(config.encoder), WordReader(backend, tokenizer, config.recognizer)
+            waiting, words, number = [*stream.push(samples), *stream.finish()], [], 0
+            while waiting:  # in groups, as a listener reads them
+                group, waiting = waiting[: group_size(number)], waiting[group_size(number) :]
+                words += [word.text for found in reader.read(group) for word in found]
+                number += 1
             return " ".join(words).encode()
 
         cache.fill(spoken, ".txt", hear, is_quiet)

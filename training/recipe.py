@@ -66,6 +66,8 @@ class Stage:
     augment: float = 0.0  # strength, 0 to 1, of what is done to sound before it is heard, anew at every step
     questions: int = 8  # at most so many of a recording's questions in a step
     transcripts: float = 0.5  # share of a recording's intervals whose words are asked for
+    asked: tuple[Ratio, ...] = ()  # if given, only recordings that keep one of these ratios throughout are asked
+    # questions; of the others the words of all intervals are asked for
     shift: int = 0  # up to so many positions are left out before a recording: late positions are practised early
     warmup: int = 20  # steps
     decay: float = 0.3  # the last share of the stage, in which the learning rate falls to a fiftieth
@@ -176,6 +178,8 @@ def _stage(values: dict[str, Any]) -> Stage:
         for lesson in lessons:
             lesson["ratios"] = [None if r == "raw" else r for r in lesson.get("ratios", [])]
         values["lessons"] = [_build(Lesson, lesson, f"{where}, lessons,") for lesson in lessons]
+    if "asked" in values:
+        values["asked"] = [None if r == "raw" else r for r in values["asked"]]
     stage = _build(Stage, values, where)
     _check_stage(stage, where)
     return stage
@@ -230,7 +234,7 @@ def _check_stage(s: Stage, where: str) -> None:
         s.lora is None or (type(s.lora.rank) is int and s.lora.rank >= 1), "lora.rank must be a whole number from 1"
     )
     require(bool(s.lessons) and all(lesson.ratios for lesson in s.lessons), "every lesson needs ratios")
-    for ratio in s.ratios:
+    for ratio in (*s.ratios, *s.asked):
         require(
             ratio is None or (type(ratio) is int and ratio >= 1), f'ratio {ratio!r} must be "raw" or a whole number'
         )

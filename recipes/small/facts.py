@@ -1,7 +1,7 @@
-"""Facts that somebody may say, with questions and answers made by rule, from talk_facts.json.
+"""Facts that somebody may say, with questions and answers made by rule, from the files of fact_lists.
 
 Two kinds: templates written by hand ("{person} will bring the {food}."), and a small grammar that puts an actor, a
-verb, a thing and places, times, reasons and ways together. Every {name} is drawn from a list of the file; an entry of
+verb, a thing and places, times, reasons and ways together. Every {name} is drawn from a list of the files; an entry of
 a list may hold {names} itself. A share of the templates and of people's names is held out for validation. It knows no
 recording and no recogniser: sentences are as a speaker would write them down, numbers in words.
 """
@@ -20,7 +20,8 @@ from recipes.small.clauses import Clause
 
 HELD_FRACTION = 0.1
 HELD_NAMES = ("first", "last")  # the lists whose entries are split too
-FACTS_FILE = Path(__file__).with_name("talk_facts.json")
+FACT_LISTS = Path(__file__).with_name("fact_lists")
+TEMPLATE_SHARE = 0.8  # of the facts; the others come from the grammar
 _SLOT = re.compile(r"{(\w+?)(\d*)}")
 
 
@@ -60,8 +61,14 @@ class FactSource:
     held : whether to draw held-out templates and names only. The grammar's verbs are split like templates.
     """
 
-    def __init__(self, held: bool = False, path: Path = FACTS_FILE) -> None:
-        data = json.loads(path.read_text())
+    def __init__(self, held: bool = False, folder: Path = FACT_LISTS) -> None:
+        data: dict = {"fill": {}, "facts": [], "fillers": [], "grammar": {}}
+        for path in sorted(folder.glob("*.json")):
+            for name, part in json.loads(path.read_text()).items():
+                if isinstance(part, list):
+                    data[name] += part
+                else:
+                    data[name] |= part
         self.lists: dict[str, list[str]] = {
             name: [e for e in entries if is_held(e) == held] if name in HELD_NAMES else entries
             for name, entries in data["fill"].items()
@@ -133,6 +140,6 @@ class FactSource:
         return Fact(sentence, tuple(asked), tuple(map(with_articles, absent)), f"{kind} {verb[0]}")
 
     def draw(self, rng: random.Random) -> Fact:
-        if rng.random() < 0.6:
+        if rng.random() < TEMPLATE_SHARE:
             return self.from_template(rng.choice(self.templates), rng)
         return self.from_grammar(rng)

@@ -1,4 +1,4 @@
-"""What a recogniser writes when it hears the order desk: human orders and digits, laid in 30-second windows.
+"""What a recogniser writes when it hears the order desk: human orders and digits, laid in windows of 28 seconds.
 
 Numbers (two digits of one voice) and orders are laid one after another in a window, as on the tape of an order
 desk, and the small model's recogniser writes the window down. The transcripts go to a cache of JSON lines, one window a line:
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,11 +24,13 @@ import soxr
 from tqdm import tqdm
 
 from recipes.small.order_cache import read_cache
-from speech_xl.config import SAMPLING_RATE
-from speech_xl.conversation import Listening
+from speech_xl import features
+from speech_xl.config import HOP_LENGTH, SAMPLING_RATE
 from speech_xl.model import SpeechModel
+from speech_xl.recognition import load_recognizer_tokenizer
+from speech_xl.word_reader import LARGEST_GROUP, WordReader
 
-WINDOW_SECONDS = 30
+WINDOW_SECONDS = 28  # what a window of the recogniser holds of a recording
 HELD_VOICE = "yweweler"  # the digits' speaker that is never trained on
 HELD_FRACTION = 0.2  # of the orders
 SPLITS = ("train", "held")
@@ -37,7 +38,7 @@ SPLITS = ("train", "held")
 
 @dataclass(frozen=True)
 class Window:
-    samples: np.ndarray  # (n,) float32, 16 kHz, at most 30 s
+    samples: np.ndarray  # (n,) float32, 16 kHz, at most 28 s
     orders: list[dict]  # {"number": int or None, "name": str, "slots": dict}, in the order they are spoken
 
 
@@ -107,17 +108,22 @@ def lay_windows(data: Path, split: str, round_: int) -> Iterator[Window]:
 
 
 class Recogniser:
-    """The small model's own ears: what its memory will be made of."""
+    """The small model's own ears: what its memory will be made of. Windows are one long recording to it."""
 
     def __init__(self, folder: Path) -> None:
-        self._model = SpeechModel.load(str(folder), "torch")
+        model = SpeechModel.load(str(folder), "torch")
+        recognizer = model.config.recognizer
+        self._encoder = model.config.encoder
+        self._reader = WordReader(model.backend, load_recognizer_tokenizer(model.folder, recognizer.vocab_size), recognizer)
 
-    def write(self, samples: np.ndarray) -> str:
-        """(n,) float32 at 16 kHz -> its words."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "window.wav"
-            sf.write(path, samples, SAMPLING_RATE)
-            return " ".join(heard.text for heard in Listening(self._model, path, None, summarizer="raw") if heard.text)
+    def write(self, windows: Sequence[Window]) -> list[str]:
+        """The words of each window, read at once."""
+        heard = []
+        for window in windows:
+            samples = np.zeros(self._encoder.window_frames * HOP_LENGTH, np.float32)
+            samples[: len(window.samples)] = window.samples
+            heard.append(features.Window(0, features.log_mel(samples, self._encoder.num_mel_bins)[0], len(window.samples)))
+        return [" ".join(word.text for word in words) for words in self._reader.read(heard)]
 
 
 def fill_cache(data: Path, model: Path, cache: Path, rounds: Sequence[tuple[str, int]]) -> None:
@@ -128,12 +134,14 @@ def fill_cache(data: Path, model: Path, cache: Path, rounds: Sequence[tuple[str,
     recogniser = Recogniser(model)
     with open(cache, "a") as file:
         for split, round_ in rounds:
-            for number, window in enumerate(tqdm(lay_windows(data, split, round_), desc=f"{split} {round_}")):
-                if (split, round_, number) in seen:
-                    continue
-                heard = recogniser.write(window.samples)
-                line = {"split": split, "round": round_, "window": number, "orders": window.orders, "heard": heard}
-                file.write(json.dumps(line) + "\n")
+            missing = [
+                (n, w) for n, w in enumerate(lay_windows(data, split, round_)) if (split, round_, n) not in seen
+            ]
+            for at in tqdm(range(0, len(missing), LARGEST_GROUP), desc=f"{split} {round_}", unit="group"):
+                numbers, windows = zip(*missing[at : at + LARGEST_GROUP], strict=True)
+                for number, window, heard in zip(numbers, windows, recogniser.write(windows), strict=True):
+                    line = {"split": split, "round": round_, "window": number, "orders": window.orders, "heard": heard}
+                    file.write(json.dumps(line) + "\n")
                 file.flush()
 
 

@@ -122,7 +122,7 @@ def draw_facts(library: Library, count: int, rng: random.Random) -> list[Fact]:
 def compose(library: Library, words: int, style: Style, rng: random.Random) -> list[Sentence]:
     """A recording's sentences, about `words` words."""
     kind = rng.choices(("talk", "mixed", "text"), (5, 4, 1.2))[0]
-    facts = [] if kind == "text" else draw_facts(library, max(1, round(words * rng.uniform(0.3, 0.6) / 13)), rng)
+    facts = [] if kind == "text" else draw_facts(library, max(1, round(words * rng.uniform(0.4, 0.9) / 13)), rng)
     spoken = sum(len(f.sentence.split()) for f in facts)
     if kind == "talk":
         rest = [rng.choice(library.facts.fillers) for _ in range(max(0, (words - spoken) // 9))]
@@ -225,8 +225,8 @@ def make_recording(library: Library, rng: random.Random, shortest: int, longest:
     total = rng.randint(6, 14)
     said = ask_facts(sentences, style, spoken, rng)
     rng.shuffle(said)
-    lines = said[: round(0.55 * total)]
-    lines += ask_absent(library, sentences, round(0.25 * total), rng)
+    lines = said[: round(0.6 * total)]
+    lines += ask_absent(library, sentences, round(0.2 * total), rng)
     seen = set()
     for line in ask_words(library, sentences, rng):
         if len(lines) >= total or len(seen) > 200:

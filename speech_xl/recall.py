@@ -1,0 +1,125 @@
+"""Words that a memory still holds: each interval's own, said from its slots, and an answer read from such words.
+
+A compressed slot says its words more surely than it answers questions. So a checkpoint may recall before it answers: the
+intervals that the question attends to most are said again as words, and these are read as a short raw recording. Only
+the memory is used: what its slots have lost is not recalled. This file knows intervals, slots and token ids, no text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from speech_xl.memory import AudioMemory
+from speech_xl.schedule import FixedRatio, Scheduler
+from speech_xl.slices import overlapping
+from speech_xl.summarizers import SSTs
+
+if TYPE_CHECKING:
+    from speech_xl.model import SpeechModel
+
+INTERVALS_AT_ONCE = 8
+WORDS_PER_SPEECH_TOKEN = 2  # text tokens, where speech tokens are sound; an interval that says more is lost in a loop
+
+
+@dataclass(frozen=True)
+class Interval:
+    number: int
+    slots: tuple[int, int]  # [first, past the last), the prefix not counted
+    tokens: tuple[int, int]  # speech tokens that they stand for, likewise
+    start: float  # seconds
+    end: float
+
+
+def intervals_between(memory: AudioMemory, start: float, end: float) -> list[Interval]:
+    """The intervals that overlap [start, end] seconds, each with its own slots."""
+    number = memory.spans[:, 0] // memory.interval
+    first = np.flatnonzero(np.diff(number, prepend=-1))
+    stop = np.append(first[1:], len(number))[: len(first)]
+    tokens = np.stack([memory.spans[first, 0], memory.spans[stop - 1, 1]], axis=1)
+    times = np.stack([memory.times[tokens[:, 0], 0], memory.times[tokens[:, 1] - 1, 1]], axis=1)
+    return [
+        Interval(int(number[first[i]]), (int(first[i]), int(stop[i])), tuple(tokens[i].tolist()), *times[i].tolist())
+        for i in overlapping(times, start, end).tolist()
+    ]
+
+
+def recalled_words(model: SpeechModel, memory: AudioMemory, intervals: Sequence[Interval]) -> Iterator[list[int]]:
+    """Token ids of each interval's words, a batch of intervals at a time. What was recalled once is kept."""
+    prompt, prefix = model.prompt, len(memory.prefix)
+    per_token = WORDS_PER_SPEECH_TOKEN if model.config.recognizer is None else 1  # there, words are what was heard
+    for at in range(0, len(intervals), INTERVALS_AT_ONCE):
+        batch = intervals[at : at + INTERVALS_AT_ONCE]
+        missing = [interval for interval in batch if interval.number not in memory.recalled]
+        if missing:
+            limits = [per_token * (i.tokens[1] - i.tokens[0]) for i in missing]
+            with model.lock:
+                said = model.backend.answer_spans(
+                    memory.state, prefix, [i.slots for i in missing], prompt.transcribe_ids, prompt.end_ids, max(limits)
+                )
+            for interval, ids, limit in zip(missing, said, limits, strict=True):
+                memory.recalled[interval.number] = ids[:limit]
+        for interval in batch:
+            yield memory.recalled[interval.number]
+
+
+def recall(model: SpeechModel, memory: AudioMemory, question: Sequence[int], span: tuple[float, float]) -> AudioMemory:
+    """A memory of the words of those intervals in a span of seconds that `question` (token ids) attends to most.
+
+    It holds them raw, in their order, each with its time. `memory` itself if there is nothing to gain: it is raw, no
+    trained SSTs made it, or the checkpoint does not recall.
+    """
+    most = model.config.sst.recall if model.config.sst else 0
+    intervals = intervals_between(memory, *span)
+    if not most or not intervals or memory.text_position is not None:
+        return memory
+    if memory.summarizer != SSTs.name or all(ratio is None for ratio in memory.ratios):
+        return memory
+    if len(intervals) > most:
+        intervals = most_attended(model, memory, question, intervals, most)
+    ids: list[int] = []
+    times = [np.zeros((0, 2), np.float32)]
+    for interval, words in zip(intervals, recalled_words(model, memory, intervals), strict=True):
+        first, stop = interval.tokens
+        # As many words as were heard, as a rule; else they share the interval's time.
+        place = first + np.arange(len(words)) * (stop - first) // max(1, len(words))
+        kept = np.flatnonzero((memory.times[place, 0] < span[1]) & (memory.times[place, 1] > span[0]))
+        ids += [words[i] for i in kept]
+        times.append(memory.times[place[kept]])
+    scheduler = Scheduler(memory.interval, FixedRatio(None), len(memory.prefix), horizon=model.horizon)
+    plans = list(scheduler.plan_all(len(ids)))
+    with model.lock:
+        state = model.backend.start(list(memory.prefix))
+        if ids:
+            model.backend.hear_words(state, ids)
+        for plan in plans:
+            model.backend.close_interval(state, plan)
+        size = model.backend.memory_bytes(state)
+    place = np.arange(len(ids), dtype=np.int64)
+    return dataclasses.replace(
+        memory,
+        state=state,
+        spans=np.stack([place, place + 1], axis=1),
+        times=np.concatenate(times),
+        ratios=(None,) * len(plans),
+        bytes=size,
+        recalled={},
+    )
+
+
+def most_attended(
+    model: SpeechModel, memory: AudioMemory, question: Sequence[int], intervals: Sequence[Interval], most: int
+) -> list[Interval]:
+    """The `most` intervals whose slots get most of the attention before the answer's first token, in their order."""
+    steps = model.backend.answer(memory.state, list(question), memory.position)
+    try:
+        with model.lock:
+            weights = next(steps).slot_weights[len(memory.prefix) :]
+    finally:
+        steps.close()
+    shares = [weights[slice(*interval.slots)].sum() for interval in intervals]
+    return [intervals[i] for i in sorted(np.argsort(shares)[-most:].tolist())]

@@ -1,0 +1,126 @@
+"""Words recalled from compressed slots, and answers read from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from speech_xl.config import SAMPLING_RATE, check
+from speech_xl.conversation import Listening, ask
+from speech_xl.errors import CheckpointError, QuestionError
+from speech_xl.memory import AudioMemory
+from speech_xl.model import SpeechModel
+from speech_xl.recall import intervals_between, most_attended, recall, recalled_words
+from speech_xl.transcript import transcribe
+from tests.tiny import save_checkpoint, sound, tiny_config, tiny_recognizer_config
+
+QUESTION = "what is said?"
+
+
+def with_recall(most: int):
+    config = tiny_recognizer_config()
+    return dataclasses.replace(config, sst=dataclasses.replace(config.sst, recall=most))
+
+
+@pytest.fixture(scope="module", params=["torch", "mlx"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SpeechModel:
+    folder = save_checkpoint(tmp_path_factory.mktemp("recall") / "tiny", with_recall(2), seed=1)
+    return SpeechModel.load(str(folder), request.param)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sound") / "talk.wav"
+    sf.write(path, sound(12, 5), SAMPLING_RATE, subtype="FLOAT")
+    return path
+
+
+def heard(model: SpeechModel, path: Path, ratio: int | None, **options: object) -> AudioMemory:
+    listening = Listening(model, path, ratio, **options)
+    list(listening)
+    return listening.memory
+
+
+@pytest.fixture
+def memory(model: SpeechModel, path: Path) -> AudioMemory:
+    return heard(model, path, 4)
+
+
+def whole(memory: AudioMemory) -> tuple[float, float]:
+    return 0.0, memory.seconds
+
+
+def test_the_words_of_the_most_attended_intervals_are_read_raw(model: SpeechModel, memory: AudioMemory) -> None:
+    ids, backend, p = model.prompt.question_ids(QUESTION), model.backend, len(memory.prefix)
+    intervals = intervals_between(memory, *whole(memory))
+    assert len(intervals) == memory.intervals > 2
+    step = next(backend.answer(memory.state, ids, memory.position))
+    shares = [step.slot_weights[p + i.slots[0] : p + i.slots[1]].sum() for i in intervals]
+    chosen = [intervals[n] for n in sorted(np.argsort(shares)[-2:])]
+    assert most_attended(model, memory, ids, intervals, 2) == chosen
+    words = []
+    for interval in chosen:
+        n = interval.tokens[1] - interval.tokens[0]
+        arguments = (memory.state, p, [interval.slots], model.prompt.transcribe_ids, model.prompt.end_ids, n)
+        words.append(backend.answer_spans(*arguments)[0])
+    assert list(recalled_words(model, memory, chosen)) == words
+    recalled = recall(model, memory, ids, whole(memory))
+    said = [i for part in words for i in part]
+    assert recalled.tokens == len(recalled.spans) == len(said) and set(recalled.ratios) <= {None}
+    inside = [(t >= i.start and t <= i.end) for i in chosen[:1] for t in recalled.times[: len(words[0])].flat]
+    assert all(inside)
+    state = backend.start(list(memory.prefix))
+    backend.hear_words(state, said)
+    assert backend.memory_bytes(recalled.state) == (p + len(said)) * model.bytes_per_slot
+    asking = ask(model, memory, QUESTION, longest=6)
+    list(asking)
+    direct = ask(model, recalled, QUESTION, longest=6)
+    list(direct)
+    assert asking.answer.answer == direct.answer.answer and asking.answer.evidence == direct.answer.evidence
+    assert all(any(i.start - 0.01 <= e.start < i.end for i in chosen) for e in asking.answer.evidence)
+
+
+def test_few_intervals_are_all_recalled_without_looking(
+    model: SpeechModel, memory: AudioMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.backend, "answer", None)
+    first = intervals_between(memory, *whole(memory))[0]
+    recalled = recall(model, memory, [1], (first.start, first.end))
+    assert set(memory.recalled) >= {first.number}
+    assert len(recalled.times) and recalled.times[:, 0].min() >= first.start - 0.01
+
+
+def test_words_are_recalled_once(model: SpeechModel, memory: AudioMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = list(transcribe(model, memory))
+    assert len(memory.recalled) == memory.intervals
+    monkeypatch.setattr(model.backend, "answer_spans", None)
+    assert list(transcribe(model, memory)) == segments
+    assert recall(model, memory, model.prompt.question_ids(QUESTION), whole(memory)) is not memory
+
+
+def test_a_span_recalls_nothing_outside(model: SpeechModel, memory: AudioMemory) -> None:
+    start, end = 3.0, 6.0
+    recalled = recall(model, memory, [1], (start, end))
+    assert len(recalled.times) and (recalled.times[:, 1] > start).all() and (recalled.times[:, 0] < end).all()
+    asking = ask(model, memory, QUESTION, longest=4, start=start, end=end)
+    list(asking)
+    assert all(e.end > start and e.start < end for e in asking.answer.evidence)
+    with pytest.raises(QuestionError, match="outside"):
+        ask(model, memory, QUESTION, start=100.0)
+
+
+def test_nothing_is_recalled_where_nothing_is_gained(model: SpeechModel, memory: AudioMemory, path: Path) -> None:
+    for other in (heard(model, path, None), heard(model, path, 4, summarizer="stride")):
+        assert recall(model, other, [1], whole(other)) is other
+
+
+def test_recall_needs_words(tmp_path: Path) -> None:
+    config = tiny_config()
+    with pytest.raises(CheckpointError, match="needs a recognizer"):
+        check(dataclasses.replace(config, sst=dataclasses.replace(config.sst, recall=2)))
+    with pytest.raises(CheckpointError, match="whole number from 0"):
+        check(with_recall(-1))
