@@ -63,7 +63,7 @@ def split_options(question: str, where: str) -> tuple[str, dict[str, str]]:
 
 def _recording(folder: Path, named: str) -> str:
     """Where the recording is, relative to the folder: the file's name is that of the video, its ending may differ."""
-    name = re.split(r"[/\\]", named)[-1].rpartition(".")[0] or named
+    name = Path(re.split(r"[/\\]", named)[-1]).stem
     there = (suffix for suffix in SUFFIXES if (folder / "audios" / (name + suffix)).is_file())
     return f"audios/{name}{next(there, '.wav')}"
 

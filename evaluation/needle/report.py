@@ -82,7 +82,7 @@ def as_csv(grid: Grid, methods: Sequence[Method], results: ResultsFile) -> str:
 
 
 def plot(grid: Grid, methods: Sequence[Method], results: ResultsFile, path: Path) -> None:
-    """A heat map for each method: depth downwards, length to the right, green where all answers are right. PNG."""
+    """A heat map for each method: depth downwards, length to the right, bright where all answers are right. PNG."""
     columns = min(COLUMNS, len(methods))
     lines = -(-len(methods) // columns)
     size = (1.6 + 0.7 * len(grid.lengths), 1.4 + 0.36 * len(grid.depths))
@@ -90,12 +90,13 @@ def plot(grid: Grid, methods: Sequence[Method], results: ResultsFile, path: Path
     axes = canvas.subplots(lines, columns, squeeze=False).flat
     for each, method in zip(axes, methods, strict=False):
         shares = right_answers(grid, method, results)
-        image = each.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        image = each.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
         each.set_xticks(range(len(grid.lengths)), map(clock, grid.lengths))
         each.set_yticks(range(len(grid.depths)), [f"{depth:g}" for depth in grid.depths])
         each.set(title=method.label, xlabel="length of the recording", ylabel="depth of the needle, %")
         for (row, column), share in np.ndenumerate(shares):
-            each.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=8)
+            ink = "white" if share < 0.6 else "black"
+            each.text(column, row, f"{share:.2f}", color=ink, ha="center", va="center", fontsize=8)
     for each in list(canvas.axes)[len(methods) :]:
         each.set_axis_off()
     canvas.colorbar(image, ax=canvas.axes, label="right answers")
