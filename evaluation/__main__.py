@@ -1,100 +1,81 @@
 """`python -m evaluation`: how right a model's answers are, at every ratio and with every summarizer.
 
 python -m evaluation DATA.jsonl --ratios raw 2 4 8 16 --output FOLDER
-python -m evaluation DATA.jsonl --ratios 8 --summarizers sst attention pool stride window
+python -m evaluation DATA.jsonl --summarizers all --cascade --output FOLDER
+python -m evaluation COPY --benchmark voicegiraffe --output FOLDER
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
-from evaluation.cascade import check_recognizer
-from evaluation.data import read_data
+from evaluation import command
+from evaluation.alternatives import where_cascade_wins
+from evaluation.benchmarks import BENCHMARKS
+from evaluation.benchmarks.table import score_all
+from evaluation.data import Data, DataError, Line, check_lines, lines_sha256, read_data
 from evaluation.plot import plot
-from evaluation.report import Row, as_csv, make_rows, markdown, table
-from evaluation.results import CASCADE, ResultsFile, Run
-from evaluation.run import choose_methods, evaluate
-from speech_xl.arguments import parse_ratio
-from speech_xl.backend import BACKENDS
-from speech_xl.errors import OutputError, SpeechXLError
-from speech_xl.model import SpeechModel
-from speech_xl.storage import MEMORY_BITS
-from speech_xl.summarizers import SUMMARIZERS
+from evaluation.report import as_csv, make_rows, markdown, table
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="JSON lines, see docs/evaluation.md")
-    parser.add_argument("--model", help="as for python -m speech_xl ask")
-    parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
-    parser.add_argument("--memory-bits", type=int, default=16, choices=MEMORY_BITS)
-    parser.add_argument("--ratios", nargs="+", metavar="RATIO", help="raw, 2, 4, ... (default: all that the model has)")
-    parser.add_argument("--summarizers", nargs="+", default=["auto"], choices=("auto", *SUMMARIZERS))
-    parser.add_argument("--cascade", action="store_true", help="also transcribe first and read the text: see the document")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep results and write a report; resumable")
+    parser.add_argument("data", type=Path, help="JSON lines, see docs/evaluation.md; with --benchmark, your copy of it")
+    parser.add_argument("--benchmark", choices=tuple(BENCHMARKS), help="a public one, see docs/benchmarks_public.md")
+    parser.add_argument("--kinds", nargs="+", default=[], metavar="KIND", help="ask only lines of these kinds")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out lines whose recording is not there")
+    command.add_arguments(parser)
     return parser
 
 
+def read(arguments: argparse.Namespace) -> tuple[Data, Sequence[Line]]:
+    """-> (what to ask, a benchmark's lines)."""
+    path, chosen = arguments.data, (arguments.kinds, arguments.skip_missing)
+    if arguments.benchmark is None:
+        if path.is_dir():
+            raise DataError(f"{path} is a folder; name a file of JSON lines, or the benchmark that it is: --benchmark.")
+        return read_data(path, *chosen), ()
+    if not path.is_dir():
+        raise DataError(f"{path} is no folder; name your copy of the benchmark.")
+    lines = BENCHMARKS[arguments.benchmark].read(path)
+    return check_lines(lines, path, path, lines_sha256(lines), *chosen), lines
+
+
 def run(arguments: argparse.Namespace) -> None:
-    data = read_data(arguments.data)
-    ratios = None if arguments.ratios is None else [parse_ratio(ratio) for ratio in arguments.ratios]
-    model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
-    methods = choose_methods(model, ratios or [None, *model.ratios], arguments.summarizers)
-    if arguments.cascade:
-        check_recognizer(model)
-        methods.append(CASCADE)
-    settings = Run(model.config.name, model.fingerprint, data.sha256, model.backend.name, arguments.memory_bits)
-    results = ResultsFile(settings, arguments.output)
-    with tqdm(total=len(methods) * len(data.items), unit="item", file=sys.stderr) as bar:
-        for method, item in evaluate(model, data, methods, results):
-            bar.set_postfix_str(f"{method.label}, {item.audio.name}", refresh=False)
-            bar.update()
+    data, lines = read(arguments)
+    model, methods = command.load(arguments)
+    results, about = command.answer_all(arguments, model, data, methods)
     rows = make_rows(data, methods, results)
     print(table(rows), end="")
+    own_table, more_csv, texts = "", "", {}
+    if arguments.benchmark is not None:
+        benchmark = BENCHMARKS[arguments.benchmark]
+        scored = score_all(benchmark, lines, data, rows, results)
+        own_table, more_csv = scored.markdown(benchmark), scored.csv(arguments.benchmark)
+        texts["lines.jsonl"] = as_json_lines(lines, arguments.data)
+        print("\n" + scored.table(), end="")
+    wins = where_cascade_wins(rows, data, results)
+    if wins:
+        print("\n" + wins, end="")
     if arguments.output is not None:
-        about = (
-            f"Model {settings.model} ({settings.fingerprint[:12]}), backend {settings.backend} on "
-            f"{model.backend.device}, memory of {settings.memory_bits} bits, data {arguments.data.name}."
-        )
-        write_report(arguments.output, rows, markdown(rows, data, about))
+        about = f"{about}, data {arguments.data.name}."
+        texts |= {"report.md": markdown(rows, data, about, own_table, wins), "report.csv": as_csv(rows) + more_csv}
+        command.write_files(arguments.output, texts, {"accuracy.png": partial(plot, rows)})
 
 
-def write_report(folder: Path, rows: Sequence[Row], text: str) -> None:
-    """report.md, report.csv and accuracy.png, each whole or not at all."""
-    for name, write in (
-        ("report.md", lambda path: path.write_text(text, encoding="utf-8")),
-        ("report.csv", lambda path: path.write_text(as_csv(rows), encoding="utf-8")),
-        ("accuracy.png", lambda path: plot(rows, path)),
-    ):
-        temporary = folder / f".{name}.part"
-        try:
-            write(temporary)
-            os.replace(temporary, folder / name)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise OutputError(
-                f"{folder / name} cannot be written ({error.strerror}); make room and run the same command again."
-            ) from None
+def as_json_lines(lines: Sequence[Line], folder: Path) -> str:
+    """A benchmark's lines as a file of them: recordings by their whole path, so that the file may stand anywhere."""
+    rows = [line.fields | {"audio": str((folder / line.fields["audio"]).resolve())} for line in lines]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parsed = build_parser().parse_args(arguments)
-    try:
-        run(parsed)
-    except SpeechXLError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        kept = "what is answered is kept; the same command goes on" if parsed.output else "nothing was kept"
-        print(f"Stopped: {kept}.", file=sys.stderr)
-        return 130
-    return 0
+    return command.finish(run, build_parser().parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.results import CASCADE
+from speech_xl.decoders import SoundSource
 from speech_xl.errors import CheckpointError
 from speech_xl.memory import AudioMemory, RecordingSource
 from speech_xl.model import SpeechModel
@@ -29,7 +30,7 @@ def check_recognizer(model: SpeechModel) -> None:
         )
 
 
-def recognize(model: SpeechModel, audio: Path) -> tuple[list[Word], RecordingSource]:
+def recognize(model: SpeechModel, audio: Path | SoundSource) -> tuple[list[Word], RecordingSource]:
     """Every word of a recording with its seconds; the decoder is not used."""
     words: list[Word] = []
     seconds = 0.0

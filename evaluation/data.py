@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evaluation.metrics import error_words, normalise
+from speech_xl.decoders import SoundSource
 from speech_xl.errors import SpeechXLError
 
 
@@ -28,15 +31,17 @@ class Item:
     """One thing to ask of one recording.
 
     Exactly one of `answer` and `text` is set. `span`, in seconds, is where a question's answer is said, or the part
-    of the recording whose words `text` is; None: not known, or all of it.
+    of the recording whose words `text` is; None: not known, or all of it. `letters` name the choices, one each, where
+    the model is to answer with one of them; `answer` is then a letter.
     """
 
     id: str
-    audio: Path
+    audio: Path | SoundSource
     kind: str
     question: str | None = None
     answer: str | None = None
     choices: tuple[str, ...] = ()
+    letters: tuple[str, ...] = ()
     text: str | None = None
     span: tuple[float, float] | None = None
 
@@ -44,112 +49,184 @@ class Item:
     def prompt(self) -> str:
         """The question as the model gets it: choices that it does not name itself stand behind it."""
         question = self.question or ""
+        if self.letters:
+            listed = [f"{letter}. {choice}" for letter, choice in zip(self.letters, self.choices, strict=True)]
+            return "\n".join([question, *listed, "Answer with the letter alone."])
         if all(choice.lower() in question.lower() for choice in self.choices):
             return question
         return f"{question} Choose one: {'; '.join(self.choices)}."
 
 
+class Line(NamedTuple):
+    """The fields of one line, and where they stand, for the person who has to mend them."""
+
+    where: str
+    fields: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Data:
-    """The items of one file in its order; `sha256` is that of the file's bytes."""
+    """The items of one file in its order.
+
+    `sha256` is that of all that was read, whatever was chosen of it. `missing`: lines left out because their recording
+    is not there.
+    """
 
     items: tuple[Item, ...]
     sha256: str
+    missing: int = 0
 
-    def recordings(self) -> dict[Path, list[Item]]:
+    def recordings(self) -> dict[Path | SoundSource, list[Item]]:
         """The items of each recording, in the order in which the recordings are first named."""
-        grouped: dict[Path, list[Item]] = {}
+        grouped: dict[Path | SoundSource, list[Item]] = {}
         for item in self.items:
             grouped.setdefault(item.audio, []).append(item)
         return grouped
 
 
-def read_data(path: Path) -> Data:
+def read_data(path: Path, kinds: Collection[str] = (), skip_missing: bool = False) -> Data:
     """Read and check a whole file of JSON lines; DataError names the first line that cannot be used."""
     try:
         content = Path(path).read_bytes()
-        lines = content.decode("utf-8-sig").split("\n")
+        texts = content.decode("utf-8-sig").split("\n")
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); name a file of JSON lines.") from None
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text; write it as JSON lines in UTF-8.") from None
-    items = [
-        _item(line, f"{path}, line {number}", str(number), Path(path).parent)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not items:
-        raise DataError(f"{path} has no lines; give at least one JSON object.")
+    lines = [_line(text, f"{path}, line {number}", number) for number, text in enumerate(texts, 1) if text.strip()]
+    digest = hashlib.sha256(content).hexdigest()
+    return check_lines(lines, Path(path), Path(path).parent, digest, kinds, skip_missing)
+
+
+def check_lines(
+    lines: Sequence[Line], source: Path, folder: Path, sha256: str, kinds: Collection[str], skip_missing: bool
+) -> Data:
+    """Lines of `source` as items; paths are relative to `folder`.
+
+    With `kinds` only these are taken, with `skip_missing` only those whose recording is there. DataError for a line
+    that cannot be used, a kind that is not there, two lines of one id, and where nothing is left.
+    """
+    if not lines:
+        raise DataError(f"{source} has no lines; give at least one JSON object.")
+    chosen = [line for line in lines if not kinds or _kind(line) in kinds]
+    for kind in kinds:
+        if kind not in map(_kind, chosen):
+            there = ", ".join(dict.fromkeys(map(_kind, lines)))
+            raise DataError(f"{source} has no line of the kind {kind!r}; choose of {there}.")
+    here = [line for line in chosen if not (skip_missing and _is_missing(line, folder))]
+    if not here:
+        raise DataError(f"None of the recordings of {source} is there; bring at least one.")
+    items = tuple(_item(line, folder) for line in here)
     name, times = Counter(item.id for item in items).most_common(1)[0]
     if times > 1:
-        raise DataError(f"{path}: {times} lines have the id {name!r}; give every line an id of its own, or none.")
-    return Data(tuple(items), hashlib.sha256(content).hexdigest())
+        raise DataError(f"{source}: {times} lines have the id {name!r}; give every line an id of its own, or none.")
+    return Data(items, sha256, len(chosen) - len(here))
 
 
-def _item(line: str, where: str, number: str, folder: Path) -> Item:
+def lines_sha256(lines: Sequence[Line]) -> str:
+    """Of lines that were made, not read: the same for the same fields in the same order."""
+    text = "\n".join(json.dumps(line.fields, sort_keys=True) for line in lines)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _line(text: str, where: str, number: int) -> Line:
     try:
-        fields = json.loads(line)
+        fields = json.loads(text)
     except (ValueError, RecursionError):
         raise DataError(f"{where}: this is no JSON; write one object a line.") from None
     if not isinstance(fields, dict):
         raise DataError(f"{where}: this is no JSON object; write one object a line.")
-    audio, question, answer, text, kind = (
-        _text(fields, name, where) for name in ("audio", "question", "answer", "text", "kind")
-    )
+    return Line(where, {"id": str(number)} | fields)
+
+
+def _kind(line: Line) -> str:
+    kind = _text(line, "kind")
+    return kind or ("transcript" if line.fields.get("question") is None else "question")
+
+
+def _is_missing(line: Line, folder: Path) -> bool:
+    audio = _text(line, "audio")
+    return audio is not None and not (folder / audio).is_file()
+
+
+def _item(line: Line, folder: Path) -> Item:
+    where = line.where
+    audio, question, answer, text = (_text(line, name) for name in ("audio", "question", "answer", "text"))
     if audio is None:
         raise DataError(f'{where}: there is no "audio"; name the recording, relative to this file.')
-    if not (folder / audio).is_file():
+    if _is_missing(line, folder):
         raise DataError(f"{where}: there is no recording {folder / audio}; correct the path or bring the file.")
-    known = {"id": _id(fields, where, number), "audio": folder / audio, "span": _span(fields, where)}
+    known = {"id": _id(line), "audio": folder / audio, "kind": _kind(line), "span": _span(line)}
     if question is None:
         if text is None:
             raise DataError(f'{where}: there is nothing to ask; give "question" and "answer", or "text".')
         if not (normalise(text) and error_words(text)):
             raise DataError(f"{where}: the text {text!r} has no words; write what is said.")
-        return Item(**known, kind=kind or "transcript", text=text)
+        return Item(**known, text=text)
     if answer is None:
         raise DataError(f'{where}: the question has no "answer"; write the right one.')
     if not normalise(answer):
         raise DataError(f"{where}: the answer {answer!r} has no letter and no digit; write words.")
-    choices = _choices(fields, where)
+    if isinstance(line.fields.get("choices"), dict):
+        choices = _lettered_choices(line)
+        answer = _letter_of(answer, choices, where)
+        return Item(**known, question=question, answer=answer, choices=tuple(choices.values()), letters=tuple(choices))
+    choices = _choices(line)
     if choices and normalise(answer) not in map(normalise, choices):
         raise DataError(f"{where}: the answer {answer!r} is none of the choices; write it as one of them.")
-    return Item(**known, kind=kind or "question", question=question, answer=answer, choices=choices)
+    return Item(**known, question=question, answer=answer, choices=choices)
 
 
-def _text(fields: dict[str, Any], name: str, where: str) -> str | None:
-    value = fields.get(name)
+def _text(line: Line, name: str) -> str | None:
+    value = line.fields.get(name)
     if value is not None and (not isinstance(value, str) or not value.strip()):
-        raise DataError(f"{where}: {name} is {value!r}; it must be some text.")
+        raise DataError(f"{line.where}: {name} is {value!r}; it must be some text.")
     return value
 
 
-def _id(fields: dict[str, Any], where: str, number: str) -> str:
-    """A line's own id; the number of the line where it has none."""
-    value = fields.get("id", number)
+def _id(line: Line) -> str:
+    value = line.fields["id"]
     if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
-        raise DataError(f"{where}: id is {value!r}; it must be text or a whole number.")
+        raise DataError(f"{line.where}: id is {value!r}; it must be text or a whole number.")
     return str(value)
 
 
-def _span(fields: dict[str, Any], where: str) -> tuple[float, float] | None:
-    start, end = fields.get("start"), fields.get("end")
+def _span(line: Line) -> tuple[float, float] | None:
+    start, end = line.fields.get("start"), line.fields.get("end")
     if start is None and end is None:
         return None
     for name, value in (("start", start), ("end", end)):
         if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-            raise DataError(f"{where}: {name} is {value!r}; give start and end in seconds, or neither.")
+            raise DataError(f"{line.where}: {name} is {value!r}; give start and end in seconds, or neither.")
     if end <= start:
-        raise DataError(f"{where}: end {end:g} is not after start {start:g}; correct one of them.")
+        raise DataError(f"{line.where}: end {end:g} is not after start {start:g}; correct one of them.")
     return float(start), float(end)
 
 
-def _choices(fields: dict[str, Any], where: str) -> tuple[str, ...]:
-    choices = fields.get("choices")
+def _choices(line: Line) -> tuple[str, ...]:
+    choices = line.fields.get("choices")
     if choices is None:
         return ()
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
-        raise DataError(f"{where}: choices must be a list of two texts or more.")
+        raise DataError(f"{line.where}: choices must be a list of two texts or more, or an object of letters and texts.")
     if not all(map(normalise, choices)) or len(set(map(normalise, choices))) < len(choices):
-        raise DataError(f"{where}: choices must be words, and differ after lower-casing and dropping articles.")
+        raise DataError(f"{line.where}: choices must be words, and differ after lower-casing and dropping articles.")
     return tuple(choices)
+
+
+def _lettered_choices(line: Line) -> dict[str, str]:
+    choices = line.fields["choices"]
+    if len(choices) < 2 or not all(re.fullmatch("[A-Z]", k) and isinstance(v, str) for k, v in choices.items()):
+        raise DataError(f"{line.where}: choices must be two letters or more, A to Z, each with its text.")
+    return choices
+
+
+def _letter_of(answer: str, choices: dict[str, str], where: str) -> str:
+    """The letter of a right answer that is written as its letter, or as its text."""
+    letter = answer.strip().upper()
+    if letter in choices:
+        return letter
+    same = [letter for letter, choice in choices.items() if normalise(choice) == normalise(answer)]
+    if len(same) != 1:
+        raise DataError(f"{where}: the answer {answer!r} is none of the choices; write it as one of them.")
+    return same[0]

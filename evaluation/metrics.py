@@ -16,6 +16,11 @@ from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 NOT_MENTIONED = "not mentioned"  # the right answer about what was not said; such questions are scored apart
 ARTICLES = frozenset(("a", "an", "the"))
+# "B", "(b)", "B. stone", "The answer is B": a letter that stands alone, or has a mark behind it, at the start.
+LETTER = re.compile(
+    r"\W*(?:(?:the\s+)?(?:(?:right|correct|final)\s+)?(?:answer|choice|option)(?:\s+is)?\W*)?([a-z])(?:\W*$|[.,):\]])",
+    re.IGNORECASE,
+)
 Scores = dict[str, tuple[float, float]]  # metric -> points, of how many
 
 
@@ -32,12 +37,16 @@ def token_f1(said: str, answer: str) -> float:
     return 2 * shared / (len(ours) + len(right)) if shared else 0.0
 
 
-def choose(said: str, choices: Sequence[str]) -> int | None:
-    """Which choice an answer takes: the first that it equals, else the first whose words it contains; None: none."""
+def choose(said: str, choices: Sequence[str], letters: Sequence[str] = ()) -> int | None:
+    """Which choice an answer takes: the one whose letter it starts with, where choices have letters, else the first
+    that it equals, else the first whose words it contains; None: none."""
+    letter = LETTER.match(said)
+    if letter and letter[1].upper() in letters:
+        return list(letters).index(letter[1].upper())
     ours, wanted = normalise(said), [normalise(choice) for choice in choices]
-    if ours in wanted:
+    if ours and ours in wanted:
         return wanted.index(ours)
-    return next((i for i, choice in enumerate(wanted) if f" {choice} " in f" {ours} "), None)
+    return next((i for i, choice in enumerate(wanted) if choice and f" {choice} " in f" {ours} "), None)
 
 
 @cache
@@ -70,15 +79,20 @@ def score_answer(
     choices: Sequence[str] = (),
     span: tuple[float, float] | None = None,
     evidence: tuple[float, float] | None = None,
+    letters: Sequence[str] = (),
 ) -> Scores:
     """Scores of one answer.
 
-    `span` is where the answer is said and `evidence` the strongest span that the model names, both in seconds.
-    Evidence counts among right answers only: where a wrong answer comes from says nothing.
+    `answer` is a letter where the choices have `letters`. `span` is where the answer is said and `evidence` the
+    strongest span that the model names, both in seconds. Evidence counts among right answers only: where a wrong
+    answer comes from says nothing.
     """
     if choices:
-        taken = choose(said, choices)
-        right = taken is not None and normalise(choices[taken]) == normalise(answer)
+        taken = choose(said, choices, letters)
+        if taken is None:
+            right = False
+        else:
+            right = letters[taken] == answer if letters else normalise(choices[taken]) == normalise(answer)
         scores: Scores = {"choice": (float(right), 1.0)}
     else:
         right = normalise(said) == normalise(answer)

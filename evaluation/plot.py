@@ -23,12 +23,12 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     for axes, metric in zip(canvas.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for name in dict.fromkeys(row.method.name for row in rows):
             curve = [row for row in rows if row.method.name == name or (name != CASCADE.name and row.method == RAW)]
-            curve = sorted((r for r in curve if metric in r.figures[ALL]), key=lambda r: r.costs.bytes_per_minute)
+            curve = sorted((r for r in curve if metric in r.figures[ALL]), key=lambda r: r.costs[ALL].bytes_per_minute)
             figures = [row.figures[ALL][metric] for row in curve]
             below = [0 if f.low is None else max(0, f.value - f.low) for f in figures]
             above = [0 if f.high is None else max(0, f.high - f.value) for f in figures]
             axes.errorbar(
-                [row.costs.bytes_per_minute / 1024 for row in curve], [f.value for f in figures], [below, above],
+                [row.costs[ALL].bytes_per_minute / 1024 for row in curve], [f.value for f in figures], [below, above],
                 marker="o", capsize=3, label=name,
             )  # fmt: skip
         axes.set_xscale("log", base=2)

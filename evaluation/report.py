@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +58,7 @@ class Row:
     """Everything about one method."""
 
     method: Method
-    costs: Costs
+    costs: dict[str, Costs]  # kind -> costs
     figures: dict[str, dict[str, Figure]]  # kind -> metric -> figure
 
 
@@ -67,11 +67,15 @@ def make_rows(data: Data, methods: Sequence[Method], results: ResultsFile) -> li
     rows = []
     for method in methods:
         recordings = [results.of(method, [item.id for item in items]) for items in data.recordings().values()]
+        parts = {ALL: recordings}
         kinds = dict.fromkeys(result.kind for recording in recordings for result in recording)
-        figures = {ALL: _figures(recordings)}
         if len(kinds) > 1:
-            figures |= {kind: _figures([[r for r in one if r.kind == kind] for one in recordings]) for kind in kinds}
-        rows.append(Row(method, _costs(recordings), figures))
+            for kind in kinds:
+                of_kind = [[r for r in recording if r.kind == kind] for recording in recordings]
+                parts[kind] = [recording for recording in of_kind if recording]
+        rows.append(
+            Row(method, *({kind: count(part) for kind, part in parts.items()} for count in (_costs, _figures)))
+        )
     return rows
 
 
@@ -88,14 +92,19 @@ def _figures(recordings: Sequence[Sequence[Result]]) -> dict[str, Figure]:
 def ratio_figure(recordings: Sequence[Sequence[tuple[float, float]]]) -> Figure:
     """The figure of (points, of how many) pairs, one sequence a recording, none of them empty."""
     points, most = (np.array([sum(pair[i] for pair in one) for one in recordings]) for i in (0, 1))
-    low = high = None
-    if len(recordings) > 1:
-        interval = bootstrap(
-            (points, most), lambda p, m, axis: p.sum(axis) / m.sum(axis), paired=True, vectorized=True,
-            n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(SEED),
-        ).confidence_interval  # fmt: skip
-        low, high = float(interval.low), float(interval.high)
+    low, high = confidence(lambda p, m, axis: p.sum(axis) / m.sum(axis), points, most)
     return Figure(float(points.sum() / most.sum()), low, high, sum(map(len, recordings)), len(recordings))
+
+
+def confidence(statistic: Callable[..., np.ndarray], *sums: np.ndarray) -> tuple[float | None, float | None]:
+    """Percentile bootstrap over recordings of statistic(*sums, axis); each of `sums` is (recordings,). None for one."""
+    if len(sums[0]) < 2:
+        return None, None
+    interval = bootstrap(
+        sums, statistic, paired=True, vectorized=True, n_resamples=RESAMPLES, confidence_level=CONFIDENCE,
+        method="percentile", rng=np.random.default_rng(SEED),
+    ).confidence_interval  # fmt: skip
+    return float(interval.low), float(interval.high)
 
 
 def _costs(recordings: Sequence[Sequence[Result]]) -> Costs:
@@ -117,23 +126,32 @@ def table(rows: Sequence[Row], kind: str = ALL) -> str:
     for row in rows:
         figures = row.figures.get(kind, {})
         cells = [row.method.label, *(str(figures.get(m, "")) for m in metrics)]
-        cells += [f"{row.costs.bytes_per_minute / 1024:.0f}", f"{row.costs.speed:.1f}", f"{row.costs.answer_seconds:.2f}"]
+        costs = row.costs[kind]
+        cells += [f"{costs.bytes_per_minute / 1024:.0f}", f"{costs.speed:.1f}", f"{costs.answer_seconds:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def markdown(rows: Sequence[Row], data: Data, about: str) -> str:
-    """The whole report; `about` is a sentence that says what was judged."""
+def markdown(rows: Sequence[Row], data: Data, about: str, before: str = "", behind: str = "") -> str:
+    """The whole report; `about` is a sentence that says what was judged, the others stand around the first table."""
     parts = [
         "# Evaluation\n",
-        f"{about} {len(data.items)} items about {len(data.recordings())} recordings. In brackets: {CONFIDENCE:.0%} "
-        f"confidence, bootstrap over recordings ({RESAMPLES} resamples). What each column says: docs/evaluation.md.\n",
+        f"{about} {len(data.items)} items about {len(data.recordings())} recordings. {missing(data)}In brackets: "
+        f"{CONFIDENCE:.0%} confidence, bootstrap over recordings ({RESAMPLES} resamples). What each column says: "
+        "docs/evaluation.md.\n",
+        *([f"{before}\n## All lines\n"] if before else []),
         table(rows),
+        *([behind] if behind else []),
         "![accuracy against memory](accuracy.png)\n",
     ]
     for kind in dict.fromkeys(kind for row in rows for kind in row.figures if kind != ALL):
         parts += [f"## {kind}\n", table(rows, kind)]
     return "\n".join(parts)
+
+
+def missing(data: Data) -> str:
+    """A sentence about lines that were left out, with a blank behind it; "" where there are none."""
+    return f"Lines left out because their recordings are missing: {data.missing}. " if data.missing else ""
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -145,10 +163,10 @@ def as_csv(rows: Sequence[Row]) -> str:
         "times_real_time", "answer_seconds",
     ])  # fmt: skip
     for row in rows:
-        costs = [f"{row.costs.bytes_per_minute:.1f}", f"{row.costs.speed:.3f}", f"{row.costs.answer_seconds:.3f}"]
         for kind, figures in row.figures.items():
+            costs = row.costs[kind]
+            taken = [f"{costs.bytes_per_minute:.1f}", f"{costs.speed:.3f}", f"{costs.answer_seconds:.3f}"]
             for metric, f in figures.items():
                 numbers = ["" if n is None else f"{n:.6f}" for n in (f.value, f.low, f.high)]
-                ratio = "raw" if row.method.ratio is None else row.method.ratio
-                writer.writerow([row.method.name, ratio, kind, metric, *numbers, f.items, f.recordings, *costs])
+                writer.writerow([row.method.name, row.method.ratio_label, kind, metric, *numbers, f.items, f.recordings, *taken])
     return text.getvalue()

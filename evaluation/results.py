@@ -31,9 +31,18 @@ class Run:
 
     model: str
     fingerprint: str  # of the checkpoint
-    data: str  # SHA-256 of the file of JSON lines
+    data: str  # SHA-256 of the lines, or of what they were made of
     backend: str
     memory_bits: int
+
+
+OTHERS = {
+    "model": "another model",
+    "fingerprint": "a model with other weights",
+    "data": "other data",
+    "backend": "another backend",
+    "memory_bits": "another number of memory bits",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,11 @@ class Method:
     @property
     def label(self) -> str:
         return self.name if self.ratio is None else f"{self.name} {self.ratio}"
+
+    @property
+    def ratio_label(self) -> str:
+        """The ratio in a table: "8", "raw", or nothing where text is kept."""
+        return "" if self == CASCADE else "raw" if self.ratio is None else str(self.ratio)
 
 
 RAW = Method("raw", None)  # the same whatever the summarizer
@@ -114,8 +128,8 @@ class ResultsFile:
             for name, other in dataclasses.asdict(run).items():
                 if other != getattr(self._run, name):
                     raise ResultsError(
-                        f"{self._path} is of another {name.replace('_', ' ')} ({other}, now "
-                        f"{getattr(self._run, name)}); name another output folder."
+                        f"{self._path} is of {OTHERS[name]} ({other}, now {getattr(self._run, name)}); "
+                        "name another output folder."
                     )
             self._results[result.method, result.id] = result
         if whole < len(content):

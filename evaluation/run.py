@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.cascade import read_as_text, recognize, words_between
-from evaluation.data import Data, Item
+from evaluation.data import Data, DataError, Item
 from evaluation.metrics import score_answer, score_transcript
 from evaluation.results import CASCADE, RAW, Method, Result, ResultsFile
 from speech_xl.conversation import Listening, ask
+from speech_xl.decoders import SoundSource
+from speech_xl.errors import QuestionError
 from speech_xl.memory import AudioMemory
 from speech_xl.model import SpeechModel
 from speech_xl.recognition import Word
 from speech_xl.schedule import Ratio, check_ratio
-from speech_xl.summarizers import choose_summarizer
+from speech_xl.summarizers import SUMMARIZERS, choose_summarizer
 from speech_xl.transcript import transcribe
+
+EVERY = "all"  # in a list of summarizers: each one that the model can use
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ def choose_methods(model: SpeechModel, ratios: Sequence[Ratio], summarizers: Seq
 
     ScheduleError for a ratio or a summarizer that the model does not have.
     """
+    if EVERY in summarizers:
+        trained = model.config.sst is not None and model.config.sst.trained
+        summarizers = [name for name, each in SUMMARIZERS.items() if trained or not each.needs_training]
     methods: dict[Method, None] = {}
     for name in summarizers:
         summarizer, _ = choose_summarizer(name, model.config)
@@ -44,6 +51,16 @@ def choose_methods(model: SpeechModel, ratios: Sequence[Ratio], summarizers: Seq
             check_ratio(ratio, model.interval, model.ratios)
             methods[RAW if ratio is None or summarizer.name == RAW.name else Method(summarizer.name, ratio)] = None
     return sorted(methods, key=lambda method: method != RAW)
+
+
+def check_questions(model: SpeechModel, data: Data) -> None:
+    """DataError, before anything is heard, for a question that the model's prompt does not take."""
+    for item in data.items:
+        if item.question is not None:
+            try:
+                model.prompt.question_ids(item.prompt)
+            except QuestionError as error:
+                raise DataError(f"The line with the id {item.id!r} cannot be asked: {error}") from None
 
 
 def evaluate(
@@ -65,7 +82,7 @@ def evaluate(
                 yield method, item
 
 
-def hear(model: SpeechModel, audio: Path, method: Method) -> Heard:
+def hear(model: SpeechModel, audio: Path | SoundSource, method: Method) -> Heard:
     """Make of a recording what the method keeps."""
     started = time.monotonic()
     if method == CASCADE:
@@ -99,7 +116,7 @@ def answer(model: SpeechModel, heard: Heard, item: Item, method: Method) -> Resu
     if item.text is not None:
         scores = score_transcript(said, item.text)
     else:
-        scores = score_answer(said, item.answer, item.choices, item.span, evidence)
+        scores = score_answer(said, item.answer, item.choices, item.span, evidence, item.letters)
     return Result(
         method=method,
         id=item.id,

@@ -18,6 +18,7 @@ from space.compare import Comparison
 from space.handlers import Handlers
 from space.session import Session
 from speech_xl.backend import BACKENDS
+from speech_xl.decoders import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from speech_xl.example import EXAMPLE, load_example, suggested_questions
 from speech_xl.model import SpeechModel
 
@@ -25,8 +26,6 @@ FOLDER = Path(__file__).parent
 SESSION_SECONDS = 3600  # an abandoned session is forgotten after this
 SWEEP_SECONDS = 600  # files older than a session are looked for this often
 # Gradio checks types by name with what the machine knows of them, which may be less than what can be heard.
-AUDIO_SUFFIXES = "flac m4a m4b ogg oga opus mka wma amr caf aac aiff aif mp3 wav"
-VIDEO_SUFFIXES = "mp4 mkv webm mov avi ts 3gp ogv"
 for kind, suffixes in (("audio", AUDIO_SUFFIXES), ("video", VIDEO_SUFFIXES)):
     for suffix in suffixes.split():
         mimetypes.add_type(f"{kind}/{suffix}", f".{suffix}")

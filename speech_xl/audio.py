@@ -17,7 +17,7 @@ import numpy as np
 import soxr
 
 from speech_xl.config import SAMPLING_RATE
-from speech_xl.decoders import RecordingInfo, open_decoder
+from speech_xl.decoders import RecordingInfo, SoundSource, open_decoder
 from speech_xl.errors import RecordingError
 
 __all__ = ["AudioReader", "RecordingInfo", "file_sha256", "probe"]
@@ -57,7 +57,7 @@ class AudioReader:
 
     Parameters
     ----------
-    path : str or Path
+    path : str, Path or SoundSource
         The recording: any format, sampling rate, number of channels and length.
     block_seconds : float
         Length of a block, at least SHORTEST_SECONDS.
@@ -78,14 +78,14 @@ class AudioReader:
         samples, or, at its end, less than SHORTEST_SECONDS of sound.
     """
 
-    def __init__(self, path: str | Path, block_seconds: float = 5.0) -> None:
+    def __init__(self, path: str | Path | SoundSource, block_seconds: float = 5.0) -> None:
         if block_seconds < SHORTEST_SECONDS:
             raise ValueError(f"block_seconds must be at least {SHORTEST_SECONDS}, not {block_seconds}")
-        self.path = Path(path)
+        self.path = Path(path) if isinstance(path, str) else path
         self.samples_read = 0
         self.warnings: list[str] = []
         self._block_samples = round(block_seconds * SAMPLING_RATE)
-        self._decoder = open_decoder(self.path)
+        self._decoder = open_decoder(self.path) if isinstance(self.path, Path) else self.path.open_decoder()
         self.info = self._decoder.info
         self._blocks = self._read()
         if self.info.sampling_rate not in RATES:
@@ -97,8 +97,8 @@ class AudioReader:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the file's bytes, computed when first asked for."""
-        return file_sha256(self.path)
+        """SHA-256 of the file's bytes, computed when first asked for; of a SoundSource, what it says of itself."""
+        return file_sha256(self.path) if isinstance(self.path, Path) else self.path.sha256
 
     def __enter__(self) -> AudioReader:
         return self

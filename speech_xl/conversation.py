@@ -20,6 +20,7 @@ import numpy as np
 from speech_xl.allocator import release_free_memory
 from speech_xl.asking import Asking
 from speech_xl.config import SAMPLING_RATE
+from speech_xl.decoders import SoundSource
 from speech_xl.errors import ScheduleError
 from speech_xl.memory import AudioMemory, RecordingSource, join_spans
 from speech_xl.model import DEFAULT, SpeechModel
@@ -71,13 +72,13 @@ class Listening:
     def __init__(
         self,
         model: SpeechModel,
-        path: str | Path,
+        path: str | Path | SoundSource,
         ratio: Ratio | str = DEFAULT,
         memory_budget: int | None = None,
         summarizer: str = "auto",
     ):
         self._model = model
-        self._path = Path(path)
+        self._path = Path(path) if isinstance(path, str) else path
         self.summarizer, self.summarizer_reason = choose_summarizer(summarizer, model.config)
         self._reader = WindowReader(self._path, model.config)
         self.total_seconds = self._reader.info.seconds

@@ -31,6 +31,9 @@ _STREAMED_BYTES = 2**31 - 2**16  # a larger WAV size is the placeholder of a wri
 _SIZE_NOTE = re.compile(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _SHORTEST_LEAD = 0.1  # seconds; less is a codec's own delay
 _CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")  # h:m:s, how Matroska and WebM write a track's length
+# Usual names of what can be heard, where files have to be told apart before they are opened.
+AUDIO_SUFFIXES = "flac m4a m4b ogg oga opus mka wma amr caf aac aiff aif mp3 wav"
+VIDEO_SUFFIXES = "mp4 mkv webm mov avi ts 3gp ogv"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,19 @@ class Decoder(Protocol):
 
     def close(self) -> None:
         """Release the file or end the process; harmless when repeated."""
+
+
+class SoundSource(Protocol):
+    """Sound that is no single file, such as a recording put together of several; heard in a file's place."""
+
+    name: str
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal; two sources of the same one sound the same."""
+
+    def open_decoder(self) -> Decoder:
+        """From the start; any number of times."""
 
 
 class _ForwardFile(soundfile.SoundFile):

@@ -17,6 +17,7 @@ import numpy as np
 
 from speech_xl.audio import AudioReader, RecordingInfo
 from speech_xl.config import HOP_LENGTH, SAMPLING_RATE, ModelConfig
+from speech_xl.decoders import SoundSource
 from speech_xl.features import Window, WindowStream
 from speech_xl.quiet_windows import BLOCK, QuietWindowStream
 from speech_xl.word_reader import group_size
@@ -37,7 +38,7 @@ class HeardWindows:
 class WindowReader:
     """Iterates over the window groups of a file, once. RecordingError comes from the constructor or the loop."""
 
-    def __init__(self, path: Path, config: ModelConfig):
+    def __init__(self, path: Path | SoundSource, config: ModelConfig):
         self._config = config
         self._audio = AudioReader(path)
         self.info: RecordingInfo = self._audio.info

@@ -158,7 +158,7 @@ def test_answers_are_scored_as_they_were_said(desk: tuple[Path, Path], monkeypat
     per_slot = model.bytes_per_slot
     tokens = model.config.tokens_for(24_000)
     slots = len(model.prompt.prefix_ids) + sum(-(-min(16, tokens - at) // 4) for at in range(0, tokens, 16))
-    assert row.costs.bytes_per_minute == pytest.approx(slots * per_slot / 1.5 * 60, rel=0.01)
+    assert row.costs["all"].bytes_per_minute == pytest.approx(slots * per_slot / 1.5 * 60, rel=0.01)
 
 
 def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(
@@ -212,9 +212,9 @@ def test_results_of_another_run_are_refused_and_kept(
     assert run(desk[0]) == 0
     before = (tmp_path / "results.jsonl").read_bytes()
     assert run(save_checkpoint(tmp_path / "other", tiny_config(), seed=1)) == 2
-    assert "of another fingerprint" in capsys.readouterr().err
+    assert "of a model with other weights" in capsys.readouterr().err
     assert run(desk[0], "--memory-bits", "8") == 2
-    assert "of another memory bits (16, now 8)" in capsys.readouterr().err
+    assert "of another number of memory bits (16, now 8)" in capsys.readouterr().err
     assert (tmp_path / "results.jsonl").read_bytes() == before
     (tmp_path / "results.jsonl").write_bytes(b"{}\n" + before)
     assert run(desk[0]) == 2 and "line 1 is damaged" in capsys.readouterr().err

@@ -1,0 +1,54 @@
+"""`python -m evaluation.needle`: is one sentence found again, wherever in recordings of whatever length it is said?
+
+python -m evaluation.needle NEEDLES.jsonl --speech FOLDER --lengths 1:00 5:00 30:00 --output FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+from evaluation import command
+from evaluation.needle.grid import make_grid
+from evaluation.needle.report import as_csv, markdown, plot
+from evaluation.report import make_rows, table
+from speech_xl.clock import parse_time
+
+LENGTHS = ["1:00", "5:00", "30:00", "1:00:00", "5:00:00"]
+DEPTHS = [0.0, 25.0, 50.0, 75.0, 100.0]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.needle", description=__doc__.splitlines()[0])
+    parser.add_argument("needles", type=Path, help='JSON lines of short recordings: {"audio", "question", "answer"}')
+    parser.add_argument("--speech", type=Path, required=True, metavar="FOLDER", help="recordings of other speech")
+    parser.add_argument("--lengths", nargs="+", default=LENGTHS, help="seconds, M:SS or H:MM:SS (default: %(default)s)")
+    parser.add_argument("--depths", nargs="+", type=float, default=DEPTHS, help="percent (default: %(default)s)")
+    command.add_arguments(parser)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    lengths = [parse_time(length) for length in arguments.lengths]
+    grid = make_grid(arguments.needles, arguments.speech, lengths, arguments.depths)
+    model, methods = command.load(arguments)
+    results, about = command.answer_all(arguments, model, grid.data, methods)
+    rows = make_rows(grid.data, methods, results)
+    print(table(rows), end="")
+    if arguments.output is not None:
+        about = f"{about}, needles of {arguments.needles.name} in the speech of {arguments.speech.name}."
+        texts = {
+            "report.md": markdown(grid, rows, results, about),
+            "report.csv": as_csv(grid, methods, results),
+        }
+        command.write_files(arguments.output, texts, {"needle.png": partial(plot, grid, methods, results)})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return command.finish(run, build_parser().parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Which recordings the grid is made of: every needle at every depth of every length, in the same speech.
+
+The same needle has the same speech around it at every depth, so that only its place differs. It knows files and
+seconds; no model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.data import Data, DataError, Item, read_data
+from evaluation.needle.recording import PAUSE, NeedleRecording, read_needle
+from speech_xl.audio import probe
+from speech_xl.clock import clock
+from speech_xl.config import SAMPLING_RATE
+from speech_xl.decoders import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+
+SUFFIXES = frozenset(f".{suffix}" for suffix in f"{AUDIO_SUFFIXES} {VIDEO_SUFFIXES}".split())
+SEED = 0  # of the order in which speech is played
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`data` holds an item for each needle, length and depth; `cells` tells which ids stand in which cell.
+
+    `speech_seconds`: of different speech, as far as the longest recording needs it.
+    """
+
+    data: Data
+    lengths: tuple[float, ...]  # seconds
+    depths: tuple[float, ...]  # percent
+    cells: dict[tuple[float, float], list[str]]  # (length, depth) -> ids, one a needle
+    speech_seconds: float
+
+
+def make_grid(needles: Path, folder: Path, lengths: Sequence[float], depths: Sequence[float]) -> Grid:
+    """DataError for needles, a folder, a length or a depth that no grid can be made of."""
+    for depth in depths:
+        if not 0 <= depth <= 100:
+            raise DataError(f"{depth:g} is no depth; give percent, from 0 to 100.")
+    lengths, depths = tuple(sorted(set(lengths))), tuple(sorted(set(depths)))
+    asked = read_data(needles)
+    if any(item.question is None for item in asked.items):
+        raise DataError(f"{needles} has a line without a question; a needle is a recording, a question and its answer.")
+    files = _speech_files(folder, {item.audio.resolve() for item in asked.items})
+    items: list[Item] = []
+    cells: dict[tuple[float, float], list[str]] = {(length, depth): [] for length in lengths for depth in depths}
+    longest = 0.0
+    for number, needle in enumerate(asked.items):
+        order = np.random.default_rng([SEED, number]).permutation(len(files))
+        speech, seconds = _enough([files[i] for i in order], lengths[-1])
+        longest = max(longest, seconds)
+        samples = len(read_needle(needle.audio))
+        for length, depth in cells:
+            items.append(_item(needle, samples, speech, length, depth))
+            cells[length, depth].append(items[-1].id)
+    return Grid(Data(tuple(items), _sha256(asked, folder, files)), lengths, depths, cells, longest)
+
+
+def _item(needle: Item, samples: int, speech: tuple[Path, ...], length: float, depth: float) -> Item:
+    """The needle's question about a recording of `length` seconds with it at `depth` percent."""
+    total = round(length * SAMPLING_RATE)
+    room = total - samples - 2 * PAUSE
+    if room < 0:
+        raise DataError(
+            f"A recording of {length:g} s has no room for {needle.audio.name}; give a length of at least "
+            f"{(samples + 2 * PAUSE) / SAMPLING_RATE:.1f} s."
+        )
+    start = PAUSE + round(room * depth / 100)
+    name = f"{needle.id} at {depth:g} % of {length:g} s"
+    recording = NeedleRecording(name, speech, needle.audio, start, total)
+    first = start / SAMPLING_RATE
+    inner = needle.span or (0.0, samples / SAMPLING_RATE)
+    span = (first + inner[0], first + inner[1])
+    return dataclasses.replace(needle, id=name, audio=recording, kind=clock(length), span=span)
+
+
+def _speech_files(folder: Path, needles: set[Path]) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; name one with recordings of other speech.")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = [path for path in files if path.resolve() not in needles]
+    if not files:
+        raise DataError(f"{folder} holds no recordings beside the needles; name a folder with other speech.")
+    return files
+
+
+def _enough(files: Sequence[Path], seconds: float) -> tuple[tuple[Path, ...], float]:
+    """-> (the first files that hold that many seconds, or all of them, the seconds that they declare)."""
+    chosen: list[Path] = []
+    total = 0.0
+    for path in files:
+        if total >= seconds:
+            break
+        chosen.append(path)
+        total += probe(path).seconds or 0.0
+    return tuple(chosen), total
+
+
+def _sha256(asked: Data, folder: Path, files: Sequence[Path]) -> str:
+    """Of the needles and of the speech by names and sizes; lengths and depths may be added to a grid."""
+    sizes = [[path.relative_to(folder).as_posix(), os.path.getsize(path)] for path in files]
+    return hashlib.sha256(json.dumps([asked.sha256, SEED, PAUSE, sizes]).encode()).hexdigest()
