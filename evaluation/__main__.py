@@ -28,8 +28,8 @@ from speech_xl.storage import MEMORY_BITS
 from speech_xl.summarizers import SUMMARIZERS
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__.splitlines()[0])
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="How right a model's answers are, at every ratio.")
     parser.add_argument("data", type=Path, help="JSON lines, see docs/evaluation.md")
     parser.add_argument("--model", help="as for python -m speech_xl ask")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
@@ -83,8 +83,8 @@ def write_report(folder: Path, rows: Sequence[Row], text: str) -> None:
             ) from None
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parsed = build_parser().parse_args(arguments)
+def main(arguments: list[str] | None = None, prog: str = "python -m evaluation") -> int:
+    parsed = build_parser(prog).parse_args(arguments)
     try:
         run(parsed)
     except SpeechXLError as error:

@@ -36,3 +36,13 @@ class BackendError(SpeechXLError):
 
 class OutputError(SpeechXLError):
     """A result that cannot be written where it was asked for."""
+
+
+class MissingPackageError(SpeechXLError):
+    """An optional package that is not installed. `extra`: the extra of Speech-XL that brings it."""
+
+    def __init__(self, what: str, package: str | None, extra: str):
+        super().__init__(
+            f"{what} needs the package {package}, which is not installed; install Speech-XL with its extra {extra!r}, "
+            f"pip install '.[{extra}]' in its source folder."
+        )
