@@ -35,7 +35,7 @@ def call(name: str, words: list[str]) -> int:
     except ModuleNotFoundError as error:
         if command.extra is None:
             raise
-        raise MissingPackageError(name, error.name, command.extra) from error
+        raise MissingPackageError.of(name, error.name, command.extra) from error
 
 
 def main(words: list[str] | None = None) -> int:

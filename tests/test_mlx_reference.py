@@ -27,7 +27,9 @@ def tiny_decoder(config: DecoderConfig) -> Decoder:
     rng = np.random.default_rng(0)
     decoder = Decoder(config, None)
     shapes = [(name, array.shape) for name, array in tree_flatten(decoder.parameters())]
-    drawn = [(name, mx.array(rng.normal(1.0 if "norm" in name else 0.0, 0.3, shape), mx.float32)) for name, shape in shapes]
+    drawn = [
+        (name, mx.array(rng.normal(1.0 if "norm" in name else 0.0, 0.3, shape), mx.float32)) for name, shape in shapes
+    ]
     decoder.load_weights(drawn)
     return decoder
 
@@ -38,7 +40,8 @@ def reference(family: ModuleType, decoder: Decoder):
     arguments = family.ModelArgs.from_dict(fields | {"model_type": family.__name__.rpartition(".")[2]})
     model = family.Model(arguments)
     weights = tree_flatten(decoder.parameters())
-    model.load_weights([(n if n.startswith("lm_head") else f"model.{n}", w) for n, w in weights])  # strict: all, no more
+    named = [(name if name.startswith("lm_head") else f"model.{name}", array) for name, array in weights]
+    model.load_weights(named)  # strict: all of them, and no others
     return model
 
 

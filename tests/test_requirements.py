@@ -20,7 +20,9 @@ IN_WHEEL = [name for name in PYPROJECT["tool"]["hatch"]["build"]["targets"]["whe
 IN_SOURCE_ONLY = ["benchmarks", "recipes", "tests"]
 EXTRA_OF = {"app.py": "serve", "evaluation": "train", "mlx_backend": "mlx", "space": "serve", "training": "train"}
 RUN = {"hatchling", "pre-commit", "ruff"}  # programs, which nothing imports
-OWN = {path.name.removesuffix(".py") for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+OWN = {
+    path.name.removesuffix(".py") for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+}
 BEHIND = {"torch.utils.tensorboard": "tensorboard"}  # imported by the module on the left, not by us
 
 

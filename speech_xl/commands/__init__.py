@@ -22,7 +22,9 @@ COMMANDS = {
     "listen": Command("speech_xl.commands.listen", "hear a recording once and keep its memory"),
     "batch": Command("speech_xl.commands.batch", "hear and ask whole folders, resumable, on one machine or on Ray"),
     "info": Command("speech_xl.commands.info", "describe a recording, a memory or a checkpoint"),
-    "doctor": Command("speech_xl.commands.doctor", "check this machine: backends, numbers, speed on the shipped example"),
+    "doctor": Command(
+        "speech_xl.commands.doctor", "check this machine: backends, numbers, speed on the shipped example"
+    ),
     "convert": Command("converters.__main__", "published weights to a Speech-XL checkpoint"),
     "train": Command("training.__main__", "train a checkpoint on JSON lines", extra="train"),
     "evaluate": Command("evaluation.__main__", "how right a model's answers are, at every ratio", extra="train"),
