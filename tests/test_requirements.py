@@ -36,6 +36,8 @@ def imports(path: Path) -> Iterable[tuple[str, bool]]:
             elif isinstance(child, ast.ImportFrom):
                 yield child.module, at_once
             else:
+                if isinstance(child, ast.Call) and ast.unparse(child.func) == "pytest.importorskip":
+                    yield child.args[0].value, at_once
                 yield from walk(child, at_once and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 
     return walk(ast.parse(path.read_text(encoding="utf-8")), True)

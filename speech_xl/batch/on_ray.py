@@ -99,7 +99,7 @@ def start(ray: Any, cluster: Cluster) -> None:
         own["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}}
     try:
         ray.init(address=cluster.place, logging_level=logging.ERROR, log_to_driver=False, **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises no narrower one when it does not start
         reason = str(error).partition("\n")[0]
         raise BackendError(
             f"No Ray answers at {cluster.place} ({reason}); start one with `ray start --head`."

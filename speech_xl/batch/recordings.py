@@ -17,7 +17,8 @@ from typing import Any
 
 from speech_xl.errors import QuestionError, RecordingError
 
-LISTS = (".jsonl", ".ndjson")
+LISTS, MEMORY_SUFFIX = (".jsonl", ".ndjson"), ".sxl"
+HEARD = ("audio/", "video/", "application/ogg", "application/mxf", "application/vnd.ms-asf")  # media types
 LONGEST_NAME = 200  # bytes of a file name; most file systems allow 255, and an ending is added
 
 
@@ -35,7 +36,7 @@ class Recording:
 
     @property
     def is_memory(self) -> bool:
-        return self.path.suffix.lower() == ".sxl"
+        return self.path.suffix.lower() == MEMORY_SUFFIX
 
     def memory_file(self, folder: Path) -> Path:
         """Where in a folder its memory is kept: under its own name, made one that stays inside and is not too long."""
@@ -45,7 +46,7 @@ class Recording:
         *folders, last = parts
         if len(os.fsencode(last)) > LONGEST_NAME:
             last = hashlib.sha256(os.fsencode(last)).hexdigest()
-        return folder.joinpath(*folders, f"{last}.sxl")
+        return folder.joinpath(*folders, f"{last}{MEMORY_SUFFIX}")
 
 
 def find_recordings(inputs: Sequence[str], output: Path) -> list[Recording]:
@@ -117,8 +118,10 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _may_be_heard(path: Path) -> bool:
     """Whether a file's name does not say that it is something else: a text, a picture, a list."""
+    if path.suffix.lower() in (MEMORY_SUFFIX, *LISTS):
+        return path.suffix.lower() == MEMORY_SUFFIX
     kind, _ = mimetypes.guess_type(path.name)
-    return path.suffix.lower() not in LISTS and (kind is None or kind.startswith(("audio/", "video/")))
+    return kind is None or kind.startswith(HEARD)
 
 
 def _listed(path: Path) -> Iterator[Recording]:

@@ -44,10 +44,7 @@ class Results:
         self._size = 0
         _try(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
         self._lock = FileLock(folder / LOCK)
-        try:
-            _try(folder, lambda: self._lock.acquire(timeout=0))
-        except Timeout:
-            raise OutputError(f"Another batch is at work in {folder}; wait for it, or name another folder.") from None
+        _try(folder, self._acquire)
         try:
             remove_leftovers(folder)
             self._check(settings)
@@ -62,6 +59,14 @@ class Results:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise OutputError(
+                f"Another batch is at work in {self.folder}; wait for it, or name another folder."
+            ) from None
 
     def _check(self, settings: dict[str, Any]) -> None:
         path = self.folder / SETTINGS
