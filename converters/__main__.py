@@ -25,8 +25,8 @@ from speech_xl.hub import hub_client
 from speech_xl.schedule import format_bytes
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m converters", description=__doc__.split(". ")[0])
+def parser(prog: str) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog=prog, description="Published weights to a Speech-XL checkpoint.")
     add = made.add_argument
     add(
         "--hf-path",
@@ -149,11 +149,11 @@ def run(arguments: argparse.Namespace) -> None:
         say(f"uploaded to {arguments.upload_repo}")
 
 
-def main(words: list[str] | None = None) -> int:
+def main(words: list[str] | None = None, prog: str = "python -m converters") -> int:
     if sys.stderr is None:  # closed by whoever started this; progress bars need one
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
-        run(parser().parse_args(words))
+        run(parser(prog).parse_args(words))
     except SpeechXLError as error:
         print(error, file=sys.stderr)
         return 2

@@ -23,8 +23,8 @@ from evaluation.plot import plot
 from evaluation.report import as_csv, make_rows, markdown, table
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__.splitlines()[0])
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="JSON lines, see docs/evaluation.md; with --benchmark, your copy of it")
     parser.add_argument("--benchmark", choices=tuple(BENCHMARKS), help="a public one, see docs/benchmarks_public.md")
     parser.add_argument("--kinds", nargs="+", default=[], metavar="KIND", help="ask only lines of these kinds")
@@ -74,8 +74,8 @@ def as_json_lines(lines: Sequence[Line], folder: Path) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return command.finish(run, build_parser().parse_args(arguments))
+def main(arguments: list[str] | None = None, prog: str = "python -m evaluation") -> int:
+    return command.finish(run, build_parser(prog).parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -2,3 +2,5 @@
 
 Importing any module of this package loads no deep-learning framework and no user-interface library.
 """
+
+__version__ = "0.1.0"

@@ -117,7 +117,7 @@ class Backend(Protocol):
 BACKENDS = {"torch": "torch_backend.backend", "mlx": "mlx_backend.backend"}
 _INSTALL = {
     "torch": "pip install torch==2.13.0",
-    "mlx": "pip install mlx mlx-lm on a Mac with Apple Silicon, or pip install 'mlx[cpu]' mlx-lm on Linux",
+    "mlx": "pip install mlx on a Mac with Apple Silicon, or pip install 'mlx[cpu]' on Linux",
 }
 
 

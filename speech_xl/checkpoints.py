@@ -19,9 +19,12 @@ from speech_xl.errors import CheckpointError, SpeechXLError
 from speech_xl.hub import download
 
 EMBEDDED, SMALL = "nano", "small"  # whole, for every machine; and by reference, for English
+SHIPPED_NAMES = (SMALL, EMBEDDED)
 RECOGNIZER_TOKENIZER = "recognizer_tokenizer.json"  # beside the decoder's tokenizer.json
 LOW_RANK = (".lora_A", ".lora_B")  # endings of a difference's factors, (r, in) and (out, r)
-SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
+_PACKAGE = Path(__file__).resolve().parent
+_INSTALLED = _PACKAGE / "models"  # where pyproject.toml puts checkpoints/ in the wheel
+SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "checkpoints"
 EMBEDDED_FOLDER = SHIPPED / EMBEDDED
 
 
@@ -30,7 +33,7 @@ def resolve_checkpoint(model: str | None = None) -> Path:
     Hub id to download (resumed if broken off). One that names base parts is put together in the user's cache."""
     if model is None:
         return resolve_default()[0]
-    folder = SHIPPED / model if model in (EMBEDDED, SMALL) else find_folder(model)
+    folder = SHIPPED / model if model in SHIPPED_NAMES else find_folder(model)
     if folder is not None:
         return whole(folder)
     if model.count("/") != 1 or model.startswith(("/", ".", "~")):

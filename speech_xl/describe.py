@@ -12,7 +12,7 @@ from speech_xl.checkpoints import check_checkpoint, expected_tensors
 from speech_xl.config import SAMPLING_RATE, ModelConfig
 from speech_xl.memory import read_header
 from speech_xl.schedule import format_bytes, memory_slots
-from speech_xl.summarizers import DEFAULT_INTERVAL, UNTRAINED_RATIOS
+from speech_xl.summarizers import interval_of, ratios_of
 
 FLOAT32 = 4  # bytes: what a CPU computes in
 PARTS = {"encoder": "speech.encoder.", "adapter": "speech.adapter.", "recognizer": "speech.recognizer.",
@@ -113,9 +113,8 @@ def describe_ssts(config: ModelConfig) -> str:
 def memory_per_hour(config: ModelConfig) -> list[tuple[int | None, int]]:
     """(ratio, bytes) of one hour's keys and values in float32."""
     tokens = config.tokens_for(3600 * SAMPLING_RATE)
-    ratios = (None, *(config.sst.ratios if config.sst else UNTRAINED_RATIOS))
-    interval = config.sst.interval if config.sst else DEFAULT_INTERVAL
-    return [(r, memory_slots(tokens, interval, r) * config.kv_values_per_slot * FLOAT32) for r in ratios]
+    interval = interval_of(config)
+    return [(r, memory_slots(tokens, interval, r) * config.kv_values_per_slot * FLOAT32) for r in (None, *ratios_of(config))]
 
 
 def fits_here(parameters: int) -> str:

@@ -19,10 +19,19 @@ def _recording(path: Path, memory: AudioMemory) -> dict[str, Any]:
     return {"path": str(path), **seconds, "sha256": source.sha256}
 
 
-def _memory(memory: AudioMemory) -> dict[str, Any]:
+def memory_fields(memory: AudioMemory) -> dict[str, Any]:
+    """What a memory keeps, and in how many bytes."""
     return {
         "intervals": memory.intervals, "ratio": memory.ratio, "slots": memory.slots,
         "speech_tokens": memory.tokens, "bytes": memory.bytes,
+    }  # fmt: skip
+
+
+def answer_fields(answer: Answer) -> dict[str, Any]:
+    """A question, what was answered, and where in the recording that comes from."""
+    return {
+        "question": answer.question, "answer": answer.answer, "finish_reason": answer.finish_reason,
+        "evidence": [dataclasses.asdict(e) for e in answer.evidence],
     }  # fmt: skip
 
 
@@ -34,26 +43,21 @@ def answer_document(
         "recording": _recording(path, memory),
         "model": model.config.name,
         "backend": model.backend.name,
-        "memory": _memory(memory),
+        "memory": memory_fields(memory),
         "timing": {
             "listen_seconds": round(listen_seconds, 3), "answer_seconds": round(sum(a.seconds for a in answers), 3)
         },
-        "answers": [
-            {
-                "question": a.question, "answer": a.answer, "finish_reason": a.finish_reason,
-                "evidence": [dataclasses.asdict(e) for e in a.evidence],
-            }
-            for a in answers
-        ],
+        "answers": [answer_fields(answer) for answer in answers],
     }  # fmt: skip
 
 
 def transcript_document(
     path: Path, model: SpeechModel, memory: AudioMemory, segments: Iterable[Segment]
 ) -> dict[str, Any]:
+    """The one JSON document of `transcribe --format json`."""
     return {
         "recording": _recording(path, memory),
         "model": model.config.name,
-        "memory": _memory(memory),
+        "memory": memory_fields(memory),
         "segments": [dataclasses.asdict(s) for s in segments],
     }

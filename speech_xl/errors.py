@@ -5,6 +5,8 @@ exits with code 2, the page shows it, and nothing else catches it. A programming
 these classes: it keeps its traceback.
 """
 
+from __future__ import annotations
+
 
 class SpeechXLError(Exception):
     """Base of every error whose message is meant for the person at the keyboard."""
@@ -36,3 +38,15 @@ class BackendError(SpeechXLError):
 
 class OutputError(SpeechXLError):
     """A result that cannot be written where it was asked for."""
+
+
+class MissingPackageError(SpeechXLError):
+    """An optional package that is not installed."""
+
+    @classmethod
+    def of(cls, what: str, package: str | None, extra: str) -> MissingPackageError:
+        """`what` needs `package`, which the extra of pyproject.toml brings."""
+        return cls(
+            f"{what} needs the package {package}, which is not installed; install Speech-XL with its extra {extra!r}: "
+            f"pip install '.[{extra}]' in its source folder."
+        )

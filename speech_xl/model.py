@@ -15,9 +15,18 @@ from speech_xl.fair_lock import FairLock
 from speech_xl.front_end import front_end_factory
 from speech_xl.prompt import LONGEST_ANSWER, Prompt
 from speech_xl.schedule import Ratio, check_ratio, memory_slots, ratio_for_budget
-from speech_xl.summarizers import DEFAULT_INTERVAL, UNTRAINED_RATIOS
+from speech_xl.summarizers import interval_of, ratios_of
 
 DEFAULT = "default"  # the ratio that the checkpoint's training recommends
+
+
+def check_choice(config: ModelConfig, ratio: Ratio | str, budget: int | None) -> None:
+    """Raise ScheduleError for what no recording can be heard with."""
+    if ratio == DEFAULT:
+        return
+    if budget is not None:
+        raise ScheduleError("A memory budget chooses the ratio itself; give a ratio or a budget, not both.")
+    check_ratio(ratio, interval_of(config), ratios_of(config))
 
 
 class SpeechModel:
@@ -44,7 +53,7 @@ class SpeechModel:
 
     @property
     def interval(self) -> int:
-        return self.config.sst.interval if self.config.sst else DEFAULT_INTERVAL
+        return interval_of(self.config)
 
     @property
     def horizon(self) -> int | None:
@@ -54,7 +63,7 @@ class SpeechModel:
     @property
     def ratios(self) -> tuple[int, ...]:
         """Ratios that may be asked for, beside raw."""
-        return self.config.sst.ratios if self.config.sst else UNTRAINED_RATIOS
+        return ratios_of(self.config)
 
     @property
     def bytes_per_slot(self) -> int:
@@ -72,9 +81,8 @@ class SpeechModel:
 
     def choose_ratio(self, ratio: Ratio | str, budget: int | None, seconds: float | None) -> Ratio:
         """The one ratio of a recording, from what was asked for and the length its file declares."""
+        check_choice(self.config, ratio, budget)
         if budget is not None:
-            if ratio != DEFAULT:
-                raise ScheduleError("A memory budget chooses the ratio itself; give a ratio or a budget, not both.")
             if seconds is None:
                 raise ScheduleError(
                     "The file does not say how long it is, so no budget can be kept; give a ratio instead."
@@ -85,7 +93,6 @@ class SpeechModel:
         if ratio == DEFAULT:
             is_trained = self.config.sst is not None and self.config.sst.trained
             return self.config.sst.default_ratio if is_trained else self.ratio_for_context(seconds)
-        check_ratio(ratio, self.interval, self.ratios)
         return ratio
 
     def ratio_for_context(self, seconds: float | None) -> Ratio:

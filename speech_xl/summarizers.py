@@ -130,6 +130,16 @@ BEST_UNTRAINED = "attention"
 DEFAULT_INTERVAL, UNTRAINED_RATIOS = 256, (2, 4, 8, 16)  # for checkpoints without SSTs
 
 
+def interval_of(config: ModelConfig) -> int:
+    """Speech tokens per interval."""
+    return config.sst.interval if config.sst else DEFAULT_INTERVAL
+
+
+def ratios_of(config: ModelConfig) -> tuple[int, ...]:
+    """Ratios that may be asked for, beside raw."""
+    return config.sst.ratios if config.sst else UNTRAINED_RATIOS
+
+
 def choose_summarizer(name: str, config: ModelConfig) -> tuple[Summarizer, str]:
     """-> (summarizer, why). "auto" is SSTs where the checkpoint has trained ones, else the best that needs no training."""
     trained = config.sst is not None and config.sst.trained

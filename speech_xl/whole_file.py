@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from speech_xl.errors import OutputError
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)?")
 
 
 @contextlib.contextmanager
@@ -32,3 +35,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed writers left in a folder and below it. Only for a folder that nobody writes to now."""
+    for path in folder.rglob(".*"):
+        if _TEMPORARY.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -18,7 +18,7 @@ from torch import nn
 from speech_xl.config import ModelConfig
 from speech_xl.prompt import Prompt
 from speech_xl.schedule import FixedRatio, IntervalPlan, Ratio, Scheduler, StepRandomRatio, View, WholePass, whole_pass
-from speech_xl.summarizers import DEFAULT_INTERVAL
+from speech_xl.summarizers import interval_of
 from training.recipe import Stage
 from training.samples import Sample
 from training.speech import Speech, pad_speech
@@ -67,7 +67,7 @@ class Batcher:
 
     def __init__(self, prompt: Prompt, config: ModelConfig, stage: Stage, seed: int):
         self.prompt, self.config, self.sst, self.stage, self.seed = prompt, config, config.sst, stage, seed
-        self.interval = config.sst.interval if config.sst else DEFAULT_INTERVAL
+        self.interval = interval_of(config)
         self.ratios = stage.ratios
 
     def training(self, samples: Sequence[Sample], numbers: Sequence[int], step: int, progress: float) -> Batch:

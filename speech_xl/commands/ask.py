@@ -1,0 +1,74 @@
+"""`speech-xl ask`: answers to questions about a recording or a memory, with the seconds they come from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from speech_xl.arguments import parse_tokens, read_questions
+from speech_xl.asking import Answer
+from speech_xl.clock import clock
+from speech_xl.commands.options import add_longest, add_memory, add_model, add_span, get_memory, load_model, parse_span
+from speech_xl.conversation import ask
+from speech_xl.documents import answer_document
+from speech_xl.errors import QuestionError
+from speech_xl.slices import check_said
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Answer questions about a recording or a memory (.sxl).")
+    parser.add_argument("recording", type=Path)
+    parser.add_argument("question", nargs="*")
+    parser.add_argument("--questions", type=Path, metavar="FILE", help="one question a line, or JSON lines")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_longest(parser)
+    add_span(parser)
+    add_model(parser)
+    add_memory(parser)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """argparse does not take up positional arguments again behind an option; a question may stand there."""
+    parsed, rest = parser.parse_known_args(words)
+    parsed.question += [word for word in rest if not word.startswith("-")]
+    if options := [word for word in rest if word.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    return parsed
+
+
+def main(words: list[str], prog: str) -> int:
+    arguments = parse(build_parser(prog), words)
+    questions = list(arguments.question)
+    if arguments.questions is not None:
+        questions += read_questions(arguments.questions)
+    if not questions:
+        raise QuestionError("There is no question; write it after the recording or give --questions FILE.")
+    span, longest = parse_span(arguments), parse_tokens(arguments.max_tokens)
+    model = load_model(arguments)
+    for question in questions:
+        model.prompt.question_ids(question)  # a question that cannot be asked is said before an hour is heard
+    memory, listen_seconds = get_memory(model, arguments.recording, arguments, span)
+    if span != (None, None):
+        check_said(memory, *span)
+    answers: list[Answer] = []
+    for question in questions:
+        asking = ask(model, memory, question, longest, *span)
+        if not arguments.json and len(questions) > 1:
+            print(f"{question} ", end="", flush=True)
+        for piece in asking:
+            if not arguments.json:
+                print(piece, end="", flush=True)
+        answers.append(asking.answer)
+        if not arguments.json:
+            where = asking.answer.evidence[:1]
+            print("".join(f"  [{clock(e.start)}-{clock(e.end)}]" for e in where))
+        if asking.answer.finish_reason == "length" and not arguments.json:
+            print(f"This answer was cut at {longest} tokens; --max-tokens allows more.", file=sys.stderr)
+    for warning in dict.fromkeys(w for a in answers for w in a.warnings):
+        print(warning, file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(answer_document(arguments.recording, model, memory, listen_seconds, answers), indent=2))
+    return 0

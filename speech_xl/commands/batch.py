@@ -1,0 +1,180 @@
+"""`speech-xl batch`: hear and ask many recordings, and go on where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from speech_xl.arguments import parse_tokens, read_questions
+from speech_xl.batch.on_ray import Cluster, work_on_ray
+from speech_xl.batch.plan import in_order, make_jobs, questions_of
+from speech_xl.batch.recordings import Recording, find_recordings
+from speech_xl.batch.results import ANSWER, MEMORY, SKIPPED, TRANSCRIPT, Key, Results
+from speech_xl.batch.search import search, terms_of
+from speech_xl.batch.settings import Settings, find_model
+from speech_xl.batch.work import Done, Event, Progress, work_here
+from speech_xl.clock import clock
+from speech_xl.commands.options import add_longest, add_memory, add_model, parse_memory
+from speech_xl.errors import QuestionError, RecordingError, ScheduleError
+from speech_xl.model import check_choice
+from speech_xl.prompt import Prompt
+from speech_xl.summarizers import choose_summarizer
+from speech_xl.whole_file import whole_file
+
+CORPUS = "corpus.jsonl"
+SPANS_SHOWN = 3  # of each recording that a question about the corpus finds; the file has all
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Hear and ask many recordings; the same command goes on.")
+    parser.add_argument("input", nargs="+", help="folders, globs, recordings, or .jsonl lists of recordings")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for results.jsonl and memories")
+    parser.add_argument("--questions", type=Path, metavar="FILE", help="asked of every recording: one a line")
+    parser.add_argument(
+        "--corpus-questions",
+        type=Path,
+        metavar="FILE",
+        help="asked of all together, such as: which recordings mention a bridge?",
+    )
+    parser.add_argument("--transcribe", action="store_true", help="write down what every recording says")
+    add_longest(parser)
+    add_model(parser)
+    add_memory(parser)
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="work on Ray (default: one of its own)")
+    parser.add_argument("--workers", type=int, metavar="N", help="Ray actors (default: as many as fit)")
+    parser.add_argument("--num-gpus", type=float, metavar="N", help="GPUs of each Ray actor (default: none)")
+    return parser
+
+
+def parse_cluster(arguments: argparse.Namespace) -> Cluster | None:
+    if arguments.ray is None:
+        if arguments.workers is not None or arguments.num_gpus is not None:
+            raise ScheduleError("--workers and --num-gpus are for Ray; add --ray, or leave them out.")
+        return None
+    if arguments.workers is not None and arguments.workers < 1:
+        raise ScheduleError(f"{arguments.workers} workers do nothing; give one or more.")
+    if arguments.num_gpus is not None and not 0 <= arguments.num_gpus < 1000:
+        raise ScheduleError(f"A worker cannot have {arguments.num_gpus:g} GPUs; give a number such as 1.")
+    return Cluster(arguments.ray, arguments.workers, arguments.num_gpus or 0.0)
+
+
+def find_settings(arguments: argparse.Namespace) -> tuple[Settings, Prompt]:
+    """What the batch is made with; refused here is what no recording can be heard with."""
+    max_tokens, (ratio, budget) = parse_tokens(arguments.max_tokens), parse_memory(arguments)
+    found = find_model(arguments.model)
+    if found.note:
+        print(found.note, file=sys.stderr)
+    check_choice(found.config, ratio, budget)
+    choose_summarizer(arguments.summarizer, found.config)
+    settings = Settings(
+        model=found.name, fingerprint=found.fingerprint, backend=arguments.backend, ratio=ratio, memory_budget=budget,
+        summarizer=arguments.summarizer, memory_bits=arguments.memory_bits, max_tokens=max_tokens,
+    )  # fmt: skip
+    return settings, found.prompt
+
+
+def check_questions(prompt: Prompt, recordings: Iterable[Recording], questions: Sequence[str]) -> None:
+    for question in questions:
+        prompt.question_ids(question)
+    for recording in recordings:
+        for question in recording.questions:
+            try:
+                prompt.question_ids(question)
+            except QuestionError as error:
+                raise QuestionError(f"A question of {recording.name} cannot be asked. {error}") from None
+
+
+def keep(events: Iterator[Event], results: Results, total: int, left: int) -> None:
+    """Put lines into the results as they come, with a progress bar on stderr."""
+    heard: dict[str, float] = {}  # seconds of each recording
+    skipped, started = 0, time.monotonic()
+    layout = "{n_fmt}/{total_fmt} recordings |{bar}| {elapsed}{postfix}"
+    with tqdm(total=total, initial=total - left, bar_format=layout, file=sys.stderr) as bar:
+        for event in events:
+            if isinstance(event, Progress):
+                heard[event.name] = event.seconds
+            elif isinstance(event, Done):
+                bar.update()
+            else:
+                results.add(event)
+                for line in (line for line in event if line["kind"] == SKIPPED):
+                    skipped += 1
+                    tqdm.write(f"skipped {shown(line['recording'])}: {shown(line['reason'])}", file=sys.stderr)
+            seconds = sum(heard.values())
+            speed = seconds / max(1e-9, time.monotonic() - started)
+            bar.set_postfix_str(f"{clock(seconds)} heard, {speed:.0f}x real time, {skipped} skipped", refresh=False)
+
+
+def shown(text: str) -> str:
+    """Text for a terminal: the name of a file may hold bytes that are none."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def search_corpus(results: Results, recordings: Sequence[Recording], questions: Sequence[str]) -> None:
+    """Answer questions about the corpus: all of it in corpus.jsonl, the best of it on stdout."""
+    transcripts = results.lines((recording.name, TRANSCRIPT, "") for recording in recordings)
+    path = results.folder / CORPUS
+    with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for found in search(transcripts, questions):
+            file.write(json.dumps(found) + "\n")
+            print(shown(found["question"]), *map(describe, found["recordings"]), sep="\n  ")
+    print(f"{path}: {len(questions)} questions")
+
+
+def describe(found: dict[str, Any]) -> str:
+    spans = [f"[{clock(span['start'])}-{clock(span['end'])}]" for span in found["spans"]]
+    more = len(spans) - SPANS_SHOWN
+    return " ".join([shown(found["recording"]), *spans[:SPANS_SHOWN], *([f"and {more} more"] if more > 0 else [])])
+
+
+def report(results: Results, recordings: Sequence[Recording], questions: Sequence[str]) -> None:
+    """What there is now. RecordingError if it is nothing."""
+
+    def count(keys: Iterable[Key]) -> int:
+        return sum(map(results.has, keys))
+
+    heard = count((r.name, MEMORY, "") for r in recordings)
+    skipped = count((r.name, SKIPPED, "") for r in recordings)
+    answers = count((r.name, ANSWER, question) for r in recordings for question in questions_of(r, questions))
+    if not heard:
+        raise RecordingError("None of the recordings could be heard; the reasons stand above.")
+    path = results.folder / "results.jsonl"
+    print(f"{path}: {heard} of {len(recordings)} recordings heard, {answers} answers, {skipped} skipped")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    cluster = parse_cluster(arguments)
+    questions = [] if arguments.questions is None else read_questions(arguments.questions)
+    of_corpus = [] if arguments.corpus_questions is None else read_questions(arguments.corpus_questions)
+    for question in of_corpus:
+        terms_of(question)
+    output = Path(arguments.output).absolute()
+    recordings = find_recordings(arguments.input, output)
+    settings, prompt = find_settings(arguments)
+    check_questions(prompt, recordings, questions)
+    with Results(output, settings.kept()) as results:
+        jobs = make_jobs(recordings, questions, arguments.transcribe or bool(of_corpus), results)
+        if jobs:
+            events = work_here(settings, jobs) if cluster is None else work_on_ray(settings, jobs, cluster)
+            keep(events, results, len(recordings), len(jobs))
+        results.arrange(in_order(recordings, questions))
+        report(results, recordings, questions)
+        if of_corpus:
+            search_corpus(results, recordings, of_corpus)
+
+
+def main(words: list[str], prog: str) -> int:
+    arguments = build_parser(prog).parse_args(words)
+    try:
+        run(arguments)
+    except KeyboardInterrupt:
+        print("Stopped: what is done is kept; the same command goes on.", file=sys.stderr)
+        return 130
+    return 0

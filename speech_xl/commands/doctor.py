@@ -1,0 +1,29 @@
+"""`speech-xl doctor`: whether this machine hears and answers as it should; exit code 2 if something is amiss."""
+
+from __future__ import annotations
+
+import argparse
+
+from speech_xl.commands.options import add_model
+from speech_xl.doctor import examine
+from speech_xl.errors import BackendError
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Check this machine: backends, numbers, speed.")
+    add_model(parser)
+    return parser
+
+
+def main(words: list[str], prog: str) -> int:
+    arguments = build_parser(prog).parse_args(words)
+    found = []
+    for finding in examine(arguments.model, arguments.backend):
+        print(f"{finding.subject}: {finding.text}", flush=True)
+        if finding.advice:
+            print(f"  -> {finding.advice}", flush=True)
+            found.append(finding.subject)
+    if found:
+        raise BackendError(f"Look at {', '.join(found)}: what to do stands above.")
+    print("All is well.")
+    return 0

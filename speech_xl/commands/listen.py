@@ -1,0 +1,40 @@
+"""`speech-xl listen`: hear a recording once and keep its memory in a .sxl file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from speech_xl.clock import clock
+from speech_xl.commands.options import add_memory, add_model, hear, load_model
+from speech_xl.errors import OutputError, RecordingError
+from speech_xl.memory import save_memory
+from speech_xl.schedule import format_bytes
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Hear a recording once and keep its memory.")
+    parser.add_argument("recording", type=Path)
+    parser.add_argument("-o", "--output", type=Path, help="default: the recording's name with .sxl")
+    add_model(parser)
+    add_memory(parser)
+    return parser
+
+
+def main(words: list[str], prog: str) -> int:
+    arguments = build_parser(prog).parse_args(words)
+    if arguments.recording.is_dir():  # said before a name for the memory is made of it
+        raise RecordingError(f"{arguments.recording} is a folder. Name one recording in it.")
+    output = arguments.output or arguments.recording.with_suffix(".sxl")
+    if output.suffix.lower() != ".sxl":
+        raise OutputError(f"{output} must end in .sxl, so that `ask` knows it for a memory.")
+    if not output.parent.is_dir():
+        raise OutputError(f"There is no folder {output.parent}; make it first.")
+    model = load_model(arguments)
+    memory, _ = hear(model, arguments.recording, arguments)
+    for warning in memory.warnings:
+        print(warning, file=sys.stderr)
+    save_memory(memory, output, model)
+    print(f"{output}: {clock(memory.seconds)} heard, {memory.slots} slots, {format_bytes(memory.bytes)}")
+    return 0
