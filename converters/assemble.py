@@ -1,7 +1,7 @@
 """A whole checkpoint from base parts and what was trained on top of them.
 
-What was trained is stored as whole tensors, or as a low-rank difference to the base one: W = base + B @ A with
-`<tensor>.lora_A` (r, in) and `<tensor>.lora_B` (out, r). The base of an SST projection is the plain projection of its
+What was trained is stored as whole tensors, or as a low-rank difference to the base one: W = base + B @ diag(s) @ A
+with `<tensor>.lora_A` (r, in), `<tensor>.lora_B` (out, r), both in 8 bits, and `<tensor>.lora_scale` (r,). The base of an SST projection is the plain projection of its
 layer. It knows our names; formats and foreign names are others'.
 """
 
@@ -31,9 +31,9 @@ def assemble(folder: Path, parts: list[Path], out: Path) -> None:
     recipes = []
     for name, shape in expected_tensors(target).items():
         origin = base_name(name, target.sst)
-        pair = tuple(trained[name + ending] for ending in LOW_RANK) if name + LOW_RANK[0] in trained else None
-        if origin is None and pair is not None:
-            recipes.append(Recipe(name, shape, DTYPES[target.dtype], low_rank=pair))
+        factors = tuple(trained[name + ending] for ending in LOW_RANK) if name + LOW_RANK[0] in trained else None
+        if origin is None and factors is not None:
+            recipes.append(Recipe(name, shape, DTYPES[target.dtype], low_rank=factors))
             continue
         source = trained.get(name) or base.get(origin or name)
         if source is None or source.shape != shape:
@@ -41,7 +41,7 @@ def assemble(folder: Path, parts: list[Path], out: Path) -> None:
             raise CheckpointError(
                 f"The base parts of {folder} {what} tensor {name}; take the parts that it was trained from."
             )
-        recipes.append(Recipe(name, shape, DTYPES[target.dtype], source, low_rank=pair))
+        recipes.append(Recipe(name, shape, DTYPES[target.dtype], source, low_rank=factors))
     tokenizer, heard = load_tokenizer(folder), folder / RECOGNIZER_TOKENIZER
     if heard.is_file():
         recognizer_tokenizer = read_tokenizer(heard)

@@ -1,7 +1,7 @@
 """`--export-delta`: a whole trained checkpoint as one that names its base parts and holds the difference only.
 
 Where a tensor has a base its difference is stored as the nearest product of two low-rank factors (singular value
-decomposition, Eckart and Young 1936), in float16; what has no base is stored whole; what did not change, not at all.
+decomposition, Eckart and Young 1936), in 8 bits with a scale per rank; what has no base is stored whole; what did not change, not at all.
 """
 
 from __future__ import annotations
@@ -93,18 +93,18 @@ def differences(
             counts["unchanged"] += 1
             continue
         rank = ranks["sst_" in name]
-        if numbers.dim() != 2 or rank * sum(numbers.shape) >= numbers.numel():
+        if numbers.dim() != 2 or rank >= min(numbers.shape) or rank * sum(numbers.shape) >= LAYOUT.itemsize * numbers.numel():
             stored[name] = numbers.to(LAYOUT)
             counts["whole"] += 1
             continue
         difference = numbers.double() - start.double()
-        a, b = factors(difference, rank)
-        error = float((difference - b.double() @ a.double()).square().sum())
+        a, b, scale = factors(difference, rank)
+        error = float((difference - b.double() @ (a.double() * scale.double()[:, None])).square().sum())
         size = float(difference.square().sum())
         missed, changed, worst = missed + error, changed + size, max(worst, ((error / size) ** 0.5, name))
-        stored |= {name + LOW_RANK[0]: a, name + LOW_RANK[1]: b}
+        stored |= {name + ending: part for ending, part in zip(LOW_RANK, (a, b, scale), strict=True)}
         counts["low-rank"] += 1
-    if not all(torch.isfinite(t).all() for t in stored.values()):
+    if not all(torch.isfinite(t).all() for t in stored.values() if t.is_floating_point()):
         raise CheckpointError("The checkpoint holds numbers that float16 cannot; train it further, or store it whole.")
     lines = [", ".join(f"{count} tensors {what}" for what, count in counts.items())]
     if changed:
@@ -114,15 +114,22 @@ def differences(
     return stored, lines
 
 
-def factors(difference: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(r, in) and (out, r) float16 whose product is nearest to the difference (out, in), of even sizes."""
+def factors(difference: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(r, in) and (out, r) int8, (r,) float32 s: B @ diag(s) @ A is near the best of this rank to (out, in)."""
     tall = difference if difference.shape[0] >= difference.shape[1] else difference.T
-    values, vectors = torch.linalg.eigh(tall.T @ tall)  # of the smaller side: squared singular values, ascending
-    scales = values[-rank:].clamp(min=1e-30).sqrt().sqrt()  # half of each goes to either factor: float16 is short
-    narrow = vectors[:, -rank:].T * scales[:, None]
-    long = tall @ vectors[:, -rank:] / scales
+    _, vectors = torch.linalg.eigh(tall.T @ tall)  # of the smaller side: squared singular values, ascending
+    narrow = vectors[:, -rank:].T
+    long = tall @ narrow.T
     a, b = (narrow, long) if tall is difference else (long.T, narrow.T)
-    return a.to(LAYOUT).contiguous(), b.to(LAYOUT).contiguous()
+    a, of_a = eight_bits(a, 1)
+    b, of_b = eight_bits(b, 0)
+    return a, b, (of_a * of_b).float()
+
+
+def eight_bits(numbers: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 of the same shape, and the scale of each vector along `axis`: (r,)."""
+    scale = numbers.abs().amax(axis).clamp(min=1e-30) / 127
+    return (numbers / scale.unsqueeze(axis)).round().to(torch.int8).contiguous(), scale
 
 
 def split(stored: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:

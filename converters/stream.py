@@ -43,7 +43,7 @@ class Recipe:
 
     `shape` is the result's before packing. `source` None: freshly initialised, or zero where there is a `low_rank`. `swap`: the last two axes
     change places. `row`: one row of a matrix. `packed`: (scales, biases) that turn packed words into
-    numbers again. `low_rank`: A (r, in) and B (out, r), whose product B @ A is added. `packing`: pack the result.
+    numbers again. `low_rank`: A (r, in), B (out, r) and s (r,), whose product B @ diag(s) @ A is added. `packing`: pack the result.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Recipe:
     swap: bool = False
     row: int | None = None
     packed: tuple[Stored, Stored, Packing] | None = None
-    low_rank: tuple[Stored, Stored] | None = None
+    low_rank: tuple[Stored, Stored, Stored] | None = None
     packing: Packing | None = None
 
     def outputs(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -97,7 +97,7 @@ class Recipe:
 
     def numbers(self) -> Iterator[torch.Tensor]:
         if self.source is None and self.low_rank is not None:
-            yield self.low_rank[1].whole().double() @ self.low_rank[0].whole().double()
+            yield self.low_rank[1].whole().double() @ self._scaled()
         elif self.source is None:
             yield fresh(self.name, self.shape)
         elif self.row is not None:
@@ -110,7 +110,7 @@ class Recipe:
                 yield unpack(words, *rows, packing)
                 first += len(words)
         elif self.low_rank is not None:
-            a, b = self.low_rank[0].whole().double(), self.low_rank[1]
+            a, b = self._scaled(), self.low_rank[1]
             first = 0
             for piece in self.source.pieces():  # float64, so that every machine rounds to the same numbers
                 yield piece.double() + b.rows(first, len(piece)).double() @ a
@@ -118,6 +118,12 @@ class Recipe:
         else:
             for piece in self.source.pieces():
                 yield piece.transpose(1, 2) if self.swap else piece
+
+
+    def _scaled(self) -> torch.Tensor:
+        """diag(s) @ A of a low-rank difference, (r, in) float64."""
+        a, _, scale = self.low_rank
+        return a.whole().double() * scale.whole().double()[:, None]
 
 
 def holds(wide: torch.dtype, narrow: torch.dtype) -> bool:

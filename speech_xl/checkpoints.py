@@ -21,7 +21,7 @@ from speech_xl.hub import download
 EMBEDDED, SMALL = "nano", "small"  # whole, for every machine; and by reference, for English
 SHIPPED_NAMES = (SMALL, EMBEDDED)
 RECOGNIZER_TOKENIZER = "recognizer_tokenizer.json"  # beside the decoder's tokenizer.json
-LOW_RANK = (".lora_A", ".lora_B")  # endings of a difference's factors, (r, in) and (out, r)
+LOW_RANK = (".lora_A", ".lora_B", ".lora_scale")  # of a difference B @ diag(scale) @ A: (r, in), (out, r) and (r,)
 _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED = _PACKAGE / "models"  # where pyproject.toml puts checkpoints/ in the wheel
 SHIPPED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "checkpoints"
@@ -170,13 +170,14 @@ def base_name(name: str, sst: SSTConfig | None) -> str | None:
 
 
 def by_reference(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """What a checkpoint that stores `found` beside its base parts must hold: whole tensors, and factors in pairs."""
+    """What a checkpoint that stores `found` beside its base parts must hold: whole tensors, and the factors of differences."""
     shapes = {name: shape for name, shape in expected.items() if name in found}
     for name, shape in expected.items():
-        stored = [found[name + ending] for ending in LOW_RANK if name + ending in found]
+        narrow, long, scale = (name + ending for ending in LOW_RANK)
+        stored = found.get(narrow) or found.get(long, ())[::-1] or found.get(scale)
         if stored and len(shape) == 2:
-            rank = stored[0][0 if name + LOW_RANK[0] in found else -1]
-            shapes |= {name + LOW_RANK[0]: (rank, shape[1]), name + LOW_RANK[1]: (shape[0], rank)}
+            rank = stored[0]
+            shapes |= {narrow: (rank, shape[1]), long: (shape[0], rank), scale: (rank,)}
     return shapes
 
 

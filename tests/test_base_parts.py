@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from converters.__main__ import main
 from speech_xl import assembly, checkpoints, fetching
 from speech_xl.base_parts import parts_from
-from speech_xl.checkpoints import check_checkpoint, resolve_checkpoint, resolve_default
+from speech_xl.checkpoints import LOW_RANK, check_checkpoint, resolve_checkpoint, resolve_default
 from speech_xl.cli import main as speech_xl
 from speech_xl.config import load_config, to_dict
 from speech_xl.errors import CheckpointError
@@ -123,10 +123,11 @@ def test_the_whole_checkpoint_is_what_was_trained(shipped: dict[str, Path], home
 
 def test_only_what_changed_is_stored(shipped: dict[str, Path]) -> None:
     stored = load_file(shipped["top"] / "delta/model.safetensors")
-    pairs = {CHANGED.format(p) + ending: 32 for p in ("", "sst_") for ending in (".lora_A", ".lora_B")}
+    pairs = {CHANGED.format(p) + ending: 32 for p in ("", "sst_") for ending in LOW_RANK}
     assert stored.keys() == {*pairs, "decoder.sst_embedding", "decoder.norm.weight"}
     assert stored[CHANGED.format("") + ".lora_A"].shape == (RANK, 32)
     assert stored[CHANGED.format("") + ".lora_B"].shape == (32, RANK)
+    assert {stored[CHANGED.format("") + ending].dtype for ending in LOW_RANK[:2]} == {torch.int8}
 
 
 def test_it_converts_as_any_checkpoint_does(home: Path, tmp_path: Path) -> None:
@@ -404,7 +405,7 @@ def test_a_wrong_description_of_parts_is_named(home: Path, change, word: str) ->
     [
         (lambda t: t.pop(CHANGED.format("") + ".lora_B"), "lacks the tensor"),
         (lambda t: t.update(strange=torch.zeros(1)), "no place for"),
-        (lambda t: t.update({CHANGED.format("") + ".lora_A": torch.zeros(RANK, 31)}), "has shape"),
+        (lambda t: t.update({CHANGED.format("") + ".lora_A": torch.zeros(RANK, 31, dtype=torch.int8)}), "has shape"),
         (lambda t: t.pop("decoder.sst_embedding"), "have no tensor decoder.sst_embedding"),
     ],
 )

@@ -21,7 +21,7 @@ from speech_xl.errors import SpeechXLError
 from speech_xl.fetching import cache_folder, fetch_part
 
 HERE = Path(__file__).parent
-RANK = "64"  # of the stored differences: stages of 32 each, of which little is lost
+RANK = "140"  # of the stored differences, in 8 bits: what fits the size that a repository may well hold
 SPOKEN, HEARD = ("--answers", "spoken"), ("--answers", "heard")  # "fifteen", or "15"; recall copies what was heard
 # (file, its seed, recordings, shortest and longest in words, further options)
 TEXTS = (
