@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from speech_xl.batch import on_ray, results, work
 from speech_xl.cli import main
 from speech_xl.commands import batch
-from speech_xl.errors import BackendError
+from speech_xl.errors import BackendError, OutputError
 from speech_xl.memory import read_header
 from tests.test_cli import refused
 from tests.tiny import save_checkpoint, tiny_recognizer_config, write_sound
@@ -283,6 +285,12 @@ def test_what_no_recording_can_be_heard_with_is_refused_at_once(run, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_a_question_about_all_recordings_is_noticed(run, tmp_path: Path) -> None:
+    (tmp_path / "questions.txt").write_text("Which recordings mention a bridge?\nWhat is said?")
+    _, _, err = run("--questions", tmp_path / "questions.txt")
+    assert err.count("--corpus-questions searches all") == 1
+
+
 def test_questions_that_cannot_be_asked_are_refused_at_once(run, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("a" * 5000)
     assert "characters" in refused(run("--questions", tmp_path / "long.txt"))
@@ -340,7 +348,52 @@ def test_two_ray_workers_give_what_one_process_gives(ray: None, corpus: Path, tm
     here, there = (tmp_path / name for name in ("here", "there"))
     assert (here / "results.jsonl").read_bytes() == (there / "results.jsonl").read_bytes()
     memories = [path.relative_to(here) for path in here.rglob("*.sxl")]
-    assert len(memories) == 2 and all((here / m).read_bytes() == (there / m).read_bytes() for m in memories)
+    assert len(memories) == 2
+    for memory in memories:
+        assert read_header(here / memory) == read_header(there / memory)
+        arrays, others = load_file(here / memory), load_file(there / memory)
+        assert all(np.array_equal(array, others[name]) for name, array in arrays.items())
+
+
+class FakeRay:
+    """Ray as far as events need it; a stream is a list of what comes, errors included."""
+
+    class exceptions:
+        class RayActorError(Exception): ...
+
+        class RayTaskError(Exception):
+            cause: Exception
+
+    @staticmethod
+    def wait(streams: list, num_returns: int) -> tuple[list, list]:
+        return streams[-num_returns:], streams[:-num_returns]
+
+    @staticmethod
+    def get(event: object) -> object:
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+
+def test_a_worker_that_dies_does_not_stop_the_others() -> None:
+    dying = [[{"kind": "memory"}], FakeRay.exceptions.RayActorError("The actor died\nunexpectedly")]
+    living = [work.Done("a.wav"), work.Done("b.wav")]
+    came = []
+    with pytest.raises(BackendError, match=r"ended early \(The actor died\); .* run the same command again"):
+        for event in on_ray.events_of(FakeRay, [iter(living), iter(dying)], 3):
+            came.append(event)
+    assert came == [[{"kind": "memory"}], *living]
+    assert list(on_ray.events_of(FakeRay, [iter(living)], 2)) == living
+
+
+def test_what_a_worker_cannot_write_is_the_commands_own_error() -> None:
+    error = FakeRay.exceptions.RayTaskError()
+    error.cause = OutputError("The disk is full.")
+    with pytest.raises(OutputError, match="full"):
+        list(on_ray.events_of(FakeRay, [iter([error])], 1))
+    error.cause = KeyError("a mistake of ours")
+    with pytest.raises(FakeRay.exceptions.RayTaskError):
+        list(on_ray.events_of(FakeRay, [iter([error])], 1))
 
 
 def test_as_many_workers_as_there_is_room_for() -> None:

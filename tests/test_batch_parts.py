@@ -63,6 +63,8 @@ def test_a_recording_is_meant_once_with_all_its_questions(talks: Path) -> None:
 def test_inputs_that_name_no_recording(talks: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(RecordingError, match="lies in the output folder"):
+        names(talks, output=talks)
     for text in ("empty", "empty.jsonl", "no*thing", "nowhere"):
         with pytest.raises(RecordingError, match=text.replace("*", r"\*")):
             names(tmp_path / text)
@@ -78,6 +80,8 @@ def test_inputs_that_name_no_recording(talks: Path, tmp_path: Path) -> None:
         "[]",
         "{}",
         '{"audio": 3}',
+        '{"audio": "a\\u0000b"}',
+        '{"audio": "\\ud800"}',
         '{"audio": "x", "question": 1}',
         '{"audio": "x", "questions": "a?"}',
         "[" * 10**5,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ class Worker:
             yield from work(model, settings, job)
 
 
-def work_on_ray(settings: Settings, jobs: Sequence[Job], cluster: Cluster) -> Iterator[Event]:
+def work_on_ray(settings: Settings, jobs: Sequence[Job], cluster: Cluster) -> Generator[Event, None, None]:
     """Events of all workers as they come. BackendError where Ray cannot be reached, or workers end before the work."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry; read when Ray is imported
     try:
@@ -64,27 +64,28 @@ def work_on_ray(settings: Settings, jobs: Sequence[Job], cluster: Cluster) -> It
         make = ray.remote(Worker).options(num_cpus=1, num_gpus=cluster.gpus)
         actors = [make.remote() for _ in range(count)]
         streams = [actor.work.options(num_returns="streaming").remote(settings, queue) for actor in actors]
-        yield from _events(ray, streams, len(jobs))
+        yield from events_of(ray, streams, len(jobs))
     finally:
         ray.shutdown()
 
 
-def _events(ray: Any, streams: list[Any], left: int) -> Iterator[Event]:
+def events_of(ray: Any, streams: list[Any], left: int) -> Iterator[Event]:
+    """What comes from the workers' streams until `left` jobs are done; a worker that dies takes one job along."""
     reason = ""
     while streams and left:
-        (stream, *_), _ = ray.wait(streams, num_returns=1)
+        (stream,), streams = ray.wait(streams, num_returns=1)
         try:
             event = ray.get(next(stream))
         except StopIteration:
-            streams.remove(stream)
+            continue
         except ray.exceptions.RayActorError as error:  # a machine is gone, or its memory was full
-            streams.remove(stream)
             reason = str(error).partition("\n")[0]
+            continue
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, SpeechXLError) else error) from None
-        else:
-            left -= isinstance(event, Done)
-            yield event
+        streams.append(stream)  # behind the others: each has its turn
+        left -= isinstance(event, Done)
+        yield event
     if left:
         raise BackendError(f"Ray workers ended early ({reason}); what is done is kept, run the same command again.")
 

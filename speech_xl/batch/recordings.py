@@ -58,7 +58,10 @@ def find_recordings(inputs: Sequence[str], output: Path) -> list[Recording]:
     names: dict[str, Path] = {}
     outside = Path(os.path.abspath(output))
     for text in inputs:
-        here = [r for r in _of_input(text) if not r.path.is_relative_to(outside)]
+        named = list(_of_input(text))
+        here = [recording for recording in named if not recording.path.is_relative_to(outside)]
+        if named and not here:
+            raise RecordingError(f"All that {text} names lies in the output folder; name another output folder.")
         if not here:
             raise RecordingError(
                 f"{text} names no recording; give a folder, a glob, recordings, or a .jsonl list of them."
@@ -140,7 +143,7 @@ def _recording(line: str, where: str, folder: Path) -> Recording:
         fields: Any = json.loads(line)
     except (ValueError, RecursionError):
         fields = None
-    if not isinstance(fields, dict) or not isinstance(fields.get("audio"), str) or not fields["audio"].strip():
+    if not isinstance(fields, dict) or not _is_path(fields.get("audio")):
         raise QuestionError(f"{where}: a line needs an \"audio\" field, the recording's path from the list's folder.")
     single, several = fields.get("question"), fields.get("questions", [])
     asked = several if single is None else [single, *several] if isinstance(several, list) else several
@@ -148,3 +151,10 @@ def _recording(line: str, where: str, folder: Path) -> Recording:
         raise QuestionError(f'{where}: "question" must be text and "questions" a list of texts.')
     audio = fields["audio"]
     return Recording(Path(os.path.normpath(audio)).as_posix(), Path(os.path.abspath(folder / audio)), tuple(asked))
+
+
+def _is_path(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and value.strip() != "" and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False

@@ -24,11 +24,19 @@ from speech_xl.schedule import Ratio
 
 
 @dataclass(frozen=True)
-class Settings:
-    """`model` is a name that means the same in every process; `ratio` may be DEFAULT, see SpeechModel."""
+class FoundModel:
+    """What is known of a model before its weights are loaded."""
 
-    model: str
+    name: str  # by which every process finds it
     fingerprint: str  # of its weights
+    config: ModelConfig
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`ratio` may be DEFAULT, see SpeechModel."""
+
+    model: FoundModel
     backend: str
     ratio: Ratio | str
     memory_budget: int | None  # bytes
@@ -39,31 +47,20 @@ class Settings:
     def kept(self) -> dict[str, Any]:
         """What must be the same for results to stand in one file: not the backend, and not where the model lies."""
         return {
-            "fingerprint": self.fingerprint, "ratio": self.ratio, "memory_budget": self.memory_budget,
+            "model": f"{self.model.config.name} ({self.model.fingerprint[:12]})", "ratio": self.ratio, "memory_budget": self.memory_budget,
             "summarizer": self.summarizer, "memory_bits": self.memory_bits, "max_tokens": self.max_tokens,
         }  # fmt: skip
 
     def load_model(self) -> SpeechModel:
         """CheckpointError if what this machine has under the model's name is another model."""
-        model = SpeechModel.load(self.model, self.backend, self.memory_bits)
-        if model.fingerprint != self.fingerprint:
-            raise CheckpointError(f"{self.model} is another model on one of the machines; bring the same one to each.")
+        model = SpeechModel.load(self.model.name, self.backend, self.memory_bits)
+        if model.fingerprint != self.model.fingerprint:
+            raise CheckpointError(f"{self.model.name} is another model on one of the machines; bring one to all.")
         return model
 
 
-@dataclass(frozen=True)
-class FoundModel:
-    """What is known of a model before its weights are loaded."""
-
-    name: str  # for Settings.model
-    fingerprint: str
-    config: ModelConfig
-    prompt: Prompt
-    note: str | None  # a line for the user, see SpeechModel
-
-
-def find_model(model: str | None) -> FoundModel:
-    """Of a name as on the command line; CheckpointError where there is none."""
+def find_model(model: str | None) -> tuple[FoundModel, Prompt, str | None]:
+    """Of a name as on the command line -> (model, its prompt, a line for the user); CheckpointError where there is none."""
     note = None
     if model is None:
         folder, note = resolve_default()
@@ -73,4 +70,4 @@ def find_model(model: str | None) -> FoundModel:
     config = check_checkpoint(folder)
     own = None if model in SHIPPED_NAMES else find_folder(model)
     name = str(own.resolve()) if own else model
-    return FoundModel(name, fingerprint(folder), config, Prompt.load(folder, config), note)
+    return FoundModel(name, fingerprint(folder), config), Prompt.load(folder, config), note

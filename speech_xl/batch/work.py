@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 from speech_xl.batch.plan import Job
@@ -41,7 +41,7 @@ class Done:
 Event = Progress | Done | list[Line]  # lines of one list are kept together
 
 
-def work_here(settings: Settings, jobs: Iterable[Job]) -> Iterator[Event]:
+def work_here(settings: Settings, jobs: Iterable[Job]) -> Generator[Event, None, None]:
     """One recording after another, in this process."""
     model = settings.load_model()
     for job in jobs:
@@ -68,7 +68,7 @@ def work(model: SpeechModel, settings: Settings, job: Job) -> Iterator[Event]:
     yield Done(name)
 
 
-def _get_memory(model: SpeechModel, settings: Settings, job: Job) -> Iterator[Event]:
+def _get_memory(model: SpeechModel, settings: Settings, job: Job) -> Generator[Event, None, tuple[AudioMemory, bool]]:
     """Returns (the memory, whether a transcript came with it). Its line comes last of those that it brings."""
     if job.is_heard:
         try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from speech_xl.arguments import parse_tokens, read_questions
 from speech_xl.batch.on_ray import Cluster, work_on_ray
 from speech_xl.batch.plan import in_order, make_jobs, questions_of
 from speech_xl.batch.recordings import Recording, find_recordings
-from speech_xl.batch.results import ANSWER, MEMORY, SKIPPED, TRANSCRIPT, Key, Results
+from speech_xl.batch.results import ANSWER, MEMORY, RESULTS, SKIPPED, TRANSCRIPT, Key, Results
 from speech_xl.batch.search import search, terms_of
 from speech_xl.batch.settings import Settings, find_model
 from speech_xl.batch.work import Done, Event, Progress, work_here
@@ -29,6 +31,7 @@ from speech_xl.summarizers import choose_summarizer
 from speech_xl.whole_file import whole_file
 
 CORPUS = "corpus.jsonl"
+ABOUT_RECORDINGS = re.compile(r"(which|what|how many|do any) (of the )?(recordings|files)\b", re.IGNORECASE)
 SPANS_SHOWN = 3  # of each recording that a question about the corpus finds; the file has all
 
 
@@ -68,16 +71,16 @@ def parse_cluster(arguments: argparse.Namespace) -> Cluster | None:
 def find_settings(arguments: argparse.Namespace) -> tuple[Settings, Prompt]:
     """What the batch is made with; refused here is what no recording can be heard with."""
     max_tokens, (ratio, budget) = parse_tokens(arguments.max_tokens), parse_memory(arguments)
-    found = find_model(arguments.model)
-    if found.note:
-        print(found.note, file=sys.stderr)
-    check_choice(found.config, ratio, budget)
-    choose_summarizer(arguments.summarizer, found.config)
+    model, prompt, note = find_model(arguments.model)
+    if note:
+        print(note, file=sys.stderr)
+    check_choice(model.config, ratio, budget)
+    choose_summarizer(arguments.summarizer, model.config)
     settings = Settings(
-        model=found.name, fingerprint=found.fingerprint, backend=arguments.backend, ratio=ratio, memory_budget=budget,
+        model=model, backend=arguments.backend, ratio=ratio, memory_budget=budget,
         summarizer=arguments.summarizer, memory_bits=arguments.memory_bits, max_tokens=max_tokens,
     )  # fmt: skip
-    return settings, found.prompt
+    return settings, prompt
 
 
 def check_questions(prompt: Prompt, recordings: Iterable[Recording], questions: Sequence[str]) -> None:
@@ -91,23 +94,24 @@ def check_questions(prompt: Prompt, recordings: Iterable[Recording], questions: 
                 raise QuestionError(f"A question of {recording.name} cannot be asked. {error}") from None
 
 
-def keep(events: Iterator[Event], results: Results, total: int, left: int) -> None:
+def keep(events: Generator[Event, None, None], results: Results, total: int, left: int) -> None:
     """Put lines into the results as they come, with a progress bar on stderr."""
-    heard: dict[str, float] = {}  # seconds of each recording
-    skipped, started = 0, time.monotonic()
+    heard: dict[str, float] = {}  # seconds of those that are in work
+    seconds, skipped, started = 0.0, 0, time.monotonic()
     layout = "{n_fmt}/{total_fmt} recordings |{bar}| {elapsed}{postfix}"
-    with tqdm(total=total, initial=total - left, bar_format=layout, file=sys.stderr) as bar:
+    with closing(events), tqdm(total=total, initial=total - left, bar_format=layout, file=sys.stderr) as bar:
         for event in events:
             if isinstance(event, Progress):
+                seconds += event.seconds - heard.get(event.name, 0.0)
                 heard[event.name] = event.seconds
             elif isinstance(event, Done):
+                heard.pop(event.name, None)
                 bar.update()
             else:
                 results.add(event)
                 for line in (line for line in event if line["kind"] == SKIPPED):
                     skipped += 1
                     tqdm.write(f"skipped {shown(line['recording'])}: {shown(line['reason'])}", file=sys.stderr)
-            seconds = sum(heard.values())
             speed = seconds / max(1e-9, time.monotonic() - started)
             bar.set_postfix_str(f"{clock(seconds)} heard, {speed:.0f}x real time, {skipped} skipped", refresh=False)
 
@@ -145,7 +149,7 @@ def report(results: Results, recordings: Sequence[Recording], questions: Sequenc
     answers = count((r.name, ANSWER, question) for r in recordings for question in questions_of(r, questions))
     if not heard:
         raise RecordingError("None of the recordings could be heard; the reasons stand above.")
-    path = results.folder / "results.jsonl"
+    path = results.folder / RESULTS
     print(f"{path}: {heard} of {len(recordings)} recordings heard, {answers} answers, {skipped} skipped")
 
 
@@ -155,6 +159,10 @@ def run(arguments: argparse.Namespace) -> None:
     of_corpus = [] if arguments.corpus_questions is None else read_questions(arguments.corpus_questions)
     for question in of_corpus:
         terms_of(question)
+    for question in filter(ABOUT_RECORDINGS.match, questions):
+        print(
+            f"{shown(question)} is asked of one recording at a time; --corpus-questions searches all.", file=sys.stderr
+        )
     output = Path(arguments.output).absolute()
     recordings = find_recordings(arguments.input, output)
     settings, prompt = find_settings(arguments)
