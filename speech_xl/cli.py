@@ -231,10 +231,16 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--model", help="small, nano, a checkpoint folder or a Hub id (default: small, else nano)")
     doctor.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
     doctor.set_defaults(run=run_doctor)
+    commands.add_parser("serve", help="answer programs over HTTP, as OpenAI's API does")  # its flags are server/command.py's
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["serve"]:
+        from server.command import main as serve  # a web framework, for this command alone
+
+        return serve(arguments[1:])
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
     if parsed.command == "ask":  # argparse does not take up positional arguments again behind an option

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -256,6 +256,8 @@ class Listening:
         return self._memory
 
 
-def ask(model: SpeechModel, memory: AudioMemory, question: str, longest: int = LONGEST_ANSWER) -> Asking:
+def ask(
+    model: SpeechModel, memory: AudioMemory, question: str, longest: int = LONGEST_ANSWER, stop: Sequence[str] = ()
+) -> Asking:
     """Ask one question about a memory; QuestionError at once if it cannot be asked."""
-    return Asking(model, memory, question, longest)
+    return Asking(model, memory, question, longest, stop)

@@ -1,0 +1,283 @@
+"""Whose recordings have been heard: memories by id, in RAM, on disk, or heard now, once for everybody who waits.
+
+A memory's id follows from the recording's hash, the model and how it is compressed, so that the same audio is not heard
+again. Owners see their own alone. It knows no requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from server.errors import CLIENT_LEFT, ApiError, without_folder
+from server.metrics import Metrics
+from server.recordings import Recording
+from server.settings import Settings
+from server.store import Entry, Store
+from server.workers import Workers
+from speech_xl.audio import probe
+from speech_xl.clock import clock
+from speech_xl.config import SAMPLING_RATE
+from speech_xl.conversation import Listening
+from speech_xl.errors import MemoryFileError, OutputError, ScheduleError
+from speech_xl.memory import AudioMemory, load_memory, save_memory
+from speech_xl.model import DEFAULT, SpeechModel
+from speech_xl.schedule import Ratio, format_bytes, memory_slots
+from speech_xl.slices import check_span
+from speech_xl.summarizers import choose_summarizer
+
+Span = tuple[float | None, float | None]  # start and end in seconds, None where none was given
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A memory that may be asked, and under which name it can be had again."""
+
+    memory: AudioMemory
+    id: str | None  # None: it could not be kept
+    reused: bool  # nothing was heard for this request
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How a client wants a recording compressed: a ratio or a budget in bytes, as `Listening` has them."""
+
+    ratio: Ratio | str = DEFAULT
+    budget: int | None = None
+
+
+class Resident:
+    """The memories used last, ready in RAM, under a byte budget. Safe from any thread."""
+
+    def __init__(self, budget: int):
+        self._budget, self.bytes = budget, 0
+        self._lock = threading.Lock()
+        self._memories: OrderedDict[tuple[str, str], AudioMemory] = OrderedDict()
+
+    def get(self, key: tuple[str, str]) -> AudioMemory | None:
+        with self._lock:
+            if key in self._memories:
+                self._memories.move_to_end(key)
+            return self._memories.get(key)
+
+    def put(self, key: tuple[str, str], memory: AudioMemory) -> None:
+        self.drop(key)
+        with self._lock:
+            self._memories[key] = memory
+            self.bytes += memory.bytes
+            while self.bytes > self._budget:
+                self.bytes -= self._memories.popitem(last=False)[1].bytes
+
+    def drop(self, key: tuple[str, str]) -> None:
+        with self._lock:
+            if (memory := self._memories.pop(key, None)) is not None:
+                self.bytes -= memory.bytes
+
+
+class Hearing:
+    """One recording on its way to a memory. It ends when everybody who had a seat has left; see `Seat`."""
+
+    def __init__(self, library: Library, owner: str, identifier: str, recording: Recording, ratio: Ratio):
+        self._library, self._key, self._recording, self._ratio = library, (owner, identifier), recording, ratio
+        self._stopped = threading.Event()
+        self.seats = 0
+        self._future = library.listening.submit(self._run)
+        self._future.add_done_callback(lambda _: recording.close())
+        self.done = asyncio.wrap_future(self._future)
+
+    def stop(self) -> None:
+        """It is over, or nobody waits for it any more: the next one who wants it begins anew."""
+        self._stopped.set()
+        self._future.cancel()
+        self.done.add_done_callback(lambda done: done.cancelled() or done.exception())  # said to nobody
+        if self._library.hearings.get(self._key) is self:
+            del self._library.hearings[self._key]
+
+    def _run(self) -> Kept:
+        library = self._library
+        with self._recording.named() as path:
+            listening = Listening(library.model, path, self._ratio)
+            heard_seconds = 0.0
+            try:
+                for heard in listening:
+                    library.metrics.heard_seconds.inc(heard.seconds - heard_seconds)
+                    heard_seconds = heard.seconds
+                    library.check_length(heard.seconds)  # a file may hold more than it declares
+                    library.check_size(heard.memory_bytes)
+                    if self._stopped.is_set():
+                        raise ApiError(CLIENT_LEFT, "Nobody waits for this recording any more.")
+            finally:
+                listening.cancel()
+            return library.keep(*self._key, listening.memory)
+
+
+class Seat:
+    """One request's claim on a hearing. `close` gives it up; it may be called twice, from the event loop."""
+
+    def __init__(self, hearing: Hearing):
+        self._hearing: Hearing | None = hearing
+        hearing.seats += 1
+
+    async def result(self) -> Kept:
+        return await asyncio.shield(self._hearing.done)
+
+    def close(self) -> None:
+        hearing, self._hearing = self._hearing, None
+        if hearing is not None:
+            hearing.seats -= 1
+            if not hearing.seats:
+                hearing.stop()
+
+
+class Library:
+    """The server's memories. `hear` and `find` are for the event loop, the rest for any thread."""
+
+    def __init__(self, model: SpeechModel, settings: Settings, listening: Workers, metrics: Metrics):
+        self.model, self.listening, self.metrics = model, listening, metrics
+        self._settings = settings
+        self.store = Store(settings.store, settings.store_bytes)
+        self.resident = Resident(settings.resident_bytes)
+        self.hearings: dict[tuple[str, str], Hearing] = {}
+        self._summarizer = choose_summarizer("auto", model.config)[0].name
+
+    def identify(self, sha256: str, ratio: str, summarizer: str) -> str:
+        """The id of what this model keeps of a recording; `ratio` in words."""
+        words = json.dumps([sha256, self.model.fingerprint, ratio, summarizer])
+        return f"mem_{hashlib.sha256(words.encode()).hexdigest()[:32]}"
+
+    def check_length(self, seconds: float | None) -> None:
+        if seconds is not None and seconds > self._settings.hours * 3600:
+            raise ApiError(
+                413, f"The recording is {clock(seconds)} long or more and this server takes {self._settings.hours:g} h; "
+                "cut it.", "audio_too_long",
+            )  # fmt: skip
+
+    def check_size(self, size: int) -> None:
+        if size > self._settings.resident_bytes:
+            raise ApiError(
+                413, f"The memory takes {format_bytes(size)} or more and this server allows "
+                f"{format_bytes(self._settings.resident_bytes)}; choose a larger ratio.", "memory_too_large",
+            )  # fmt: skip
+
+    def _plan(self, recording: Recording, compression: Compression, span: Span) -> Ratio:
+        """The ratio that a recording will be heard at, once all is checked that can be without hearing it."""
+        with recording.named() as path:
+            seconds = probe(path).seconds
+        self.check_length(seconds)
+        check_span(*span, seconds)
+        ratio = self.model.choose_ratio(compression.ratio, compression.budget, seconds)
+        tokens = self.model.config.tokens_for(round((seconds or 0) * SAMPLING_RATE))
+        self.check_size(memory_slots(tokens, self.model.interval, ratio) * self.model.bytes_per_slot)
+        return ratio
+
+    async def hear(
+        self, owner: str, recording: Recording, compression: Compression, span: Span = (None, None)
+    ) -> Kept | Seat:
+        """What is known of a recording, or a seat where it is being heard. The file is closed here, sooner or later.
+
+        ApiError or SpeechXLError at once for whatever can be refused before it is heard; 429 if too many wait.
+        """
+        try:
+            ratio = await asyncio.to_thread(self._plan, recording, compression, span)
+            name = self.identify(recording.sha256, "raw" if ratio is None else str(ratio), self._summarizer)
+            if (owner, name) not in self.hearings:
+                memory = await asyncio.to_thread(self._look_up, owner, name, True)
+                if memory is not None:
+                    self.metrics.memories.labels("reused").inc()
+                    return Kept(memory, name, reused=True)
+            if (owner, name) not in self.hearings:
+                self.listening.admit()
+                self.hearings[owner, name] = Hearing(self, owner, name, recording, ratio)
+                recording = None  # the hearing's now
+            return Seat(self.hearings[owner, name])
+        finally:
+            if recording is not None:
+                recording.close()
+
+    async def receive(
+        self, owner: str, file: Recording, compression: Compression, span: Span = (None, None)
+    ) -> Kept | Seat:
+        """A file that may be a .sxl memory, which is taken in, or a recording, as for `hear`."""
+        if not file.is_memory:
+            return await self.hear(owner, file, compression, span)
+        try:
+            if compression != Compression():
+                raise ScheduleError("A memory has its ratio already; leave ratio and memory_budget out.")
+            return await self.find(owner, await asyncio.to_thread(self.take_in, owner, file))
+        finally:
+            file.close()
+
+    async def find(self, owner: str, identifier: str) -> Kept:
+        """A memory by its id; ApiError 404 if this owner has none of that name."""
+        memory = await asyncio.to_thread(self._look_up, owner, identifier)
+        if memory is None:
+            raise no_memory()
+        self.metrics.memories.labels("reused").inc()
+        return Kept(memory, identifier, reused=True)
+
+    def _look_up(self, owner: str, identifier: str, can_hear: bool = False) -> AudioMemory | None:
+        """What the disk has, by way of RAM. A damaged file is an error only where the recording is not at hand."""
+        path = self.store.path(owner, identifier)  # this marks it as used, too
+        memory = self.resident.get((owner, identifier))
+        if path is None:
+            self.resident.drop((owner, identifier))
+            return None
+        if memory is None:
+            try:
+                with without_folder(path.parent):
+                    memory = load_memory(path, self.model)
+            except MemoryFileError:
+                if can_hear or not path.exists():  # thrown away meanwhile
+                    return None
+                raise
+            self.resident.put((owner, identifier), memory)
+        return memory
+
+    def keep(self, owner: str, identifier: str, memory: AudioMemory) -> Kept:
+        """What has just been heard. Where it cannot be kept on disk it can be asked all the same."""
+        self.metrics.memories.labels("heard").inc()
+        try:
+            self.store.keep(owner, identifier, lambda path: save_memory(memory, path, self.model))
+        except (ApiError, OutputError) as error:
+            reason = str(error) if isinstance(error, ApiError) else "The server's disk has no room for this memory."
+            return Kept(memory, None, reused=False, warnings=(f"{reason} It will be heard again next time.",))
+        self.resident.put((owner, identifier), memory)
+        return Kept(memory, identifier, reused=False)
+
+    def take_in(self, owner: str, recording: Recording) -> str:
+        """Keep a .sxl file that a client sends -> its id. MemoryFileError if this model cannot be asked about it."""
+        with recording.named() as path:
+            memory = load_memory(path, self.model)
+        # One of a recording that was still being heard has no hash, and its own file's stands for it.
+        name = self.identify(memory.recording.sha256 or recording.sha256, memory.ratio, memory.summarizer)
+        self.check_size(memory.bytes)
+        self.store.copy(owner, name, recording.path)
+        self.resident.put((owner, name), memory)
+        return name
+
+    def entry(self, owner: str, identifier: str) -> Entry:
+        """What a memory's file says; ApiError 404 if this owner has none of that name."""
+        if (entry := self.store.entry(owner, identifier)) is None:
+            raise no_memory()
+        return entry
+
+    def delete(self, owner: str, identifier: str) -> None:
+        """ApiError 404 if this owner has none of that name."""
+        was_there = self.store.delete(owner, identifier)
+        self.resident.drop((owner, identifier))
+        if not was_there:
+            raise no_memory()
+
+    def close(self) -> None:
+        """Stop hearing; nothing half-heard is kept."""
+        for hearing in list(self.hearings.values()):
+            hearing.stop()
+
+
+def no_memory() -> ApiError:
+    return ApiError(404, "You have no memory of this id here; send the recording, or list your memories.", "no_memory")
