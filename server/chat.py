@@ -39,6 +39,7 @@ async def complete(
         await while_connected(request, turn.open(source))
         if not asked.stream:
             return JSONResponse(await while_connected(request, shape.whole(turn)))
+        await while_connected(request, turn.job.begin())
     except BaseException:
         turn.job.close()
         raise

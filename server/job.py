@@ -13,6 +13,7 @@ from server.fields import Extras
 from server.library import Compression, Kept, Seat
 from server.recordings import Recording
 from server.service import Service
+from server.streaming import SECONDS_OF_SILENCE
 from server.workers import ThreadStream
 from speech_xl.memory import AudioMemory
 from speech_xl.slices import check_span
@@ -21,7 +22,10 @@ T = TypeVar("T")
 
 
 class Job:
-    """`open`, then `memory`, then `results`, once each. `close` at any time, from the event loop, ends what is under way."""
+    """`open`, `begin` where a stream comes of it, then `memory` or `results`, once each.
+
+    `close` ends whatever is under way, at any time, from the event loop.
+    """
 
     def __init__(self, service: Service, owner: str, extras: Extras):
         self._service, self._owner, self._extras = service, owner, extras
@@ -50,6 +54,11 @@ class Job:
             check_span(*extras.span, found.memory.seconds)
             self._service.answering.admit()
             self._kept = found
+
+    async def begin(self) -> None:
+        """Wait a little, so that what is wrong with a recording can still be said by the status of a stream."""
+        if self._seat is not None:
+            await self._seat.begun(SECONDS_OF_SILENCE)
 
     async def memory(self) -> Kept:
         """The memory, once the recording has been heard."""

@@ -7,6 +7,7 @@ again. Owners see their own alone. It knows no requests.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import threading
@@ -89,6 +90,7 @@ class Hearing:
         self._future = library.listening.submit(self._run)
         self._future.add_done_callback(lambda _: recording.close())
         self.done = asyncio.wrap_future(self._future)
+        self.begun = asyncio.get_running_loop().create_future()  # done when something has been heard
 
     def stop(self) -> None:
         """It is over, or nobody waits for it any more: the next one who wants it begins anew."""
@@ -98,6 +100,11 @@ class Hearing:
         if self._library.hearings.get(self._key) is self:
             del self._library.hearings[self._key]
 
+    def _say_begun(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear it
+            loop = self.begun.get_loop()
+            loop.call_soon_threadsafe(lambda: self.begun.done() or self.begun.set_result(None))
+
     def _run(self) -> Kept:
         library = self._library
         with self._recording.named() as path:
@@ -105,6 +112,8 @@ class Hearing:
             heard_seconds = 0.0
             try:
                 for heard in listening:
+                    if heard_seconds == 0:
+                        self._say_begun()
                     library.metrics.heard_seconds.inc(heard.seconds - heard_seconds)
                     heard_seconds = heard.seconds
                     library.check_length(heard.seconds)  # a file may hold more than it declares
@@ -122,6 +131,13 @@ class Seat:
     def __init__(self, hearing: Hearing):
         self._hearing: Hearing | None = hearing
         hearing.seats += 1
+
+    async def begun(self, seconds: float) -> None:
+        """Until something has been heard, or so many seconds have passed; raises what it has failed with by then."""
+        done = self._hearing.done
+        await asyncio.wait({done, self._hearing.begun}, timeout=seconds)
+        if done.done():
+            done.result()
 
     async def result(self) -> Kept:
         return await asyncio.shield(self._hearing.done)

@@ -79,8 +79,6 @@ async def fetch(url: str, allowed: str, limit: int) -> Recording:
         raise _refuse("does not answer in time") from None
     except (OSError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
         raise _refuse("cannot be reached, or does not speak HTTP") from error
-    except UnicodeError:
-        raise _refuse("is not written as one") from None
     raise _refuse("leads on and on to other ones")
 
 
@@ -89,7 +87,8 @@ async def _get(pool: httpcore.AsyncConnectionPool, url: str, limit: int) -> Reco
     try:
         parts = urlsplit(url)
         has_host = bool(parts.hostname) and parts.port != 0
-    except ValueError:
+        url.encode("ascii")
+    except ValueError:  # UnicodeEncodeError is one, too
         raise _refuse("is not written as one") from None
     if parts.scheme not in ("http", "https") or not has_host:
         raise _refuse("does not start with http:// or https:// and a host")

@@ -39,6 +39,7 @@ async def write_down(
         if not asked.stream:
             segments = await while_connected(request, all_segments(service, job, asked))
             return whole(service, asked, job.kept.memory, segments)
+        await while_connected(request, job.begin())
     except BaseException:
         job.close()
         raise

@@ -18,6 +18,7 @@ import pytest
 import soundfile as sf
 
 import server.library
+from server import streaming
 from server.errors import ApiError
 from server.workers import ThreadStream, Workers
 from speech_xl.conversation import Heard, Listening
@@ -204,7 +205,7 @@ def test_an_error_on_a_thread_is_raised_where_it_is_awaited() -> None:
 
 
 def test_recordings_beyond_the_limit(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
-    limits = {"hours": 5 / 3600, "upload_bytes": 300_000, "json_bytes": 600_000, "resident_bytes": 20_000}
+    limits = {"hours": 5 / 3600, "upload_bytes": 300_000, "json_bytes": 600_000, "resident_bytes": 10_000}
     with serving(tiny_speech_model, tmp_path / "memories", **limits) as server:
         client = server.client()
 
@@ -223,19 +224,31 @@ def test_recordings_beyond_the_limit(tiny_speech_model: SpeechModel, tmp_path: P
 
 
 def test_a_file_that_holds_more_than_it_declares(
-    tiny_speech_model: SpeechModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_speech_model: SpeechModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: type[Held]
 ) -> None:
     short = tmp_path / "short.wav"
     sf.write(short, np.zeros(16_000, np.float32), 16_000)
     declared = server.library.probe(short)
     monkeypatch.setattr(server.library, "probe", lambda path: declared)
+    asked = {"model": "tiny", "messages": messages("a?", input_audio(talk(9.0)))}
     with serving(tiny_speech_model, tmp_path / "memories", hours=5 / 3600) as limited:
-        with pytest.raises(openai.APIStatusError, match="long or more") as error:
-            limited.client().chat.completions.create(model="tiny", messages=messages("a?", input_audio(talk(9.0))))
-        assert error.value.status_code == 413
-        chunks = limited.client().chat.completions.create(
-            model="tiny", messages=messages("a?", input_audio(talk(9.0))), stream=True
-        )
-        with pytest.raises(openai.APIError, match="long or more"):  # the stream had begun
+        chunks = limited.client().chat.completions.create(**asked, stream=True)  # begun: an interval has been heard
+        held.go_on.set()
+        with pytest.raises(openai.APIError, match="long or more"):
             list(chunks)
+        with pytest.raises(openai.APIStatusError, match="long or more") as error:
+            limited.client().chat.completions.create(**asked)
+        assert error.value.status_code == 413
         assert limited.service.library.store.bytes == 0
+
+
+def test_a_stream_is_not_silent_while_it_waits(
+    tight: Server, held: type[Held], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "SECONDS_OF_SILENCE", 0.05)
+    url = f"{tight.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=body(11, stream=True), timeout=LONGEST_WAIT) as answer:
+        lines = answer.iter_lines()
+        assert any(line.startswith(":") for line in lines)
+        held.go_on.set()
+        assert "data: [DONE]" in list(lines)
