@@ -23,18 +23,23 @@ class Keys:
     def __init__(self, keys: tuple[str, ...]):
         self._owners = [owner_of(key) for key in keys]
 
+    def owner(self, key: str) -> str | None:
+        """Whose key it is; None if it is nobody's."""
+        asked = owner_of(key)
+        known = [owner for owner in self._owners if hmac.compare_digest(owner, asked)]
+        return known[0] if known else None
+
     def __call__(self, request: Request) -> str:
         if not self._owners:
             return EVERYBODY
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            raise self._refuse("An API key is needed; send it as Authorization: Bearer KEY.")
-        asked = owner_of(key.strip())
-        known = [owner for owner in self._owners if hmac.compare_digest(owner, asked)]
-        if not known:
-            raise self._refuse("This API key is not known here; check it.")
-        return known[0]
+            raise _refuse("An API key is needed; send it as Authorization: Bearer KEY.")
+        owner = self.owner(key.strip())
+        if owner is None:
+            raise _refuse("This API key is not known here; check it.")
+        return owner
 
-    @staticmethod
-    def _refuse(sentence: str) -> ApiError:
-        return ApiError(401, sentence, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+def _refuse(sentence: str) -> ApiError:
+    return ApiError(401, sentence, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

@@ -85,6 +85,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--audio-urls", default=usual.audio_urls, choices=AUDIO_URLS,
         help="which http(s) addresses recordings are fetched from; public: none of a private network (default none)",
     )  # fmt: skip
+    parser.add_argument(
+        "--page", action="store_true", help="the page and its MCP endpoint at /page, in the same process"
+    )
     return parser
 
 
@@ -115,6 +118,14 @@ def bind(host: str, port: int) -> socket.socket:
         raise OutputError(f"{host}:{port} cannot be listened on ({reason}); give another --host or --port.") from None
 
 
+class Server(uvicorn.Server):
+    """Ends what is being heard before it waits for requests to end."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.service.library.close()
+        await super().shutdown(sockets)
+
+
 def main(words: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(words)
     settings = settings_of(arguments)
@@ -122,6 +133,10 @@ def main(words: list[str] | None = None) -> int:
         with bind(arguments.host, arguments.port) as listener:
             model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
             app = build_app(model, settings)
+            if arguments.page:
+                from server.page import add_page  # gradio takes seconds to import
+
+                app = add_page(app, model, settings)
             if model.note:
                 print(model.note, file=sys.stderr)
             if not settings.keys and arguments.host not in THIS_MACHINE:
@@ -132,7 +147,7 @@ def main(words: list[str] | None = None) -> int:
             address = f"http://{arguments.host}:{listener.getsockname()[1]}/v1"
             print(f"{model.config.name} answers at {address}; Ctrl-C ends it.", file=sys.stderr, flush=True)
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_LEAVE)
-            uvicorn.Server(config).run(sockets=[listener])
+            Server(config).run(sockets=[listener])
     except SpeechXLError as error:
         print(error, file=sys.stderr)
         return 2

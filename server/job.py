@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from server.errors import ApiError
 from server.fields import Extras
-from server.library import Compression, Kept, Seat
+from server.hearing import Kept, Seat
+from server.library import Compression
 from server.recordings import Recording
 from server.service import Service
 from server.streaming import SECONDS_OF_SILENCE

@@ -7,16 +7,16 @@ again. Owners see their own alone. It knows no requests.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 
-from server.errors import CLIENT_LEFT, ApiError, without_folder
+from server.errors import ApiError, without_folder
+from server.hearing import Hearing, Kept, Seat
 from server.metrics import Metrics
 from server.recordings import Recording
+from server.resident import Key, Resident
 from server.settings import Settings
 from server.store import Entry, Store
 from server.workers import Workers
@@ -35,119 +35,11 @@ Span = tuple[float | None, float | None]  # start and end in seconds, None where
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A memory that may be asked, and under which name it can be had again."""
-
-    memory: AudioMemory
-    id: str | None  # None: it could not be kept
-    reused: bool  # nothing was heard for this request
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Compression:
     """How a client wants a recording compressed: a ratio or a budget in bytes, as `Listening` has them."""
 
     ratio: Ratio | str = DEFAULT
     budget: int | None = None
-
-
-class Resident:
-    """The memories used last, ready in RAM, under a byte budget. Safe from any thread."""
-
-    def __init__(self, budget: int):
-        self._budget, self.bytes = budget, 0
-        self._lock = threading.Lock()
-        self._memories: OrderedDict[tuple[str, str], AudioMemory] = OrderedDict()
-
-    def get(self, key: tuple[str, str]) -> AudioMemory | None:
-        with self._lock:
-            if key in self._memories:
-                self._memories.move_to_end(key)
-            return self._memories.get(key)
-
-    def put(self, key: tuple[str, str], memory: AudioMemory) -> None:
-        self.drop(key)
-        with self._lock:
-            self._memories[key] = memory
-            self.bytes += memory.bytes
-            while self.bytes > self._budget:
-                self.bytes -= self._memories.popitem(last=False)[1].bytes
-
-    def drop(self, key: tuple[str, str]) -> None:
-        with self._lock:
-            if (memory := self._memories.pop(key, None)) is not None:
-                self.bytes -= memory.bytes
-
-
-class Hearing:
-    """One recording on its way to a memory. It ends when everybody who had a seat has left; see `Seat`."""
-
-    def __init__(self, library: Library, owner: str, identifier: str, recording: Recording, ratio: Ratio):
-        self._library, self._key, self._recording, self._ratio = library, (owner, identifier), recording, ratio
-        self._stopped = threading.Event()
-        self.seats = 0
-        self._future = library.listening.submit(self._run)
-        self._future.add_done_callback(lambda _: recording.close())
-        self.done = asyncio.wrap_future(self._future)
-        self.begun = asyncio.get_running_loop().create_future()  # done when something has been heard
-
-    def stop(self) -> None:
-        """It is over, or nobody waits for it any more: the next one who wants it begins anew."""
-        self._stopped.set()
-        self._future.cancel()
-        self.done.add_done_callback(lambda done: done.cancelled() or done.exception())  # said to nobody
-        if self._library.hearings.get(self._key) is self:
-            del self._library.hearings[self._key]
-
-    def _say_begun(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear it
-            loop = self.begun.get_loop()
-            loop.call_soon_threadsafe(lambda: self.begun.done() or self.begun.set_result(None))
-
-    def _run(self) -> Kept:
-        library = self._library
-        with self._recording.named() as path:
-            listening = Listening(library.model, path, self._ratio)
-            heard_seconds = 0.0
-            try:
-                for heard in listening:
-                    if heard_seconds == 0:
-                        self._say_begun()
-                    library.metrics.heard_seconds.inc(heard.seconds - heard_seconds)
-                    heard_seconds = heard.seconds
-                    library.check_length(heard.seconds)  # a file may hold more than it declares
-                    library.check_size(heard.memory_bytes)
-                    if self._stopped.is_set():
-                        raise ApiError(CLIENT_LEFT, "Nobody waits for this recording any more.")
-            finally:
-                listening.cancel()
-            return library.keep(*self._key, listening.memory)
-
-
-class Seat:
-    """One request's claim on a hearing. `close` gives it up; it may be called twice, from the event loop."""
-
-    def __init__(self, hearing: Hearing):
-        self._hearing: Hearing | None = hearing
-        hearing.seats += 1
-
-    async def begun(self, seconds: float) -> None:
-        """Until something has been heard, or so many seconds have passed; raises what it has failed with by then."""
-        done = self._hearing.done
-        await asyncio.wait({done, self._hearing.begun}, timeout=seconds)
-        if done.done():
-            done.result()
-
-    async def result(self) -> Kept:
-        return await asyncio.shield(self._hearing.done)
-
-    def close(self) -> None:
-        hearing, self._hearing = self._hearing, None
-        if hearing is not None:
-            hearing.seats -= 1
-            if not hearing.seats:
-                hearing.stop()
 
 
 class Library:
@@ -158,7 +50,8 @@ class Library:
         self._settings = settings
         self.store = Store(settings.store, settings.store_bytes)
         self.resident = Resident(settings.resident_bytes)
-        self.hearings: dict[tuple[str, str], Hearing] = {}
+        self.hearings: dict[Key, Hearing] = {}
+        self._loading = threading.Lock()  # a memory that many ask for is read once
         self._summarizer = choose_summarizer("auto", model.config)[0].name
 
     def identify(self, sha256: str, ratio: str, summarizer: str) -> str:
@@ -208,12 +101,37 @@ class Library:
                     return Kept(memory, name, reused=True)
             if (owner, name) not in self.hearings:
                 self.listening.admit()
-                self.hearings[owner, name] = Hearing(self, owner, name, recording, ratio)
+                self.hearings[owner, name] = self._begin((owner, name), recording, ratio)
                 recording = None  # the hearing's now
             return Seat(self.hearings[owner, name])
         finally:
             if recording is not None:
                 recording.close()
+
+    def _begin(self, key: Key, recording: Recording, ratio: Ratio) -> Hearing:
+        def forget() -> None:  # the next one who wants it begins anew
+            if self.hearings.get(key) is hearing:
+                del self.hearings[key]
+
+        hearing = Hearing(self.listening, lambda this: self._listen(this, key, recording, ratio), forget)
+        hearing.future.add_done_callback(lambda _: recording.close())
+        return hearing
+
+    def _listen(self, hearing: Hearing, key: Key, recording: Recording, ratio: Ratio) -> Kept:
+        """On a thread."""
+        heard_seconds = 0.0
+        with recording.named() as path:
+            listening = Listening(self.model, path, ratio)
+            try:
+                for heard in listening:
+                    self.check_length(heard.seconds)  # a file may hold more than it declares
+                    self.check_size(heard.memory_bytes)
+                    hearing.check_wanted()
+                    self.metrics.heard_seconds.inc(heard.seconds - heard_seconds)
+                    heard_seconds = heard.seconds
+            finally:
+                listening.cancel()
+        return self.keep(key, listening.memory)
 
     async def receive(
         self, owner: str, file: Recording, compression: Compression, span: Span = (None, None)
@@ -243,7 +161,11 @@ class Library:
         if path is None:
             self.resident.drop((owner, identifier))
             return None
-        if memory is None:
+        if memory is not None:
+            return memory
+        with self._loading:
+            if (memory := self.resident.get((owner, identifier))) is not None:
+                return memory
             try:
                 with without_folder(path.parent):
                     memory = load_memory(path, self.model)
@@ -254,16 +176,16 @@ class Library:
             self.resident.put((owner, identifier), memory)
         return memory
 
-    def keep(self, owner: str, identifier: str, memory: AudioMemory) -> Kept:
+    def keep(self, key: Key, memory: AudioMemory) -> Kept:
         """What has just been heard. Where it cannot be kept on disk it can be asked all the same."""
         self.metrics.memories.labels("heard").inc()
         try:
-            self.store.keep(owner, identifier, lambda path: save_memory(memory, path, self.model))
+            self.store.keep(*key, lambda path: save_memory(memory, path, self.model))
         except (ApiError, OutputError) as error:
             reason = str(error) if isinstance(error, ApiError) else "The server's disk has no room for this memory."
             return Kept(memory, None, reused=False, warnings=(f"{reason} It will be heard again next time.",))
-        self.resident.put((owner, identifier), memory)
-        return Kept(memory, identifier, reused=False)
+        self.resident.put(key, memory)
+        return Kept(memory, key[1], reused=False)
 
     def take_in(self, owner: str, recording: Recording) -> str:
         """Keep a .sxl file that a client sends -> its id. MemoryFileError if this model cannot be asked about it."""
@@ -290,7 +212,7 @@ class Library:
             raise no_memory()
 
     def close(self) -> None:
-        """Stop hearing; nothing half-heard is kept."""
+        """Stop hearing, whoever waits; nothing half-heard is kept."""
         for hearing in list(self.hearings.values()):
             hearing.stop()
 

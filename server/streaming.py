@@ -52,7 +52,7 @@ async def encode(events: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[
             coming = asyncio.ensure_future(anext(events, None))
     except Exception as error:
         refused = refusal(error)
-        if refused.status >= 500:
+        if refused.status == 500:
             LOG.error("a stream failed", exc_info=error)
         yield format_sse_event(data_str=json.dumps(refused.body))
     finally:

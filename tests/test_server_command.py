@@ -13,9 +13,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 
+from server.app import build_app
 from server.command import KEYS_VARIABLE, build_parser, settings_of
+from server.page import add_page
+from server.settings import Settings
 from speech_xl.cli import main
+from speech_xl.model import SpeechModel
 from tests.serving import LONGEST_WAIT, input_audio, messages, talk
 
 
@@ -51,9 +56,12 @@ def test_it_ends_in_the_middle_of_a_recording(process: subprocess.Popen, tmp_pat
     with httpx.stream(
         "POST", f"http://127.0.0.1:{port}/v1/chat/completions", json=asked, headers=headers, timeout=LONGEST_WAIT
     ) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()
+        next(lines)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=LONGEST_WAIT)
+        assert any("being stopped" in line for line in lines)
+    _, rest = process.communicate(timeout=LONGEST_WAIT)
+    assert "Traceback" not in rest
     assert list((tmp_path / "memories").rglob("*.sxl")) == []
 
 
@@ -107,3 +115,14 @@ def test_flags_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert settings.audio_urls == "public" and settings.upload_bytes == 2**31
     monkeypatch.delenv(KEYS_VARIABLE)
     assert settings_of(build_parser().parse_args([])).keys == ()
+
+
+def test_the_page_beside_the_api(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
+    settings = Settings(store=tmp_path / "memories", keys=("secret",))
+    client = TestClient(add_page(build_app(tiny_speech_model, settings), tiny_speech_model, settings))
+    assert client.get("/v1/models").status_code == 401 and client.get("/health").status_code == 200
+    assert client.get("/v1/nothing").json()["error"]["message"]
+    assert client.get("/page/config").status_code == 401
+    for password, status in (("wrong", 400), ("secret", 200)):
+        assert client.post("/page/login", data={"username": "me", "password": password}).status_code == status
+    assert client.get("/page/config").status_code == 200

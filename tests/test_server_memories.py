@@ -14,7 +14,7 @@ from openai import OpenAI
 
 from server.auth import owner_of
 from server.errors import ApiError
-from server.library import Resident
+from server.resident import Resident
 from server.store import Store
 from speech_xl.errors import OutputError
 from speech_xl.memory import AudioMemory
