@@ -24,7 +24,7 @@ def build_app(model: SpeechModel, settings: Settings) -> FastAPI:
         try:
             yield
         finally:
-            service.close()
+            await service.close()
 
     # No pages of documentation: they would fetch scripts from elsewhere.
     app = FastAPI(title="Speech-XL", lifespan=lifespan, docs_url=None, redoc_url=None)

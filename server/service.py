@@ -38,10 +38,11 @@ class Service:
         if name != known:
             raise ApiError(404, f"There is no model {name[:60]!r} here; ask {known!r}.", "model_not_found", "model")
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """All work has ended and its files are gone: the process may die of the signal that ends the server."""
         self.library.close()
-        self.listening.close()
-        self.answering.close()
+        await asyncio.to_thread(self.listening.close)
+        await asyncio.to_thread(self.answering.close)
 
 
 def service_of(request: Request) -> Service:

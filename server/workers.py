@@ -65,8 +65,8 @@ class Workers:
             self.jobs -= 1
 
     def close(self) -> None:
-        """Nothing in line is begun; what is in work must be stopped by its owner."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Blocking. Nothing in line is begun, and what is in work, which its owner must stop, has ended."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 def too_busy(reason: str, seconds: int) -> ApiError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -197,6 +198,21 @@ def test_the_latest_recording_is_asked(client: OpenAI, memory: str) -> None:
     both = messages("a?", input_audio(talk(seed=4)), input_audio(order()))
     with pytest.raises(openai.BadRequestError, match="one recording"):
         client.chat.completions.create(model="nano", messages=both)
+
+
+def test_the_documented_examples_run(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "server.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 2
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "talk.wav").write_bytes(order())
+    known: dict[str, object] = {}
+    for example in examples:
+        example = example.replace("http://127.0.0.1:8000", server.url).replace('"small"', '"nano"')
+        exec(example.replace("talk.m4a", "talk.wav").replace("When does the work begin?", QUESTION), known)
+    assert capsys.readouterr().out.startswith(ANSWER)
 
 
 def test_models_and_health(client: OpenAI, server: Server) -> None:

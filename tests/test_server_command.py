@@ -29,7 +29,7 @@ def process(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[subprocess.Popen]
     words = ["--port", "0", "--store", tmp_path / "memories", "--model", tiny_checkpoint, "--backend", "torch"]
     process = subprocess.Popen(
         [sys.executable, "-m", "speech_xl", "serve", *words],
-        stderr=subprocess.PIPE, text=True, env=os.environ | {KEYS_VARIABLE: "secret"},
+        stderr=subprocess.PIPE, text=True, env=os.environ | {KEYS_VARIABLE: "secret", "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     yield process
     process.kill()
@@ -62,7 +62,7 @@ def test_it_ends_in_the_middle_of_a_recording(process: subprocess.Popen, tmp_pat
         assert any("being stopped" in line for line in lines)
     _, rest = process.communicate(timeout=LONGEST_WAIT)
     assert "Traceback" not in rest
-    assert list((tmp_path / "memories").rglob("*.sxl")) == []
+    assert list(tmp_path.rglob("*.sxl")) == [] == list(tmp_path.glob("speech-xl-*"))
 
 
 def refused(capsys: pytest.CaptureFixture, *words: object) -> str:
