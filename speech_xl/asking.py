@@ -6,7 +6,7 @@ It decides when an answer ends and turns attention into evidence; it knows no fr
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,20 +31,37 @@ class Answer:
     heard_seconds: float  # of the recording, when it was asked
     finish_reason: str = "stop"  # "length": it was broken off at the most tokens that were allowed
     warnings: tuple[str, ...] = ()  # a sentence each
+    tokens: int = 0  # that were spoken, the one that ends an answer left out
+
+
+def find_stop(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first of some texts begins in `text`; None if none of them is there."""
+    return min((at for s in stop if (at := text.find(s)) >= 0), default=None)
+
+
+def before_stop(text: str, stop: Sequence[str]) -> int:
+    """Characters of `text` that no text of `stop` can begin in, whatever comes behind it."""
+    held = (n for s in stop for n in range(min(len(s) - 1, len(text)), 0, -1) if text.endswith(s[:n]))
+    return len(text) - max(held, default=0)
 
 
 class Asking:
-    """One question. Iterate for pieces of the answer's text; `answer` is there when they end."""
+    """One question. Iterate for pieces of the answer's text; `answer` is there when they end.
+
+    The answer ends before the first text of `stop` (none of them empty), if it comes to one.
+    """
 
     def __init__(
-        self, model: SpeechModel, memory: AudioMemory, question: str, longest: int, span: tuple[float, float] | None
-    ):
+        self, model: SpeechModel, memory: AudioMemory, question: str, longest: int,
+        span: tuple[float, float] | None = None, stop: Sequence[str] = (),
+    ):  # fmt: skip
         self._model = model
         self._memory = memory
         self._question = question
         self._span = span
         self._ids = model.prompt.question_ids(question)
         self._longest = longest
+        self._stop = tuple(stop)
         self.answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -65,20 +82,27 @@ class Asking:
                     break
                 said.append(step.token)
                 text = self._spelled(said, is_over=False)
-                # A character may take several tokens: half of one is held back.
-                if text.startswith(shown) and len(text) > len(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                if find_stop(text, self._stop) is not None:
+                    finish_reason = "stop"
+                    break
+                # A character may take several tokens: half of one is held back, and so is what may begin a stop.
+                if text.endswith("\N{REPLACEMENT CHARACTER}"):
+                    continue
+                text = text[: before_stop(text, self._stop)]
+                if text.startswith(shown) and len(text) > len(shown):
                     yield text[len(shown) :]
                     shown = text
         finally:
             steps.close()
         text = self._spelled(said, is_over=True)
+        text = text[: find_stop(text, self._stop)]
         if text.startswith(shown) and len(text) > len(shown):
             yield text[len(shown) :]
         weights = attention[len(memory.prefix) :] / max(1, rows)
         evidence = find_evidence(weights, memory.slot_times)
         warnings = model.position_warnings(memory.position + len(self._ids) + len(said))
         self.answer = Answer(
-            self._question, text, evidence, time.monotonic() - started, memory.seconds, finish_reason, warnings
+            self._question, text, evidence, time.monotonic() - started, memory.seconds, finish_reason, warnings, len(said)
         )
 
     def _spelled(self, said: list[int], is_over: bool) -> str:

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -261,9 +261,9 @@ class Listening:
 
 def ask(
     model: SpeechModel, memory: AudioMemory, question: str, longest: int = LONGEST_ANSWER,
-    start: float | None = None, end: float | None = None,
+    start: float | None = None, end: float | None = None, stop: Sequence[str] = (),
 ) -> Asking:  # fmt: skip
     """Ask one question about a memory, or about [start, end] seconds of it alone; QuestionError at once if it cannot be
-    asked."""
+    asked. The answer ends before the first text of `stop`."""
     span = None if start is None and end is None else check_said(memory, start, end)
-    return Asking(model, memory, question, longest, span)
+    return Asking(model, memory, question, longest, span, stop)

@@ -89,9 +89,14 @@ class AudioMemory:
 
     @property
     def ratio(self) -> str:
-        """The ratio in words: "8", "raw", or "mixed"."""
-        kinds = {"raw" if r is None else str(r) for r in self.ratios}
-        return kinds.pop() if len(kinds) == 1 else "mixed" if kinds else "raw"
+        """The ratio in words."""
+        return ratio_in_words(self.ratios)
+
+
+def ratio_in_words(ratios: tuple[Ratio, ...]) -> str:
+    """The one ratio of all intervals, "8" or "raw", or "mixed"."""
+    kinds = {"raw" if r is None else str(r) for r in ratios}
+    return kinds.pop() if len(kinds) == 1 else "mixed" if kinds else "raw"
 
 
 @dataclass(frozen=True)

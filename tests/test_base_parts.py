@@ -116,7 +116,7 @@ def test_the_whole_checkpoint_is_what_was_trained(shipped: dict[str, Path], home
     assert found.keys() == trained.keys()
     for name, tensor in trained.items():
         changed = name in (CHANGED.format(""), CHANGED.format("sst_"))
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=4e-3 if changed else 0)
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-2 if changed else 0)
     for name in ("tokenizer.json", "recognizer_tokenizer.json"):
         assert json.loads((out / name).read_text()) == json.loads((shipped["full"] / name).read_text())
 
@@ -430,7 +430,7 @@ def test_export_says_how_exact_it_is_and_splits_large_files(shipped, tmp_path: P
     assert "2 tensors whole, 2 tensors low-rank" in said and "relative error of the differences 0." in said
     assert check_checkpoint(tmp_path / "out").parts
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 1
-    monkeypatch.setattr("converters.export.LARGEST_FILE", 300 + 2**17)
+    monkeypatch.setattr("converters.export.LARGEST_FILE", 150 + 2**17)
     assert export(shipped, tmp_path / "split", "--rank", "1") == 0
     assert len(list((tmp_path / "split").glob("model-*.safetensors"))) > 1
     assert check_checkpoint(resolve_checkpoint(str(tmp_path / "split")))

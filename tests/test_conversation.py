@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from speech_xl import conversation
 from speech_xl.allocator import release_free_memory
+from speech_xl.asking import before_stop, find_stop
 from speech_xl.conversation import Listening, ask
 from speech_xl.errors import QuestionError
 from speech_xl.evidence import find_evidence
@@ -115,6 +117,27 @@ def test_pieces_join_to_the_answer(tiny_speech_model: SpeechModel, recording: Pa
     asking = ask(tiny_speech_model, listening.memory, "what drink is order 4?", longest=20)
     assert "".join(asking).strip() == asking.answer.answer
     assert asking.answer.question == "what drink is order 4?" and asking.answer.seconds > 0
+
+
+def test_an_answer_ends_before_a_stop(tiny_speech_model: SpeechModel, recording: Path) -> None:
+    listening = Listening(tiny_speech_model, recording)
+    list(listening)
+    whole = ask(tiny_speech_model, listening.memory, "a?", longest=20)
+    list(whole)
+    text = whole.answer.answer
+    for start, end in ((3, 5), (0, 1), (2, len(text))):  # across tokens, at once, and all the rest
+        asking = ask(tiny_speech_model, listening.memory, "a?", longest=20, stop=["\N{SNOWMAN}", text[start:end]])
+        pieces = list(asking)
+        assert "".join(pieces) == asking.answer.answer == text[: text.find(text[start:end])]
+        assert asking.answer.finish_reason == "stop" and asking.answer.tokens <= whole.answer.tokens
+    never = ask(tiny_speech_model, listening.memory, "a?", longest=20, stop=["\N{SNOWMAN}", text + "x"])
+    assert "".join(never) == text and never.answer == dataclasses.replace(whole.answer, seconds=never.answer.seconds)
+
+
+def test_what_may_begin_a_stop_is_held_back() -> None:
+    assert before_stop("one two", ["two three"]) == 4 and before_stop("one two", ["x", "o!"]) == 6
+    assert before_stop("aab", ["ab!", "b?"]) == 1 and before_stop("", ["a"]) == 0 and before_stop("abc", []) == 3
+    assert find_stop("one two", ["two", "ne"]) == 1 and find_stop("one", ["x"]) is None
 
 
 @pytest.mark.parametrize("question", ["", " \n", "x" * 5000])

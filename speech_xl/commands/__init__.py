@@ -25,6 +25,7 @@ COMMANDS = {
     "doctor": Command(
         "speech_xl.commands.doctor", "check this machine: backends, numbers, speed on the shipped example"
     ),
+    "serve": Command("server.command", "answer programs over HTTP, as OpenAI's API does", extra="serve"),
     "convert": Command("converters.__main__", "published weights to a Speech-XL checkpoint"),
     "train": Command("training.__main__", "train a checkpoint on JSON lines", extra="train"),
     "evaluate": Command("evaluation.__main__", "how right a model's answers are, at every ratio", extra="train"),

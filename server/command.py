@@ -1,0 +1,154 @@
+"""`python -m speech_xl serve`: flags to settings, and the server until it is stopped."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from server.app import build_app
+from server.settings import AUDIO_URLS, Settings
+from speech_xl.arguments import parse_bytes
+from speech_xl.backend import BACKENDS
+from speech_xl.errors import OutputError, ScheduleError, SpeechXLError
+from speech_xl.fetching import cache_folder
+from speech_xl.model import SpeechModel
+from speech_xl.schedule import format_bytes
+from speech_xl.storage import MEMORY_BITS
+
+KEYS_VARIABLE = "SPEECH_XL_API_KEYS"
+THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
+SECONDS_TO_LEAVE = 5  # that requests have to end when the server is stopped
+
+
+def amount(text: str) -> int:
+    """Bytes, for argparse."""
+    try:
+        return parse_bytes(text)
+    except ScheduleError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def count(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text[:6]) == int(text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from 1 to 999999")
+    return int(text)
+
+
+def hours(text: str) -> float:
+    """A positive number, for argparse."""
+    try:
+        if 0 < float(text) < 1e6:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of hours")
+
+
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    usual = Settings(store=Path())
+    parser = argparse.ArgumentParser(prog=prog, description="Answer programs as OpenAI's API does.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000")
+    parser.add_argument("--model", help="small, nano, a checkpoint folder or a Hub id (default: small, else nano)")
+    parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
+    parser.add_argument(
+        "--memory-bits", type=int, default=16, choices=MEMORY_BITS,
+        help="quantize memories in RAM to 8 or 4 bits (default 16: as the model computes)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--api-key", action="append", default=[], dest="keys", metavar="KEY",
+        help=f"who may ask; repeat it for several. {KEYS_VARIABLE}=KEY,KEY does the same and is in no list of processes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--store", type=Path, metavar="FOLDER", help="where memories are kept (default: the user's cache)"
+    )
+    for name, kind, value, what in (
+        ("--store-budget", amount, usual.store_bytes, "bytes of all memories on disk"),
+        ("--ram-budget", amount, usual.resident_bytes, "bytes of memories held ready in RAM, and of any one of them"),
+        ("--max-upload", amount, usual.upload_bytes, "bytes of one recording"),
+        ("--max-hours", hours, usual.hours, "hours of one recording"),
+        ("--listening", count, usual.listening, "recordings heard at a time"),
+        ("--answering", count, usual.answering, "questions answered and transcripts read at a time"),
+        ("--waiting", count, usual.waiting, "more of each that may wait; others are told to come back"),
+    ):
+        shown = format_bytes(value) if kind is amount else f"{value:g}"
+        parser.add_argument(name, type=kind, default=value, metavar="N", help=f"{what} (default {shown})")
+    parser.add_argument(
+        "--audio-urls", default=usual.audio_urls, choices=AUDIO_URLS,
+        help="which http(s) addresses recordings are fetched from; public: none of a private network (default none)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--page", action="store_true", help="the page and its MCP endpoint at /page, in the same process"
+    )
+    return parser
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    keys = [*arguments.keys, *os.environ.get(KEYS_VARIABLE, "").split(",")]
+    return Settings(
+        store=arguments.store or cache_folder() / "memories",
+        keys=tuple(key.strip() for key in keys if key.strip()),
+        store_bytes=arguments.store_budget,
+        resident_bytes=arguments.ram_budget,
+        upload_bytes=arguments.max_upload,
+        hours=arguments.max_hours,
+        listening=arguments.listening,
+        answering=arguments.answering,
+        waiting=arguments.waiting,
+        audio_urls=arguments.audio_urls,
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens there; OutputError where that cannot be. Before a model is loaded, so that it is said at once."""
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{host}:{port} cannot be listened on ({reason}); give another --host or --port.") from None
+
+
+class Server(uvicorn.Server):
+    """Ends what is being heard before it waits for requests to end."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.service.library.close()
+        await super().shutdown(sockets)
+
+
+def main(words: list[str] | None = None, prog: str = "speech-xl serve") -> int:
+    arguments = build_parser(prog).parse_args(words)
+    settings = settings_of(arguments)
+    try:
+        with bind(arguments.host, arguments.port) as listener:
+            model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
+            app = build_app(model, settings)
+            if arguments.page:
+                from server.page import add_page  # gradio takes seconds to import
+
+                app = add_page(app, model, settings)
+            if model.note:
+                print(model.note, file=sys.stderr)
+            if not settings.keys and arguments.host not in THIS_MACHINE:
+                print(
+                    "There is no API key: whoever reaches this address may ask, and all share their memories.",
+                    file=sys.stderr,
+                )
+            address = f"http://{arguments.host}:{listener.getsockname()[1]}/v1"
+            print(f"{model.config.name} answers at {address}; Ctrl-C ends it.", file=sys.stderr, flush=True)
+            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_LEAVE)
+            Server(config).run(sockets=[listener])
+    except SpeechXLError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # uvicorn has ended everything by now
+        return 0
+    return 0

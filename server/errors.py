@@ -1,0 +1,116 @@
+"""Refusals in OpenAI's shape: a status, one sentence, and a code that programs can branch on.
+
+Every way in which a request can fail ends here. A defect of the server keeps its traceback in the log and shows the
+client none of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from speech_xl.errors import (
+    MemoryFileError,
+    OutputError,
+    QuestionError,
+    RecordingError,
+    ScheduleError,
+    SpeechXLError,
+)
+
+LOG = logging.getLogger(__name__)
+TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+CODES = {
+    RecordingError: "invalid_audio", MemoryFileError: "invalid_memory", QuestionError: "invalid_question",
+    ScheduleError: "invalid_compression",
+}  # fmt: skip
+LONGEST_ECHO = 200  # characters
+CLIENT_LEFT = 499  # nobody reads it; it is what the metrics show
+FAILED = "The server failed; its log says why. Try again, and tell whoever runs it if it happens again."
+
+
+class ApiError(Exception):
+    """A request that is refused: HTTP status, sentence, code, and the field that is at fault."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def refusal(error: Exception) -> ApiError:
+    """What a client is told of an exception."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, OutputError) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        return ApiError(507, "The server's disk has no room for this; try again later.", "no_space")
+    if isinstance(error, SpeechXLError):
+        code = next((code for kind, code in CODES.items() if isinstance(error, kind)), None)
+        return ApiError(400 if code else 500, str(error), code)
+    if isinstance(error, ClientDisconnect):
+        return ApiError(CLIENT_LEFT, "The client left.")
+    if isinstance(error, ValidationError):
+        return invalid_fields(error)
+    if isinstance(error, HTTPException):
+        said = error.detail if error.status_code != HTTPStatus.NOT_FOUND else "There is nothing at this address"
+        return ApiError(error.status_code, f"{str(said).rstrip('.')}.", headers=dict(error.headers or {}))
+    return ApiError(500, FAILED)
+
+
+def invalid_fields(error: ValidationError) -> ApiError:
+    """The first thing that is wrong with a body, without the value, which may be an hour of base64."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = shortened(".".join(map(str, first["loc"])))
+    reason = shortened(first["msg"].removeprefix("Value error, ").removeprefix("Invalid JSON: ").rstrip("."))
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"The body cannot be read as JSON: {reason}.", "invalid_json")
+    return ApiError(400, f"{where}: {reason}." if where else f"{reason}.", "invalid_value", where or None)
+
+
+def shortened(text: str) -> str:
+    """A client's own words come back in what is said of them, and may be long."""
+    return text if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]} ..."
+
+
+def respond(error: Exception) -> JSONResponse:
+    refused = refusal(error)
+    return JSONResponse(refused.body, refused.status, refused.headers)
+
+
+@contextlib.contextmanager
+def without_folder(folder: Path) -> Iterator[None]:
+    """Errors about a file say its name alone: where it lies on this machine is no client's business."""
+    try:
+        yield
+    except SpeechXLError as error:
+        raise type(error)(str(error).replace(f"{folder}/", "")) from error
+
+
+def add_handlers(app: FastAPI) -> None:
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        return respond(error)
+
+    for kind in (ApiError, SpeechXLError, ValidationError, HTTPException, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, handle)

@@ -1,0 +1,34 @@
+"""`serve --page`: the page and its MCP endpoint beside the API, one model and one process for both."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+from fastapi import FastAPI
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry; read when gradio is imported
+
+import gradio as gr
+
+from server.auth import Keys
+from server.settings import Settings
+from space.page import build_page, look
+from speech_xl.model import SpeechModel
+
+PATH = "/page"
+
+
+def add_page(app: FastAPI, model: SpeechModel, settings: Settings) -> FastAPI:
+    """The application with the page at PATH. Where there are keys, one of them is the password, whatever the name."""
+    keys = Keys(settings.keys)
+    page = build_page(model, settings.hours).queue(default_concurrency_limit=4, max_size=64)
+    return gr.mount_gradio_app(
+        app,
+        page,
+        path=PATH,
+        auth=(lambda name, password: keys.owner(password) is not None) if settings.keys else None,
+        max_file_size=settings.upload_bytes,
+        mcp_server=importlib.util.find_spec("mcp") is not None,
+        **look(),
+    )
