@@ -72,11 +72,12 @@ def recall(model: SpeechModel, memory: AudioMemory, question: Sequence[int], spa
     """A memory of the words of those intervals in a span of seconds that `question` (token ids) attends to most.
 
     It holds them raw, in their order, as one interval in which every word sees those before it, each with its time.
-    `memory` itself if no trained SSTs made it, or the checkpoint does not recall.
+    `memory` itself if a rule without training compressed it, or the checkpoint does not recall.
     """
     most = model.config.sst.recall if model.config.sst else 0
     intervals = intervals_between(memory, *span)
-    if not most or not intervals or memory.text_position is not None or memory.summarizer != SSTs.name:
+    untrained = memory.summarizer != SSTs.name and any(ratio is not None for ratio in memory.ratios)
+    if not most or not intervals or memory.text_position is not None or untrained:
         return memory
     if len(intervals) > most:
         intervals = most_attended(model, memory, question, intervals, most)
