@@ -115,7 +115,7 @@ class Asking:
     def _memory_to_read(self) -> AudioMemory:
         """The words that the question is about, where the checkpoint recalls; else the memory, or its part in the span."""
         memory, span = self._memory, self._span
-        recalled = recall(self._model, memory, self._ids, span or (0.0, memory.seconds))
+        recalled = recall(self._model, memory, self._question, span or (0.0, memory.seconds))
         if recalled is memory and span is not None:
             return slice_memory(self._model, memory, *span)
         return recalled

@@ -1,8 +1,8 @@
 """Words that a memory still holds: each interval's own, said from its slots, and an answer read from such words.
 
 A slot says its words more surely than it answers questions, and words of intervals that did not see each other are
-understood less well than a text. So a checkpoint may recall before it answers: the intervals that the question attends
-to most are said again as words, and these are read as one text. Only
+understood less well than a text. So a checkpoint may recall before it answers: the intervals that the question is about are
+said again as words, and these are read as one text. Only
 the memory is used: what its slots have lost is not recalled. This file knows intervals, slots and token ids, no text.
 """
 
@@ -19,11 +19,13 @@ from speech_xl.memory import AudioMemory
 from speech_xl.schedule import FixedRatio, Scheduler
 from speech_xl.slices import overlapping
 from speech_xl.summarizers import SSTs
+from speech_xl.word_search import relevance
 
 if TYPE_CHECKING:
     from speech_xl.model import SpeechModel
 
 INTERVALS_AT_ONCE = 8
+SEARCHED = 4  # times as many intervals as a checkpoint recalls to answer may be recalled to find these
 WORDS_PER_SPEECH_TOKEN = 2  # text tokens, where speech tokens are sound; an interval that says more is lost in a loop
 
 
@@ -68,8 +70,8 @@ def recalled_words(model: SpeechModel, memory: AudioMemory, intervals: Sequence[
             yield memory.recalled[interval.number]
 
 
-def recall(model: SpeechModel, memory: AudioMemory, question: Sequence[int], span: tuple[float, float]) -> AudioMemory:
-    """A memory of the words of those intervals in a span of seconds that `question` (token ids) attends to most.
+def recall(model: SpeechModel, memory: AudioMemory, question: str, span: tuple[float, float]) -> AudioMemory:
+    """A memory of the words of those intervals in a span of seconds that a question is about.
 
     It holds them raw, in their order, as one interval in which every word sees those before it, each with its time.
     `memory` itself if a rule without training compressed it, or the checkpoint does not recall.
@@ -80,7 +82,7 @@ def recall(model: SpeechModel, memory: AudioMemory, question: Sequence[int], spa
     if not most or not intervals or memory.text_position is not None or untrained:
         return memory
     if len(intervals) > most:
-        intervals = most_attended(model, memory, question, intervals, most)
+        intervals = choose(model, memory, question, intervals, most)
     ids: list[int] = []
     times = [np.zeros((0, 2), np.float32)]
     for interval, words in zip(intervals, recalled_words(model, memory, intervals), strict=True):
@@ -111,15 +113,28 @@ def recall(model: SpeechModel, memory: AudioMemory, question: Sequence[int], spa
     )
 
 
-def most_attended(
-    model: SpeechModel, memory: AudioMemory, question: Sequence[int], intervals: Sequence[Interval], most: int
+def choose(
+    model: SpeechModel, memory: AudioMemory, question: str, intervals: Sequence[Interval], most: int
 ) -> list[Interval]:
-    """The `most` intervals whose slots get most of the attention before the answer's first token, in their order."""
-    steps = model.backend.answer(memory.state, list(question), memory.position)
+    """The `most` intervals that a question is about, in their order.
+
+    Those whose slots get most attention are recalled, up to SEARCHED times as many as are kept; of these, those whose
+    words have most in common with the question, and, where the words do not tell, those with more attention.
+    """
+    attention = attended(model, memory, question, intervals)
+    near = np.sort(np.argsort(attention)[-SEARCHED * most :])
+    intervals, attention = [intervals[i] for i in near], attention[near]
+    texts = [model.prompt.text(words) for words in recalled_words(model, memory, intervals)]
+    order = np.lexsort((attention, relevance(question, texts)))
+    return [intervals[i] for i in sorted(order[-most:].tolist())]
+
+
+def attended(model: SpeechModel, memory: AudioMemory, question: str, intervals: Sequence[Interval]) -> np.ndarray:
+    """(n,) float: the share of attention that each interval's slots get before the answer's first token."""
+    steps = model.backend.answer(memory.state, model.prompt.question_ids(question), memory.position)
     try:
         with model.lock:
             weights = next(steps).slot_weights[len(memory.prefix) :]
     finally:
         steps.close()
-    shares = [weights[slice(*interval.slots)].sum() for interval in intervals]
-    return [intervals[i] for i in sorted(np.argsort(shares)[-most:].tolist())]
+    return np.array([weights[slice(*interval.slots)].sum() for interval in intervals])

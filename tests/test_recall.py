@@ -15,7 +15,7 @@ from speech_xl.conversation import Listening, ask
 from speech_xl.errors import CheckpointError, QuestionError
 from speech_xl.memory import AudioMemory
 from speech_xl.model import SpeechModel
-from speech_xl.recall import intervals_between, most_attended, recall, recalled_words
+from speech_xl.recall import choose, intervals_between, recall, recalled_words
 from speech_xl.transcript import transcribe
 from tests.tiny import save_checkpoint, sound, tiny_config, tiny_recognizer_config
 
@@ -55,21 +55,24 @@ def whole(memory: AudioMemory) -> tuple[float, float]:
     return 0.0, memory.seconds
 
 
-def test_the_words_of_the_most_attended_intervals_are_read_raw(model: SpeechModel, memory: AudioMemory) -> None:
+def test_the_words_of_the_most_attended_intervals_are_read_raw(
+    model: SpeechModel, memory: AudioMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("speech_xl.recall.relevance", lambda question, texts: np.zeros(len(texts)))
     ids, backend, p = model.prompt.question_ids(QUESTION), model.backend, len(memory.prefix)
     intervals = intervals_between(memory, *whole(memory))
     assert len(intervals) == memory.intervals > 2
     step = next(backend.answer(memory.state, ids, memory.position))
     shares = [step.slot_weights[p + i.slots[0] : p + i.slots[1]].sum() for i in intervals]
     chosen = [intervals[n] for n in sorted(np.argsort(shares)[-2:])]
-    assert most_attended(model, memory, ids, intervals, 2) == chosen
+    assert choose(model, memory, QUESTION, intervals, 2) == chosen
     words = []
     for interval in chosen:
         n = interval.tokens[1] - interval.tokens[0]
         arguments = (memory.state, p, [interval.slots], model.prompt.transcribe_ids, model.prompt.end_ids, n)
         words.append(backend.answer_spans(*arguments)[0])
     assert list(recalled_words(model, memory, chosen)) == words
-    recalled = recall(model, memory, ids, whole(memory))
+    recalled = recall(model, memory, QUESTION, whole(memory))
     said = [i for part in words for i in part]
     assert recalled.tokens == len(recalled.spans) == recalled.interval == len(said) and recalled.ratios == (None,)
     inside = [(t >= i.start and t <= i.end) for i in chosen[:1] for t in recalled.times[: len(words[0])].flat]
@@ -88,9 +91,17 @@ def test_few_intervals_are_all_recalled_without_looking(
 ) -> None:
     monkeypatch.setattr(model.backend, "answer", None)
     first = intervals_between(memory, *whole(memory))[0]
-    recalled = recall(model, memory, [1], (first.start, first.end))
+    recalled = recall(model, memory, QUESTION, (first.start, first.end))
     assert set(memory.recalled) >= {first.number}
     assert len(recalled.times) and recalled.times[:, 0].min() >= first.start - 0.01
+
+
+def test_words_in_common_choose_before_attention(
+    model: SpeechModel, memory: AudioMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intervals = intervals_between(memory, *whole(memory))
+    monkeypatch.setattr("speech_xl.recall.relevance", lambda question, texts: np.arange(len(texts))[::-1])
+    assert choose(model, memory, QUESTION, intervals, 2) == intervals[:2]
 
 
 def test_words_are_recalled_once(model: SpeechModel, memory: AudioMemory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,12 +109,12 @@ def test_words_are_recalled_once(model: SpeechModel, memory: AudioMemory, monkey
     assert len(memory.recalled) == memory.intervals
     monkeypatch.setattr(model.backend, "answer_spans", None)
     assert list(transcribe(model, memory)) == segments
-    assert recall(model, memory, model.prompt.question_ids(QUESTION), whole(memory)) is not memory
+    assert recall(model, memory, QUESTION, whole(memory)) is not memory
 
 
 def test_a_span_recalls_nothing_outside(model: SpeechModel, memory: AudioMemory) -> None:
     start, end = 3.0, 6.0
-    recalled = recall(model, memory, [1], (start, end))
+    recalled = recall(model, memory, QUESTION, (start, end))
     assert len(recalled.times) and (recalled.times[:, 1] > start).all() and (recalled.times[:, 0] < end).all()
     asking = ask(model, memory, QUESTION, longest=4, start=start, end=end)
     list(asking)
@@ -114,7 +125,7 @@ def test_a_span_recalls_nothing_outside(model: SpeechModel, memory: AudioMemory)
 
 def test_nothing_is_recalled_where_nothing_is_gained(model: SpeechModel, memory: AudioMemory, path: Path) -> None:
     other = heard(model, path, 4, summarizer="stride")
-    assert recall(model, other, [1], whole(other)) is other
+    assert recall(model, other, QUESTION, whole(other)) is other
 
 
 def test_recall_needs_words(tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""Which texts a question is about."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from speech_xl.word_search import relevance, stems
+
+
+def test_rare_words_count_more_and_neighbours_a_little() -> None:
+    texts = ["The bridge is old.", "The bridge will be repaired in May.", "The bees are well.", "Good night."]
+    scores = relevance("When will the bridge be repaired?", texts)
+    assert np.argmax(scores) == 1 and scores[0] > scores[2] > scores[3] == 0
+
+
+def test_other_forms_of_a_word_are_found() -> None:
+    assert set(stems("Who repaired the printer?")) & set(stems("Printers: repairing them"))
+
+
+def test_figures_said_one_by_one_are_a_number() -> None:
+    assert "47" in stems("Four, seven. A latte.") and "47" in stems("4-7") and "47" in stems("order 47")
+    assert np.argmax(relevance("What drink is order 47?", ["3, 4. A mocha.", "I said 4, 7. A latte.", "7, 5. Tea."])) == 1
+
+
+def test_empty_words_find_nothing() -> None:
+    assert (relevance("What is it?", ["it is what it is", "no"]) == 0).all()
