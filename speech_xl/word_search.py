@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def stems(text: str) -> list[str]:
     """Stems of a text's words and its numbers; figures that were said one by one ("4, 7", "four seven") are one number too."""
     words = [_FIGURES.get(word, word) for word in _WORD.findall(text.lower())]
     found = [word if word.isdigit() else word[:STEM] for word in words if word not in _EMPTY]
-    for first, second in zip(words, words[1:], strict=False):
+    for first, second in pairwise(words):
         if first.isdigit() and second.isdigit() and len(first) == len(second) == 1:
             found.append(first + second)
     return found
