@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,14 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from speech_xl.batch import on_ray, results, work
+from speech_xl.batch import results, work
 from speech_xl.cli import main
 from speech_xl.commands import batch
-from speech_xl.errors import BackendError, OutputError
 from speech_xl.memory import read_header
 from tests.test_cli import refused
 from tests.tiny import save_checkpoint, tiny_recognizer_config, write_sound
@@ -331,88 +327,3 @@ def test_a_full_disk_stops_the_batch_with_what_is_done(ask_all, tmp_path: Path, 
     assert len(lines_of(tmp_path / "out")) == 2
     monkeypatch.undo()
     assert ask_all()[0] == 0 and len(lines_of(tmp_path / "out")) == 7
-
-
-NANO = ["--model", "nano", "--backend", "torch"]
-
-
-@pytest.fixture
-def ray() -> None:
-    pytest.importorskip("ray", reason="Ray is not installed (the extra ray)")
-
-
-def test_two_ray_workers_give_what_one_process_gives(ray: None, corpus: Path, tmp_path: Path, capsys) -> None:
-    words = ["batch", str(corpus), "--questions", str(tmp_path / "questions.txt"), "--transcribe", *NANO]
-    assert main([*words, "--output", str(tmp_path / "here")]) == 0
-    assert main([*words, "--output", str(tmp_path / "there"), "--ray", "--workers", "2"]) == 0
-    here, there = (tmp_path / name for name in ("here", "there"))
-    assert (here / "results.jsonl").read_bytes() == (there / "results.jsonl").read_bytes()
-    memories = [path.relative_to(here) for path in here.rglob("*.sxl")]
-    assert len(memories) == 2
-    for memory in memories:
-        assert read_header(here / memory) == read_header(there / memory)
-        arrays, others = load_file(here / memory), load_file(there / memory)
-        assert all(np.array_equal(array, others[name]) for name, array in arrays.items())
-
-
-class FakeRay:
-    """Ray as far as events need it; a stream is a list of what comes, errors included."""
-
-    class exceptions:
-        class RayActorError(Exception): ...
-
-        class RayTaskError(Exception):
-            cause: Exception
-
-    @staticmethod
-    def wait(streams: list, num_returns: int) -> tuple[list, list]:
-        return streams[-num_returns:], streams[:-num_returns]
-
-    @staticmethod
-    def get(event: object) -> object:
-        if isinstance(event, Exception):
-            raise event
-        return event
-
-
-def test_a_worker_that_dies_does_not_stop_the_others() -> None:
-    dying = [[{"kind": "memory"}], FakeRay.exceptions.RayActorError("The actor died\nunexpectedly")]
-    living = [work.Done("a.wav"), work.Done("b.wav")]
-    came = []
-    with pytest.raises(BackendError, match=r"ended early \(The actor died\); .* run the same command again"):
-        for event in on_ray.events_of(FakeRay, [iter(living), iter(dying)], 3):
-            came.append(event)
-    assert came == [[{"kind": "memory"}], *living]
-    assert list(on_ray.events_of(FakeRay, [iter(living)], 2)) == living
-
-
-def test_what_a_worker_cannot_write_is_the_commands_own_error() -> None:
-    error = FakeRay.exceptions.RayTaskError()
-    error.cause = OutputError("The disk is full.")
-    with pytest.raises(OutputError, match="full"):
-        list(on_ray.events_of(FakeRay, [iter([error])], 1))
-    error.cause = KeyError("a mistake of ours")
-    with pytest.raises(FakeRay.exceptions.RayTaskError):
-        list(on_ray.events_of(FakeRay, [iter([error])], 1))
-
-
-def test_as_many_workers_as_there_is_room_for() -> None:
-    def count(workers: int | None, gpus: float, jobs: int = 99) -> int:
-        return on_ray.count_workers({"CPU": 16.0, "GPU": 3.0}, on_ray.Cluster("", workers, gpus), jobs)
-
-    assert [count(None, 0), count(4, 0), count(None, 0, jobs=5)] == [16, 4, 5]
-    assert [count(None, 1), count(8, 0.5), count(2, 0.5)] == [3, 6, 2]
-    with pytest.raises(BackendError, match="lower --num-gpus"):
-        count(None, 4)
-
-
-def test_ray_is_missing_in_one_sentence(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    code, _, err = run("--ray")
-    assert code == 2 and "extra 'ray'" in err and "Traceback" not in err
-
-
-def test_the_ray_of_the_environment_is_taken_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(os.environ, "RAY_ADDRESS", "10.0.0.1:6379")
-    assert on_ray.Cluster("", None, 0).place == "10.0.0.1:6379"
-    assert on_ray.Cluster("local", None, 0).place == "local"

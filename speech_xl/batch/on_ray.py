@@ -102,8 +102,12 @@ def start(ray: Any, cluster: Cluster) -> None:
         ray.init(address=cluster.place, logging_level=logging.ERROR, log_to_driver=False, **own)
     except Exception as error:  # Ray raises no narrower one when it does not start
         reason = str(error).partition("\n")[0]
+        if own:
+            raise BackendError(
+                f"Ray does not start here ({reason}); run the same command again, or leave out --ray."
+            ) from error
         raise BackendError(
-            f"No Ray answers at {cluster.place} ({reason}); start one with `ray start --head`."
+            f"No Ray answers at {cluster.place} ({reason}); start one with `ray start --head`, or correct the address."
         ) from error
 
 
