@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import socket
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ def amount(text: str) -> int:
 
 def count(text: str) -> int:
     """A whole number from 1, for argparse."""
-    if not text.isascii() or not text.isdecimal() or not 0 < int(text[:6]) == int(text):
+    if not re.fullmatch("[1-9][0-9]{0,5}", text):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from 1 to 999999")
     return int(text)
 

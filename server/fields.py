@@ -1,4 +1,4 @@
-"""The body of a chat completion, as OpenAI's clients send it, checked field by field.
+"""The fields of requests, as OpenAI's clients send them, checked one by one: a chat's JSON, a form's text.
 
 What would change an answer and cannot be done is refused; what changes nothing is ignored. It knows no audio.
 """

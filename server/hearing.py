@@ -66,7 +66,7 @@ class Seat:
     async def begun(self, seconds: float) -> None:
         """Until something has been heard, or so many seconds have passed; raises what it has failed with by then."""
         done = self._hearing.done
-        await asyncio.wait({done, self._hearing.begun}, timeout=seconds)
+        await asyncio.wait({done, self._hearing.begun}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if done.done():
             await self.result()
 

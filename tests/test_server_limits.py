@@ -18,7 +18,7 @@ import pytest
 import soundfile as sf
 
 import server.library
-from server import streaming
+from server import job, streaming
 from server.errors import ApiError
 from server.workers import ThreadStream, Workers
 from speech_xl.conversation import Heard, Listening
@@ -230,6 +230,7 @@ def test_a_file_that_holds_more_than_it_declares(
     sf.write(short, np.zeros(16_000, np.float32), 16_000)
     declared = server.library.probe(short)
     monkeypatch.setattr(server.library, "probe", lambda path: declared)
+    monkeypatch.setattr(job, "SECONDS_OF_SILENCE", 10 * LONGEST_WAIT)  # what was heard begins a stream, not the clock
     asked = {"model": "tiny", "messages": messages("a?", input_audio(talk(9.0)))}
     with serving(tiny_speech_model, tmp_path / "memories", hours=5 / 3600) as limited:
         chunks = limited.client().chat.completions.create(**asked, stream=True)  # begun: an interval has been heard
