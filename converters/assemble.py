@@ -1,8 +1,8 @@
 """A whole checkpoint from base parts and what was trained on top of them.
 
 What was trained is stored as whole tensors, or as a low-rank difference to the base one: W = base + B @ diag(s) @ A
-with `<tensor>.lora_A` (r, in), `<tensor>.lora_B` (out, r), both in 8 bits, and `<tensor>.lora_scale` (r,). The base of an SST projection is the plain projection of its
-layer. It knows our names; formats and foreign names are others'.
+with `<tensor>.lora_A` (r, in), `<tensor>.lora_B` (out, r), both in 8 bits, and `<tensor>.lora_scale` (r,). The base of
+an SST projection is the plain projection of its layer. It knows our names; formats and foreign names are others'.
 """
 
 from __future__ import annotations

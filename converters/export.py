@@ -1,7 +1,8 @@
 """`--export-delta`: a whole trained checkpoint as one that names its base parts and holds the difference only.
 
 Where a tensor has a base its difference is stored as the nearest product of two low-rank factors (singular value
-decomposition, Eckart and Young 1936), in 8 bits with a scale per rank; what has no base is stored whole; what did not change, not at all.
+decomposition, Eckart and Young 1936), in 8 bits with a scale per rank; what has no base is stored whole; what did not
+change, not at all.
 """
 
 from __future__ import annotations

@@ -119,7 +119,6 @@ class Recipe:
             for piece in self.source.pieces():
                 yield piece.transpose(1, 2) if self.swap else piece
 
-
     def _scaled(self) -> torch.Tensor:
         """diag(s) @ A of a low-rank difference, (r, in) float64."""
         a, _, scale = self.low_rank

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from evaluation.metrics import Scores
-from speech_xl.errors import OutputError, SpeechXLError
+from speech_xl.errors import SpeechXLError
+from speech_xl.whole_file import do_with, whole_lines
 
 NAME = "results.jsonl"
-T = TypeVar("T")
 
 
 class ResultsError(SpeechXLError):
@@ -111,14 +108,12 @@ class ResultsFile:
         self._path = folder and folder / NAME
         self._results: dict[tuple[Method, str], Result] = {}
         if folder is not None:
-            _try(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
+            do_with(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
             if self._path.exists():
                 self._read()
 
     def _read(self) -> None:
-        content = _try(self._path, self._path.read_bytes)
-        whole = content.rfind(b"\n") + 1  # what a kill cut short is asked again
-        for number, line in enumerate(content[:whole].splitlines(), 1):
+        for number, line in enumerate(whole_lines(self._path), 1):  # what a kill cut short is asked again
             try:
                 run, result = _from_line(line)
             except (ValueError, KeyError, TypeError, AttributeError):
@@ -132,8 +127,6 @@ class ResultsFile:
                         "name another output folder."
                     )
             self._results[result.method, result.id] = result
-        if whole < len(content):
-            _try(self._path, lambda: os.truncate(self._path, whole))
 
     def has(self, method: Method, item: str) -> bool:
         return (method, item) in self._results
@@ -141,7 +134,7 @@ class ResultsFile:
     def add(self, result: Result) -> None:
         """Keep a result; OutputError if it cannot be written."""
         if self._path is not None:
-            _try(self._path, lambda: self._append(_to_line(self._run, result)))
+            do_with(self._path, lambda: self._append(_to_line(self._run, result)))
         self._results[result.method, result.id] = result
 
     def _append(self, line: str) -> None:
@@ -151,10 +144,3 @@ class ResultsFile:
     def of(self, method: Method, items: list[str]) -> list[Result]:
         """A method's results in the order of `items`, those that are there."""
         return [self._results[method, item] for item in items if (method, item) in self._results]
-
-
-def _try(path: Path, action: Callable[[], T]) -> T:
-    try:
-        return action()
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another folder.") from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from starlette.datastructures import FormData
 
 from speech_xl.arguments import parse_bytes, parse_ratio
@@ -18,6 +18,16 @@ from speech_xl.schedule import Ratio
 
 MOST_STOPS, LONGEST_STOP = 4, 200
 MOST_MESSAGES = 1000
+
+
+def check_temperature(value: float | None) -> float | None:
+    """Answers are greedy. 1 is what clients send who were told nothing, so it passes; ValueError for any other."""
+    if value not in (None, 0, 1):
+        raise ValueError("Answers are always the most probable words; give 0 or leave it out")
+    return value
+
+
+Temperature = Annotated[float | None, AfterValidator(check_temperature)]
 
 
 class Strict(BaseModel):
@@ -117,7 +127,7 @@ class FileRequest(BaseModel):
     model: str | None = None
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
     stream: bool = False
-    temperature: float | None = None
+    temperature: Temperature = None
     language: str | None = Field(None, max_length=20)
     granularities: list[str] = Field(default_factory=list, alias="timestamp_granularities[]")
     include: list[str] = Field(default_factory=list, alias="include[]")
@@ -138,11 +148,6 @@ class FileRequest(BaseModel):
             else:
                 fields[name] = value
         return cls.model_validate(fields | {"speech_xl": Extras.model_validate(extras)})
-
-    @field_validator("temperature")
-    @classmethod
-    def _temperature(cls, value: float | None) -> float | None:
-        return check_temperature(value)
 
     @field_validator("granularities")
     @classmethod
@@ -176,7 +181,7 @@ class ChatRequest(Strict):
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = None
+    temperature: Temperature = None
     stop: str | list[str] | None = None
     speech_xl: Extras = Field(default_factory=Extras)
     n: int | None = None
@@ -188,11 +193,6 @@ class ChatRequest(Strict):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, Any] | None = None
-
-    @field_validator("temperature")
-    @classmethod
-    def _temperature(cls, value: float | None) -> float | None:
-        return check_temperature(value)
 
     @field_validator("stop")
     @classmethod
@@ -229,10 +229,3 @@ class ChatRequest(Strict):
         if value not in (None, ["text"]):
             raise ValueError('Answers are text; give ["text"] or leave this out')
         return value
-
-
-def check_temperature(value: float | None) -> float | None:
-    """Answers are greedy. 1 is what clients send who were told nothing, so it passes; ValueError for any other."""
-    if value not in (None, 0, 1):
-        raise ValueError("Answers are always the most probable words; give 0 or leave it out")
-    return value

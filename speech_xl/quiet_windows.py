@@ -27,7 +27,7 @@ class QuietWindowStream:
     """
 
     def __init__(self, encoder: EncoderConfig) -> None:
-        self._num_mel_bins = encoder.num_mel_bins
+        self._encoder = encoder
         size = encoder.window_frames * HOP_LENGTH
         self._window = np.zeros(size, np.float32)
         self._longest, self._searched = int(size * LONGEST), int(size * SEARCHED)
@@ -58,14 +58,19 @@ class QuietWindowStream:
 
     def _emit(self, cut: int) -> Window:
         """The window of the samples before `cut`; those behind it wait for the next one."""
-        alone = np.zeros_like(self._window)
-        alone[:cut] = self._window[:cut]
-        is_silent = _loudness(alone[:cut]).max() < SILENCE
-        window = Window(self._index, None if is_silent else log_mel(alone, self._num_mel_bins)[0], cut)
+        window = lone_window(self._window[:cut], self._encoder, self._index)
         self._index += 1
         self._filled -= cut
         self._window[: self._filled] = self._window[cut : cut + self._filled].copy()
         return window
+
+
+def lone_window(samples: np.ndarray, encoder: EncoderConfig, index: int = 0) -> Window:
+    """(n,) float32, at most an encoder's window, as a window of its own: filled up with silence, no context."""
+    alone = np.zeros(encoder.window_frames * HOP_LENGTH, np.float32)
+    alone[: len(samples)] = samples
+    is_silent = _loudness(samples).max() < SILENCE
+    return Window(index, None if is_silent else log_mel(alone, encoder.num_mel_bins)[0], len(samples))
 
 
 def _loudness(samples: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Words that a memory still holds: each interval's own, said from its slots, and an answer read from such words.
 
 A slot says its words more surely than it answers questions, and words of intervals that did not see each other are
-understood less well than a text. So a checkpoint may recall before it answers: the intervals that the question is about are
-said again as words, and these are read as one text. Only
-the memory is used: what its slots have lost is not recalled. This file knows intervals, slots and token ids, no text.
+understood less well than a text. So a checkpoint may recall before it answers: the intervals that the question is about
+are said again as words, and these are read as one text. Only the memory is used: what its slots have lost is not
+recalled. This file knows intervals, slots and token ids.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def recall(model: SpeechModel, memory: AudioMemory, question: str, span: tuple[f
     `memory` itself if a rule without training compressed it, or the checkpoint does not recall.
     """
     most = model.config.sst.recall if model.config.sst else 0
-    intervals = intervals_between(memory, *span)
     untrained = memory.summarizer != SSTs.name and any(ratio is not None for ratio in memory.ratios)
-    if not most or not intervals or memory.text_position is not None or untrained:
+    if not most or memory.text_position is not None or untrained:
         return memory
+    intervals = intervals_between(memory, *span)
     if len(intervals) > most:
         intervals = choose(model, memory, question, intervals, most)
     ids: list[int] = []
@@ -89,7 +89,7 @@ def recall(model: SpeechModel, memory: AudioMemory, question: str, span: tuple[f
         first, stop = interval.tokens
         # As many words as were heard, as a rule; else they share the interval's time.
         place = first + np.arange(len(words)) * (stop - first) // max(1, len(words))
-        kept = np.flatnonzero((memory.times[place, 0] < span[1]) & (memory.times[place, 1] > span[0]))
+        kept = overlapping(memory.times[place], *span)
         ids += [words[i] for i in kept]
         times.append(memory.times[place[kept]])
     if not ids:

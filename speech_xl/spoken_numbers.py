@@ -15,7 +15,8 @@ _TITLES = {"Dr.": "Doctor", "Prof.": "Professor", "Capt.": "Captain"}
 _NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
 _SCALE = r"(?: (?:hundred|thousand|million|billion|trillion))?"
 _FIRST_YEAR, _LAST_YEAR = 1100, 2099
-_UNSETTLED = re.compile(r"[\d$]|\b(?:Dr|Prof|Capt)\b")
+_TITLE = rf"\b(?:{'|'.join(title.rstrip('.') for title in _TITLES)})"
+_UNSETTLED = re.compile(rf"[\d$]|{_TITLE}\b")
 
 
 def _words(figures: str) -> str:
@@ -51,7 +52,7 @@ def _plain(match: re.Match) -> str:
 
 
 _RULES: tuple[tuple[re.Pattern, Callable[[re.Match], str]], ...] = (
-    (re.compile(r"\b(?:Dr|Prof|Capt)\.(?= [A-Z])"), lambda m: _TITLES[m[0]]),
+    (re.compile(rf"{_TITLE}\.(?= [A-Z])"), lambda m: _TITLES[m[0]]),
     (re.compile(rf"\$({_NUMBER})({_SCALE})(?: dollars)?"), _money),
     (re.compile(rf"({_NUMBER})%"), lambda m: f"{_words(m[1])} percent"),
     (re.compile(r"\b(\d{1,2}):(\d\d)(?: o'clock)?"), _clock),

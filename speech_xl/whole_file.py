@@ -6,13 +6,15 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError
 
 from speech_xl.errors import OutputError
 
+T = TypeVar("T")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.\w+)?")
 
 
@@ -43,3 +45,24 @@ def remove_leftovers(folder: Path) -> None:
         if _TEMPORARY.fullmatch(path.name):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def do_with(path: Path, action: Callable[[], T]) -> T:
+    """What `action` returns; an OSError of it is an OutputError that names `path`."""
+    try:
+        return action()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another folder.") from None
+
+
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file that grows line by line, ends included. A last one that a kill cut short is taken off the file."""
+    size = 0
+    with do_with(path, lambda: open(path, "rb")) as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            yield line
+            size += len(line)
+    if size < path.stat().st_size:
+        do_with(path, lambda: os.truncate(path, size))

@@ -3,8 +3,8 @@
     python -m recipes.small --data DATA --work runs/small
 
 DATA holds the human recordings: orders/ and digits/, each with a manifest.jsonl, and kitchen.flac. The base parts are
-fetched, data are written, the stages of text.json, orders.json, answers.json, more.json and recall.json are trained, and what was learnt is stored by
-reference in WORK/small. Every step is skipped where its result is there; training goes on where it was stopped.
+fetched, data are written, the stages of text.json, orders.json, answers.json, more.json and recall.json are trained,
+and what was learnt is stored by reference in WORK/small. Every step is skipped where its result is there; training goes on where it was stopped.
 """
 
 from __future__ import annotations

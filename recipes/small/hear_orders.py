@@ -24,9 +24,9 @@ import soxr
 from tqdm import tqdm
 
 from recipes.small.order_cache import read_cache
-from speech_xl import features
-from speech_xl.config import HOP_LENGTH, SAMPLING_RATE
+from speech_xl.config import SAMPLING_RATE
 from speech_xl.model import SpeechModel
+from speech_xl.quiet_windows import lone_window
 from speech_xl.recognition import load_recognizer_tokenizer
 from speech_xl.word_reader import LARGEST_GROUP, WordReader
 
@@ -118,11 +118,7 @@ class Recogniser:
 
     def write(self, windows: Sequence[Window]) -> list[str]:
         """The words of each window, read at once."""
-        heard = []
-        for window in windows:
-            samples = np.zeros(self._encoder.window_frames * HOP_LENGTH, np.float32)
-            samples[: len(window.samples)] = window.samples
-            heard.append(features.Window(0, features.log_mel(samples, self._encoder.num_mel_bins)[0], len(window.samples)))
+        heard = [lone_window(window.samples, self._encoder) for window in windows]
         return [" ".join(word.text for word in words) for words in self._reader.read(heard)]
 
 

@@ -7,21 +7,19 @@ done again. One process at a time writes to a folder. It knows lines and their n
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from speech_xl.errors import OutputError
-from speech_xl.whole_file import remove_leftovers, whole_file
+from speech_xl.whole_file import do_with, remove_leftovers, whole_file, whole_lines
 
 RESULTS, SETTINGS, MEMORIES, LOCK = "results.jsonl", "batch.json", "memories", ".lock"
 MEMORY, TRANSCRIPT, ANSWER, SKIPPED = KINDS = ("memory", "transcript", "answer", "skipped")
 Line = dict[str, Any]  # of results.jsonl; docs/batch.md has the fields
 Key = tuple[str, str, str]  # the recording's name, one of KINDS, the question of an answer
-T = TypeVar("T")
 
 
 def key_of(line: Line) -> Key:
@@ -42,9 +40,9 @@ class Results:
         self._path = folder / RESULTS
         self._places: dict[Key, tuple[int, int]] = {}  # offset and length in bytes
         self._size = 0
-        _try(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
+        do_with(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
         self._lock = FileLock(folder / LOCK)
-        _try(folder, self._acquire)
+        do_with(folder, self._acquire)
         try:
             remove_leftovers(folder)
             self._check(settings)
@@ -77,7 +75,7 @@ class Results:
                 temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
             return
         try:
-            known = json.loads(_try(path, path.read_bytes))
+            known = json.loads(do_with(path, path.read_bytes))
             different = next((name for name in settings if known[name] != settings[name]), None)
         except (ValueError, KeyError, TypeError):
             raise OutputError(f"{path} is damaged; name another output folder.") from None
@@ -88,19 +86,14 @@ class Results:
             )
 
     def _read(self) -> None:
-        with _try(self._path, lambda: open(self._path, "rb")) as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):  # what a kill cut short is done again
-                    break
-                try:
-                    self._places[key_of(json.loads(line))] = (self._size, len(line))
-                except (ValueError, KeyError, TypeError):
-                    raise OutputError(
-                        f"{self._path}, line {number} is damaged; remove that line, or name another output folder."
-                    ) from None
-                self._size += len(line)
-        if self._size < self._path.stat().st_size:
-            _try(self._path, lambda: os.truncate(self._path, self._size))
+        for number, line in enumerate(whole_lines(self._path), 1):
+            try:
+                self._places[key_of(json.loads(line))] = (self._size, len(line))
+            except (ValueError, KeyError, TypeError):
+                raise OutputError(
+                    f"{self._path}, line {number} is damaged; remove that line, or name another output folder."
+                ) from None
+            self._size += len(line)
 
     def has(self, key: Key) -> bool:
         return key in self._places
@@ -112,7 +105,7 @@ class Results:
         """Those of the lines that are there, read one at a time."""
         found = [self._places[key] for key in keys if key in self._places]
         if found:
-            with _try(self._path, lambda: open(self._path, "rb")) as file:
+            with do_with(self._path, lambda: open(self._path, "rb")) as file:
                 for place in found:
                     yield json.loads(_bytes(file, place))
 
@@ -124,7 +117,7 @@ class Results:
             with open(self._path, "ab") as file:
                 file.write(b"".join(data for _, data in packed))
 
-        _try(self._path, append)
+        do_with(self._path, append)
         for key, data in packed:
             self._places[key] = (self._size, len(data))
             self._size += len(data)
@@ -152,10 +145,3 @@ class Results:
 def _bytes(file: Any, place: tuple[int, int]) -> bytes:
     file.seek(place[0])
     return file.read(place[1])
-
-
-def _try(path: Path, action: Callable[[], T]) -> T:
-    try:
-        return action()
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another folder.") from None

@@ -14,7 +14,6 @@ from speech_xl.commands.options import add_longest, add_memory, add_model, add_s
 from speech_xl.conversation import ask
 from speech_xl.documents import answer_document
 from speech_xl.errors import QuestionError
-from speech_xl.slices import check_said
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -51,8 +50,6 @@ def main(words: list[str], prog: str) -> int:
     for question in questions:
         model.prompt.question_ids(question)  # a question that cannot be asked is said before an hour is heard
     memory, listen_seconds = get_memory(model, arguments.recording, arguments, span)
-    if span != (None, None):
-        check_said(memory, *span)
     answers: list[Answer] = []
     for question in questions:
         asking = ask(model, memory, question, longest, *span)
