@@ -50,11 +50,13 @@ class WindowReader:
         self._thread: threading.Thread | None = None
 
     def close(self) -> None:
-        """End the thread and the decoder; safe to call at any time, more than once, from any thread."""
+        """End the thread and the decoder, and wait for that; safe to call at any time, more than once, from any thread."""
         with self._starting:
             self._stop.set()
             if self._thread is None:
                 self._audio.close()
+        if self._thread not in (None, threading.current_thread()):
+            self._thread.join()
 
     def __iter__(self) -> Iterator[HeardWindows]:
         with self._starting:
