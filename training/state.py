@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,19 @@ class StageFolder:
         temporary = self.path / "state.partial"
         torch.save(state, temporary)
         os.replace(temporary, self.path / "state.pt")
-        self._saved_at = time.monotonic()
+        self.was_saved()
 
     def load(self) -> dict[str, Any] | None:
         path = self.path / "state.pt"
         return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
+
+    def shards(self) -> list[Path]:
+        """Folders of sharded states (sharded_state.py), the newest last."""
+        return sorted(self.path.glob("state-*"), key=lambda path: int(path.name.partition("-")[2]))
+
+    def was_saved(self) -> None:
+        """Count save_minutes from here."""
+        self._saved_at = time.monotonic()
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Mark the stage as done; its state is no longer needed."""
@@ -65,6 +74,8 @@ class StageFolder:
         temporary.write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
         os.replace(temporary, self.path / "done.json")
         (self.path / "state.pt").unlink(missing_ok=True)
+        for path in self.shards():
+            shutil.rmtree(path)
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that a kill made undone."""
