@@ -5,7 +5,7 @@ what it hears, numbers as words: human orders and digits as an order desk has th
 and learners, and, so that nothing is unlearnt, prose and spoken facts. An order has slots but no transcript: of all
 ways to say the slots, the one nearest to what the recogniser wrote in `hear_orders`' cache is taken.
 
-Writes OUTPUT.jsonl, {"audio", "text"} a line, and a folder OUTPUT of FLAC files, one window each.
+Writes hearing.jsonl, {"audio", "text"} a line, and FLAC files of one window each in hearing_windows beside it.
 
     python -m recipes.small.make_hearing_data --data DATA --cache heard_orders.jsonl --output hearing.jsonl
     python -m recipes.small.make_hearing_data --data DATA --cache heard_orders.jsonl --output held.jsonl --held
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs=2, default=[110, 110], help="windows with numbers, of running speech")
     parser.add_argument("--held", action="store_true", help="people that are never trained on: for validation")
     args = parser.parse_args()
-    folder = args.output.with_suffix("")
+    folder = args.output.with_name(f"{args.output.name.split('.')[0]}_windows")
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for n, (samples, text) in enumerate(tqdm(windows(args.data, args.cache, args.held, args.rounds, args.counts))):
