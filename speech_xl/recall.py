@@ -19,8 +19,8 @@ import numpy as np
 from speech_xl.memory import AudioMemory
 from speech_xl.schedule import FixedRatio, Scheduler
 from speech_xl.slices import overlapping
-from speech_xl.summarizers import SSTs
 from speech_xl.spoken_numbers import as_heard, asked_numbers
+from speech_xl.summarizers import SSTs
 from speech_xl.word_search import holders, relevance
 
 if TYPE_CHECKING:

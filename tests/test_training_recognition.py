@@ -68,7 +68,8 @@ def test_windows_are_read_behind_the_line_before(model: Path) -> None:
     features = model.parent / "features.npy"
     np.save(features, np.zeros((4, config.encoder.d_model), np.float16))
     samples = [
-        WindowSample(2, None, words=np.array([5, 6], np.int32), features=features, before=before) for before in ((), (7, 8))
+        WindowSample(2, None, words=np.array([5, 6], np.int32), features=features, before=before)
+        for before in ((), (7, 8))
     ]
     batch = batcher.training(samples, [0, 1], 0, 0.0)
     assert batch.ids[0, : len(read.start_ids) + 2].tolist() == [*read.start_ids, 5, 6]
@@ -86,9 +87,14 @@ def test_two_runs_hear_the_windows_once(model: Path, spoken: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("line", "sentence"),
-    [({"heard": "a b", "text": "a b"}, "trained on sound"), ({"audio": "0.wav", "text": "what drink " * 300}, "cut the recording")],
+    [
+        ({"heard": "a b", "text": "a b"}, "trained on sound"),
+        ({"audio": "0.wav", "text": "what drink " * 300}, "cut the recording"),
+    ],
 )
-def test_a_line_that_is_no_window_is_named(line: dict, sentence: str, model: Path, spoken: Path, tmp_path: Path) -> None:
+def test_a_line_that_is_no_window_is_named(
+    line: dict, sentence: str, model: Path, spoken: Path, tmp_path: Path
+) -> None:
     lines = write_lines(spoken.parent / "bad.jsonl", [{"audio": "1.wav", "text": "a"}, line])
     with pytest.raises(DataError, match=rf"bad.jsonl, line 2.*{sentence}"):
         train(model, tmp_path / "out", recipe(STAGE, sst=None), lines)

@@ -14,6 +14,7 @@ Writes hearing.jsonl, {"audio", "text"} a line, and FLAC files of one window eac
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import re
@@ -23,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile as sf
-import soxr
 from rapidfuzz import fuzz
 from tqdm import tqdm
 
@@ -31,7 +31,13 @@ from recipes.order_desk.grammar import OPENINGS, candidates
 from recipes.order_desk.tts import sample_voice, speak
 from recipes.small.facts import FactSource, capitalised
 from recipes.small.hear_orders import (
-    HELD_VOICE, SPLITS, WINDOW_SECONDS, Window, is_held_order, lay_windows, load_clip, read_manifest,
+    HELD_VOICE,
+    SPLITS,
+    WINDOW_SECONDS,
+    Window,
+    lay_windows,
+    load_clip,
+    read_manifest,
 )  # fmt: skip
 from recipes.small.order_cache import read_cache
 from speech_xl.config import SAMPLING_RATE
@@ -151,7 +157,9 @@ def numbered(rows: dict[str, list[dict]], voices: Voices, rng: random.Random) ->
         yield sounds, f"{number_words(number)} {row['text']}"
 
 
-def running(rows: dict[str, list[dict]], facts: FactSource, rng: random.Random) -> Iterator[tuple[list[np.ndarray], str]]:
+def running(
+    rows: dict[str, list[dict]], facts: FactSource, rng: random.Random
+) -> Iterator[tuple[list[np.ndarray], str]]:
     """Prose that one reader reads on, and facts that many voices say."""
     at = rng.randrange(len(rows["ljspeech"]))
     while True:
@@ -166,7 +174,9 @@ def running(rows: dict[str, list[dict]], facts: FactSource, rng: random.Random) 
                 yield [level(speak(text, voice)), pause(rng, 0.2, 0.8)], text
 
 
-def windows(data: Path, cache: Path, held: bool, rounds: Sequence[int], counts: tuple[int, int]) -> Iterator[tuple[np.ndarray, str]]:
+def windows(
+    data: Path, cache: Path, held: bool, rounds: Sequence[int], counts: tuple[int, int]
+) -> Iterator[tuple[np.ndarray, str]]:
     """All windows of a split: order desks of some rounds, then numbers before sentences and running speech."""
     rng = random.Random(f"hearing {held}")
     said = transcripts(cache)
@@ -174,17 +184,22 @@ def windows(data: Path, cache: Path, held: bool, rounds: Sequence[int], counts: 
         yield from of_orders(list(lay_windows(data, SPLITS[held], round_)), said)
     rows, voices = read_speech(data, held), Voices(data, held)
     for kind, count in zip((numbered(rows, voices, rng), running(rows, FactSource(held), rng)), counts, strict=True):
-        for _, window in zip(range(count), laid(kind)):
-            yield window
+        yield from itertools.islice(laid(kind), count)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with orders/, digits/, speech/ and kitchen.flac")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with orders/, digits/, speech/ and kitchen.flac"
+    )
     parser.add_argument("--cache", type=Path, required=True, help="JSON lines that hear_orders wrote")
-    parser.add_argument("--output", type=Path, required=True, help="JSON lines to write; FLAC files in a folder beside it")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="JSON lines to write; FLAC files in a folder beside it"
+    )
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2], help="of the order desk (1 2)")
-    parser.add_argument("--counts", type=int, nargs=2, default=[110, 110], help="windows with numbers, of running speech")
+    parser.add_argument(
+        "--counts", type=int, nargs=2, default=[110, 110], help="windows with numbers, of running speech"
+    )
     parser.add_argument("--held", action="store_true", help="people that are never trained on: for validation")
     args = parser.parse_args()
     folder = args.output.with_name(f"{args.output.name.split('.')[0]}_windows")
