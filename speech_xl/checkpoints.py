@@ -118,7 +118,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         layer = f"decoder.layers.{i}"
         shapes[f"{layer}.input_layernorm.weight"] = (d.hidden_size,)
         shapes[f"{layer}.post_attention_layernorm.weight"] = (d.hidden_size,)
-        for prefix in ("", "sst_") if s is not None else ("",):
+        for prefix in ("", "sst_") if s is not None and s.own_projections else ("",):
             linear(f"{layer}.self_attn.{prefix}q_proj", d.hidden_size, queries, d.attention_bias)
             linear(f"{layer}.self_attn.{prefix}k_proj", d.hidden_size, keys, d.attention_bias)
             linear(f"{layer}.self_attn.{prefix}v_proj", d.hidden_size, keys, d.attention_bias)

@@ -163,7 +163,7 @@ def initialise_ssts(decoder: Decoder, sst: SSTConfig, end_id: int | None) -> Non
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             if hasattr(attention, f"sst_{name}"):
                 getattr(attention, f"sst_{name}").load_state_dict(getattr(attention, name).state_dict())
-        if sst.pooled:
+        if sst.pooled:  # with projections of their own, see speech_xl.config.check
             for projection in (attention.sst_k_proj, attention.sst_v_proj):
                 for parameter in projection.parameters():
                     parameter.zero_()
