@@ -143,7 +143,7 @@ class Backend:
                 decoder.rotation(mx.array(plan.slot_positions)),
                 mx.array(plan.sst_mask()),
                 None if plan.selection is None else mx.array(plan.selection).astype(self.dtype),
-                plan.kept if plan.attended else 0,
+                plan.attended_rows if plan.attended else None,
                 (plan.hidden_from, plan.hidden),
                 self._pooled(plan),
             )

@@ -120,7 +120,7 @@ class Backend:
             decoder.rotation(self._tensor(plan.slot_positions)),
             self._tensor(plan.sst_mask()),
             None if plan.selection is None else self._tensor(plan.selection).to(self.dtype),
-            plan.kept if plan.attended else 0,
+            plan.attended_rows if plan.attended else None,
             (plan.hidden_from, plan.hidden),
             self._pooled(plan),
         )

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from speech_xl.backend import load_backend
 from speech_xl.config import ModelConfig
-from speech_xl.quiet_windows import QuietWindowStream
+from speech_xl.quiet_windows import QuietWindowStream, lone_window
 from speech_xl.recognition import load_recognizer_tokenizer
 from speech_xl.word_reader import WordReader, group_size
 from torch_backend.encoder import SpeechTower
@@ -52,10 +52,12 @@ class FeatureCache:
             os.replace(temporary, path)
 
 
-def front_end_hash(source: Path, config: ModelConfig) -> str:
-    """SHA-256 of the encoder's, and the recogniser's, weights and geometry."""
-    total = hashlib.sha256(repr((config.encoder, config.adapter and config.adapter.stack, config.recognizer)).encode())
-    for name, tensor in read_tensors(source, lambda n: n.startswith(("speech.encoder.", "speech.recognizer."))):
+def front_end_hash(source: Path, config: ModelConfig, encoder_only: bool = False) -> str:
+    """SHA-256 of the encoder's, and, unless `encoder_only`, the recogniser's, weights and geometry."""
+    geometry = (config.encoder, config.adapter and config.adapter.stack, None if encoder_only else config.recognizer)
+    total = hashlib.sha256(repr(geometry).encode())
+    parts = ("speech.encoder.",) if encoder_only else ("speech.encoder.", "speech.recognizer.")
+    for name, tensor in read_tensors(source, lambda n: n.startswith(parts)):
         total.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
@@ -73,6 +75,14 @@ def encode(tower: SpeechTower, samples: np.ndarray) -> np.ndarray:
     stack = tower.config.adapter.stack
     rows = [window[: count * stack] for window, count in zip(torch.cat(outputs), tokens, strict=True)]
     return torch.cat(rows).cpu().numpy().astype(np.float16)
+
+
+@torch.inference_mode()
+def encode_window(tower: SpeechTower, samples: np.ndarray) -> np.ndarray:
+    """(n,) samples of at most one window -> (S, d_model) float16: what the recogniser reads, padding included."""
+    window = lone_window(samples, tower.config.encoder)
+    mel = torch.from_numpy(window.mel)[None].to(next(tower.parameters()).device)
+    return tower.encoder(mel)[0].float().cpu().numpy().astype(np.float16)
 
 
 def recognize(
