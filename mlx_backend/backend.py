@@ -190,6 +190,12 @@ class Backend:
             position += len(ids)
             ids = [step.token]
 
+    def logits(self, state: State, ids: list[int], position: int) -> np.ndarray:
+        def work() -> np.ndarray:
+            return np.array(self._read(ids, position, state.memory, self._empty())[0][0].astype(mx.float32))
+
+        return self._run(work)
+
     def answer_spans(
         self,
         state: State,

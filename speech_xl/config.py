@@ -24,6 +24,7 @@ SAMPLING_RATE = 16_000  # Hz; every encoder here was trained at this rate
 N_FFT = 400  # samples: 25 ms
 HOP_LENGTH = 160  # samples: 10 ms, so 100 mel frames a second
 RECOGNIZED_TOKENS_PER_SECOND = 4.5  # of fast talk without a pause; three where people read or talk calmly
+LAYOUTS = ("torch", "mlx")  # axis order of stored convolutions: (out, in, kernel) or (out, kernel, in)
 CONV_STRIDE = 2  # mel frames per encoder position: Whisper's second convolution
 
 
@@ -169,7 +170,7 @@ class ModelConfig:
     sst: SSTConfig | None = None
     evidence_layers: tuple[int, ...] = ()  # decoder layers whose attention is shown as evidence; none: all
     dtype: str = "float32"  # of the stored weights
-    layout: str = "torch"  # of the stored weights: which backend's axis order convolutions have
+    layout: str = "torch"  # of the stored weights: one of LAYOUTS; every backend reads both
     quantization: dict[str, int] | None = None  # {"group_size", "bits"} of the decoder's linear layers
     name: str = "unnamed"
     description: str = ""  # what it understands, in words that an interface can show
@@ -260,7 +261,7 @@ def check(config: ModelConfig) -> None:
         "evidence_layers must be decoder layers",
     )
     require("{question}" in config.prompt.after_audio, "prompt.after_audio must contain {question}")
-    require(config.layout in ("torch", "mlx"), f"layout must be torch or mlx, not {config.layout!r}")
+    require(config.layout in LAYOUTS, f"layout must be {' or '.join(LAYOUTS)}, not {config.layout!r}")
     q = config.quantization
     require(
         q is None or (set(q) == {"group_size", "bits"} and q["bits"] in (4, 8) and q["group_size"] in (32, 64, 128)),

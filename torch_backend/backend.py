@@ -154,6 +154,10 @@ class Backend:
             ids = [step.token]
 
     @torch.inference_mode()
+    def logits(self, state: State, ids: list[int], position: int) -> np.ndarray:
+        return self._read(ids, position, state.memory, self._empty())[0][0].float().cpu().numpy()
+
+    @torch.inference_mode()
     def answer_spans(
         self,
         state: State,
