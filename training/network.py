@@ -236,11 +236,9 @@ def export(network: nn.Module, config: ModelConfig, source: Path, folder: Path) 
 
 def replace_folder(temporary: Path, folder: Path) -> None:
     """Rename a finished folder to its place; an older one there goes first."""
+    old = folder.with_name(folder.name + ".old")
     if folder.exists():
-        old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
-        os.replace(temporary, folder)
-        shutil.rmtree(old)
-    else:
-        os.replace(temporary, folder)
+    os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)  # also that of a run which was killed between the two
