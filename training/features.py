@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from speech_xl.backend import load_backend
-from speech_xl.config import ModelConfig
+from speech_xl.config import ModelConfig, load_config
 from speech_xl.quiet_windows import QuietWindowStream, lone_window
 from speech_xl.recognition import load_recognizer_tokenizer
 from speech_xl.whole_file import whole_file
