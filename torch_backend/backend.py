@@ -21,6 +21,7 @@ from speech_xl.sampling import Choose
 from speech_xl.schedule import IntervalPlan
 from speech_xl.storage import memory_storage
 from torch_backend.decoder import Pooled
+from torch_backend.loading import without_weights
 from torch_backend.memory import KeyValues
 from torch_backend.model import SpeechXL
 
@@ -57,7 +58,7 @@ class Backend:
     ) -> Backend:
         """Load every safetensors file of a checked checkpoint folder."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        with torch.device("meta"):
+        with without_weights():
             model = SpeechXL(config)
         tensors = {}
         for path in sorted(Path(folder).glob("*.safetensors")):
