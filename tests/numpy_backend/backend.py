@@ -19,7 +19,8 @@ from speech_xl.config import ModelConfig
 from speech_xl.errors import BackendError
 from speech_xl.schedule import IntervalPlan
 from speech_xl.storage import memory_storage
-from tests.numpy_backend.decoder import Layer, attend, most_attended, rms_norm, rotate
+from speech_xl.visibility import visible
+from tests.numpy_backend.decoder import Layer, attend, attention_received, rms_norm, rotate
 from tests.numpy_backend.encoder import Weights, linear, speech_tokens
 
 KeysValues = tuple[np.ndarray, np.ndarray]  # of one layer, (kv_heads, M, head_dim) each; keys are rotated
@@ -90,7 +91,7 @@ class Backend:
             x = np.concatenate([x, np.tile(self._weights["decoder.sst_embedding"], (plan.ssts, 1))])
         query_positions = np.concatenate([plan.speech_positions, plan.sst_query_positions])
         key_positions = np.concatenate([plan.speech_positions, plan.slot_positions[: plan.ssts]])
-        own = np.concatenate([np.tri(n, n + plan.ssts, dtype=bool), plan.sst_mask()])
+        own = visible(plan.rows(), plan.rows())
         for number, layer in enumerate(self._layers):
             memory = self._evict(state.memory[number], plan)
             rows = layer.project(x, is_sst, query_positions)
@@ -98,9 +99,8 @@ class Backend:
                 layer.pool(rows, is_sst, plan.pooled_tokens(), np.array(self.config.sst.pool_columns(plan.ratio)))
             keys = rotate(rows.keys, key_positions, theta)
             if plan.attended:
-                chosen = most_attended(rows, keys, plan.kept)[..., None]
-                left = (np.take_along_axis(part, chosen, axis=1) for part in (rows.keys, rows.values))
-                left_keys, left_values = left
+                chosen = plan.attended_rows(attention_received(rows, keys))[..., None]
+                left_keys, left_values = (np.take_along_axis(part, chosen, axis=1) for part in (rows.keys, rows.values))
                 left_keys = rotate(left_keys, plan.slot_positions, theta)
             elif plan.selection is not None:
                 left_keys = rotate(plan.selection @ rows.keys, plan.slot_positions, theta)

@@ -85,12 +85,11 @@ class Layer:
         return x + linear(self._weights, f"{self._name}.mlp.down_proj", gate / (1 + np.exp(-gate)) * up)
 
 
-def most_attended(rows: Rows, keys: np.ndarray, count: int) -> np.ndarray:
-    """(kv_heads, count) int64: the rows that their own interval looks at most, mean over the queries that see a row.
+def attention_received(rows: Rows, keys: np.ndarray) -> np.ndarray:
+    """(kv_heads, R): what each row gets from all queries of its own interval that see it, summed.
 
-    keys (kv_heads, R, head_dim) are the rotated ones. As SnapKV (arXiv 2404.14469), by all queries of the interval.
+    keys (kv_heads, R, head_dim) are the rotated ones.
     """
     n = keys.shape[1]
     _, weights = attend(rows.queries, keys, rows.values, np.tri(n, dtype=bool))
-    received = weights.reshape(len(keys), -1, n, n).sum((1, 2)) / np.arange(n, 0, -1)
-    return np.sort(np.argsort(-received, axis=-1, kind="stable")[:, :count], axis=-1)
+    return weights.reshape(len(keys), -1, n, n).sum((1, 2))
