@@ -15,6 +15,7 @@ import numpy as np
 from speech_xl.evidence import Evidence, find_evidence
 from speech_xl.memory import AudioMemory
 from speech_xl.recall import recall
+from speech_xl.sampling import GREEDY, Sampling
 from speech_xl.slices import slice_memory
 from speech_xl.spoken_numbers import settled, spoken
 
@@ -53,7 +54,7 @@ class Asking:
 
     def __init__(
         self, model: SpeechModel, memory: AudioMemory, question: str, longest: int,
-        span: tuple[float, float] | None = None, stop: Sequence[str] = (),
+        span: tuple[float, float] | None = None, stop: Sequence[str] = (), sampling: Sampling = GREEDY,
     ):  # fmt: skip
         self._model = model
         self._memory = memory
@@ -62,6 +63,7 @@ class Asking:
         model.prompt.question_ids(question)  # QuestionError if it cannot be asked
         self._longest = longest
         self._stop = tuple(stop)
+        self._sampling = sampling
         self.answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -69,7 +71,7 @@ class Asking:
         model = self._model
         memory, question = self._to_read()
         ids = model.prompt.question_ids(question)
-        steps = model.backend.answer(memory.state, ids, memory.position)
+        steps = model.backend.answer(memory.state, ids, memory.position, self._sampling.chooser())
         said: list[int] = []
         shown, attention, rows = "", np.zeros(memory.slots), 0
         finish_reason = "length"

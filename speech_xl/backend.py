@@ -20,6 +20,7 @@ import numpy as np
 
 from speech_xl.config import ModelConfig
 from speech_xl.errors import BackendError
+from speech_xl.sampling import Choose
 from speech_xl.schedule import IntervalPlan
 from speech_xl.storage import MemoryStorage
 
@@ -27,7 +28,7 @@ State = Any  # a backend's own: memory so far, and speech tokens that wait for t
 
 
 class Step(NamedTuple):
-    """One greedy step of an answer."""
+    """One step of an answer."""
 
     token: int
     slot_weights: np.ndarray  # (M,) float32: attention of the row that chose the token to each memory slot
@@ -85,8 +86,8 @@ class Backend(Protocol):
         Keys stay as they were rotated, so text behind it starts at position prefix + last.
         """
 
-    def answer(self, state: State, ids: list[int], position: int) -> Iterator[Step]:
-        """Read the text `ids` at `position` behind the memory and go on greedily, without end.
+    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Iterator[Step]:
+        """Read the text `ids` at `position` behind the memory and go on, without end: greedily, or as `choose` picks.
 
         The state is not changed; the caller stops the iteration.
         """

@@ -129,6 +129,8 @@ class SSTConfig:
     ratios: tuple[int, ...]  # speech tokens per SST (alpha); every one divides `interval`
     default_ratio: int
     output_projection: bool = False  # a second o projection beside q, k and v
+    own_projections: bool = True  # False: SSTs go through the decoder's own q, k and v, and only their embedding is theirs
+    appended: bool = False  # SSTs stand behind their whole interval and see all of it, not each behind its own block
     trained: bool = True
     horizon: int | None = None  # memory slots before its own that an interval sees while it is heard; None: all
     pooled: bool = False  # an SST's key and value also hold a learned mix of those of the tokens it stands for
@@ -271,6 +273,10 @@ def check(config: ModelConfig) -> None:
         require(s.interval >= 1, "sst.interval must be positive")
         for ratio in s.ratios:
             require(s.interval % ratio == 0, f"sst.interval {s.interval} must be a multiple of ratio {ratio}")
+        require(
+            s.own_projections or not (s.output_projection or s.pooled),
+            "sst.output_projection and sst.pooled need sst.own_projections",
+        )
         require(type(s.recall) is int and s.recall >= 0, f"sst.recall must be a whole number from 0, not {s.recall!r}")
         require(not s.recall or r is not None, "sst.recall needs a recognizer: only then are speech tokens words")
 

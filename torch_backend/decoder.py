@@ -52,7 +52,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, keys, bias=bias)
         self.v_proj = nn.Linear(width, keys, bias=bias)
         self.o_proj = nn.Linear(queries, width, bias=config.attention_output_bias)
-        if sst is not None:
+        if sst is not None and sst.own_projections:
             self.sst_q_proj = nn.Linear(width, queries, bias=bias)
             self.sst_k_proj = nn.Linear(width, keys, bias=bias)
             self.sst_v_proj = nn.Linear(width, keys, bias=bias)
@@ -63,7 +63,10 @@ class Attention(nn.Module):
 
     def project(self, x: torch.Tensor, sst: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, R, D) -> unrotated q (B, H, R, head_dim), k and v (B, kv_heads, R, head_dim)."""
-        layers = (self.sst_q_proj, self.sst_k_proj, self.sst_v_proj) if sst else (self.q_proj, self.k_proj, self.v_proj)
+        if sst and hasattr(self, "sst_q_proj"):
+            layers = self.sst_q_proj, self.sst_k_proj, self.sst_v_proj
+        else:
+            layers = self.q_proj, self.k_proj, self.v_proj
         q, k, v = (layer(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for layer in layers)
         return q, k, v
 

@@ -7,7 +7,6 @@ recogniser. An entry's name says of which sound, which part of it and which enco
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,10 @@ import torch
 from tqdm import tqdm
 
 from speech_xl.backend import load_backend
-from speech_xl.config import ModelConfig
+from speech_xl.config import ModelConfig, load_config
 from speech_xl.quiet_windows import QuietWindowStream, lone_window
 from speech_xl.recognition import load_recognizer_tokenizer
+from speech_xl.whole_file import whole_file
 from speech_xl.word_reader import WordReader, group_size
 from torch_backend.encoder import SpeechTower
 from training.data import Recording, sound_hash
@@ -47,9 +47,8 @@ class FeatureCache:
         missing = [r for r in recordings if not self.path(r, ending).exists()]
         for recording in tqdm(missing, unit="recording", desc="hearing", disable=is_quiet or not missing):
             path = self.path(recording, ending)
-            temporary = path.with_suffix(f".{os.getpid()}.partial")
-            temporary.write_bytes(make(read_samples(recording)))
-            os.replace(temporary, path)
+            with whole_file(path) as temporary:
+                temporary.write_bytes(make(read_samples(recording)))
 
 
 def front_end_hash(source: Path, config: ModelConfig, encoder_only: bool = False) -> str:
@@ -91,7 +90,7 @@ def recognize(
     """Recordings of sound as the checkpoint's recogniser hears them; those that are heard already as they are."""
     spoken = [r for r in recordings if r.audio is not None]
     if any(not cache.path(r, ".txt").exists() for r in spoken):
-        backend = load_backend("torch", source, config)
+        backend = load_backend("torch", source, load_config(source))  # a recipe's own SSTs are not in the source
         tokenizer = load_recognizer_tokenizer(source, config.recognizer.vocab_size)
 
         def hear(samples: np.ndarray) -> bytes:

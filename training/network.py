@@ -163,7 +163,7 @@ def initialise_ssts(decoder: Decoder, sst: SSTConfig, end_id: int | None) -> Non
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             if hasattr(attention, f"sst_{name}"):
                 getattr(attention, f"sst_{name}").load_state_dict(getattr(attention, name).state_dict())
-        if sst.pooled:
+        if sst.pooled:  # with projections of their own, see speech_xl.config.check
             for projection in (attention.sst_k_proj, attention.sst_v_proj):
                 for parameter in projection.parameters():
                     parameter.zero_()
@@ -236,11 +236,9 @@ def export(network: nn.Module, config: ModelConfig, source: Path, folder: Path) 
 
 def replace_folder(temporary: Path, folder: Path) -> None:
     """Rename a finished folder to its place; an older one there goes first."""
+    old = folder.with_name(folder.name + ".old")
     if folder.exists():
-        old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
-        os.replace(temporary, folder)
-        shutil.rmtree(old)
-    else:
-        os.replace(temporary, folder)
+    os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)  # also that of a run which was killed between the two
