@@ -21,6 +21,7 @@ from mlx_backend.memory import KeyValues
 from mlx_backend.model import SpeechXL
 from speech_xl.backend import Recognition, Step
 from speech_xl.config import ModelConfig
+from speech_xl.sampling import Choose
 from speech_xl.schedule import IntervalPlan
 from speech_xl.storage import memory_storage
 
@@ -143,7 +144,7 @@ class Backend:
                 decoder.rotation(mx.array(plan.slot_positions)),
                 mx.array(plan.sst_mask()),
                 None if plan.selection is None else mx.array(plan.selection).astype(self.dtype),
-                plan.kept if plan.attended else 0,
+                plan.attended_rows if plan.attended else None,
                 (plan.hidden_from, plan.hidden),
                 self._pooled(plan),
             )
@@ -174,19 +175,26 @@ class Backend:
         rotation = self.model.decoder.rotation(mx.arange(position, position + len(ids)))
         return self.model.decoder.text(mx.array([ids]), rotation, memory, cache)
 
-    def answer(self, state: State, ids: list[int], position: int) -> Iterator[Step]:
+    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Iterator[Step]:
         cache = self._run(self._empty)
 
         def work() -> Step:
             logits, weights = self._read(ids, position, state.memory, cache)
             shown = weights[list(self.config.evidence_layers)] if self.config.evidence_layers else weights
-            return Step(int(logits.argmax()), np.array(shown.mean(0)))
+            token = int(logits.argmax()) if choose is None else choose(np.array(logits[0].astype(mx.float32)))
+            return Step(token, np.array(shown.mean(0)))
 
         while True:
             step = self._run(work)
             yield step
             position += len(ids)
             ids = [step.token]
+
+    def logits(self, state: State, ids: list[int], position: int) -> np.ndarray:
+        def work() -> np.ndarray:
+            return np.array(self._read(ids, position, state.memory, self._empty())[0][0].astype(mx.float32))
+
+        return self._run(work)
 
     def answer_spans(
         self,

@@ -11,9 +11,10 @@ Letters: B batch, R rows, n speech tokens of an interval, K SSTs, M memory slots
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 
 from mlx_backend.cpu import attend
@@ -50,7 +51,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, keys, bias=bias)
         self.v_proj = nn.Linear(width, keys, bias=bias)
         self.o_proj = nn.Linear(queries, width, bias=config.attention_output_bias)
-        if sst is not None:
+        if sst is not None and sst.own_projections:
             self.sst_q_proj = nn.Linear(width, queries, bias=bias)
             self.sst_k_proj = nn.Linear(width, keys, bias=bias)
             self.sst_v_proj = nn.Linear(width, keys, bias=bias)
@@ -61,7 +62,10 @@ class Attention(nn.Module):
 
     def project(self, x: mx.array, sst: bool = False) -> tuple[mx.array, mx.array, mx.array]:
         """(B, R, D) -> unrotated q (B, H, R, head_dim), k and v (B, kv_heads, R, head_dim)."""
-        layers = (self.sst_q_proj, self.sst_k_proj, self.sst_v_proj) if sst else (self.q_proj, self.k_proj, self.v_proj)
+        if sst and "sst_q_proj" in self:
+            layers = self.sst_q_proj, self.sst_k_proj, self.sst_v_proj
+        else:
+            layers = self.q_proj, self.k_proj, self.v_proj
         q, k, v = (layer(x).reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3) for layer in layers)
         return q, k, v
 
@@ -101,20 +105,18 @@ class Attention(nn.Module):
         unrotated: mx.array,
         v: mx.array,
         slot_rotation: Rotation,
-        count: int,
+        attended_rows: Callable[[np.ndarray], np.ndarray],
     ) -> tuple[mx.array, mx.array]:
-        """Keys and values (1, kv_heads, count, head_dim) of the rows that their own interval attends to most.
+        """Keys and values (1, kv_heads, m, head_dim) of the rows that their own interval attends to most, per head.
 
-        As SnapKV (arXiv 2404.14469) chooses, per head, but by all queries of the interval; a row's attention is
-        averaged over the queries that see it, or early rows would always win.
+        `attended_rows`: which these are, by the attention that each row gets; see IntervalPlan.
         """
         b, _, n, width = q.shape
         causal = mx.tri(n, n, dtype=mx.bool_)
         grouped = q.reshape(b, self.kv_heads, -1, n, width)
         scores = (grouped @ k[:, :, None].swapaxes(-1, -2)).astype(mx.float32) / math.sqrt(self.head_dim)
         weights = mx.softmax(mx.where(causal, scores, -mx.inf), axis=-1).sum((2, 3))  # (1, kv_heads, n)
-        received = weights / mx.arange(n, 0, -1)
-        rows = mx.sort(mx.argsort(-received, axis=-1)[..., :count], axis=-1)[..., None]
+        rows = mx.array(attended_rows(np.array(weights)))[..., None]
         take = mx.broadcast_to(rows, (*rows.shape[:-1], width))
         return rotate(mx.take_along_axis(unrotated, take, axis=2), slot_rotation), mx.take_along_axis(v, take, axis=2)
 
@@ -193,7 +195,7 @@ class Decoder(nn.Module):
         slot_rotation: Rotation,
         sst_mask: mx.array,
         selection: mx.array | None = None,
-        attended: int = 0,
+        attended_rows: Callable[[np.ndarray], np.ndarray] | None = None,
         hidden: tuple[int, int] = (0, 0),
         pooled: Pooled | None = None,
     ) -> None:
@@ -201,8 +203,8 @@ class Decoder(nn.Module):
 
         Speech rows never see an SST of their own interval, so the two kinds run on contiguous slices.
         sst_mask (K, n + K): which rows of the interval each SST sees; the memory is visible to all.
-        With K = 0 the interval leaves its `attended` most attended rows, or means of its rows by the weights
-        `selection` (m, n), or, with neither, every row.
+        With K = 0 the interval leaves its most attended rows, chosen by `attended_rows`, or means of its rows by the
+        weights `selection` (m, n), or, with neither, every row.
         """
         n, k = speech.shape[1], sst_mask.shape[0]
         x = speech
@@ -214,8 +216,8 @@ class Decoder(nn.Module):
             m = past_k.shape[2]
             q, unrotated, value = attention.project(layer.input_layernorm(x))
             q, key = rotate(q, speech_rotation), rotate(unrotated, speech_rotation)
-            if attended:
-                cache.append(*attention.most_attended(q, key, unrotated, value, slot_rotation, attended))
+            if attended_rows is not None:
+                cache.append(*attention.most_attended(q, key, unrotated, value, slot_rotation, attended_rows))
             elif selection is not None:
                 cache.append(rotate(selection @ unrotated, slot_rotation), selection @ value)
             elif not k:

@@ -95,7 +95,7 @@ def kept(name: str, ratio: int, speech: torch.Tensor) -> tuple[torch.Tensor, tor
         decoder.interval(
             speech, memory, decoder.rotation(torch.from_numpy(plan.speech_positions)),
             decoder.rotation(torch.from_numpy(plan.sst_query_positions)), still, torch.from_numpy(plan.sst_mask()),
-            None if plan.selection is None else torch.from_numpy(plan.selection), plan.kept if plan.attended else 0,
+            None if plan.selection is None else torch.from_numpy(plan.selection), plan.attended_rows if plan.attended else None,
         )  # fmt: skip
     return memory[0].keys, memory[0].values, decoder
 

@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 
 from speech_xl.backend import Recognition, Step
 from speech_xl.config import ModelConfig
+from speech_xl.sampling import Choose
 from speech_xl.schedule import IntervalPlan
 from speech_xl.storage import memory_storage
 from torch_backend.decoder import Pooled
+from torch_backend.loading import without_weights
 from torch_backend.memory import KeyValues
 from torch_backend.model import SpeechXL
 
@@ -56,7 +58,7 @@ class Backend:
     ) -> Backend:
         """Load every safetensors file of a checked checkpoint folder."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        with torch.device("meta"):
+        with without_weights():
             model = SpeechXL(config)
         tensors = {}
         for path in sorted(Path(folder).glob("*.safetensors")):
@@ -120,7 +122,7 @@ class Backend:
             decoder.rotation(self._tensor(plan.slot_positions)),
             self._tensor(plan.sst_mask()),
             None if plan.selection is None else self._tensor(plan.selection).to(self.dtype),
-            plan.kept if plan.attended else 0,
+            plan.attended_rows if plan.attended else None,
             (plan.hidden_from, plan.hidden),
             self._pooled(plan),
         )
@@ -140,16 +142,21 @@ class Backend:
         rotation = self.model.decoder.rotation(positions)
         return self.model.decoder.text(torch.tensor([ids], device=self._device), rotation, memory, cache)
 
-    def answer(self, state: State, ids: list[int], position: int) -> Iterator[Step]:
+    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Iterator[Step]:
         cache = self._empty()
         while True:
             with torch.inference_mode():  # not around the yield: it would leak into the caller
                 logits, weights = self._read(ids, position, state.memory, cache)
                 shown = weights[list(self.config.evidence_layers)] if self.config.evidence_layers else weights
-                step = Step(int(logits.argmax()), shown.mean(0).cpu().numpy())
+                token = int(logits.argmax()) if choose is None else choose(logits[0].float().cpu().numpy())
+                step = Step(token, shown.mean(0).cpu().numpy())
             yield step
             position += len(ids)
             ids = [step.token]
+
+    @torch.inference_mode()
+    def logits(self, state: State, ids: list[int], position: int) -> np.ndarray:
+        return self._read(ids, position, state.memory, self._empty())[0][0].float().cpu().numpy()
 
     @torch.inference_mode()
     def answer_spans(

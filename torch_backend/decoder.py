@@ -11,8 +11,9 @@ Letters: B batch, R rows, n speech tokens of an interval, K SSTs, M memory slots
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -51,7 +52,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, keys, bias=bias)
         self.v_proj = nn.Linear(width, keys, bias=bias)
         self.o_proj = nn.Linear(queries, width, bias=config.attention_output_bias)
-        if sst is not None:
+        if sst is not None and sst.own_projections:
             self.sst_q_proj = nn.Linear(width, queries, bias=bias)
             self.sst_k_proj = nn.Linear(width, keys, bias=bias)
             self.sst_v_proj = nn.Linear(width, keys, bias=bias)
@@ -62,7 +63,10 @@ class Attention(nn.Module):
 
     def project(self, x: torch.Tensor, sst: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, R, D) -> unrotated q (B, H, R, head_dim), k and v (B, kv_heads, R, head_dim)."""
-        layers = (self.sst_q_proj, self.sst_k_proj, self.sst_v_proj) if sst else (self.q_proj, self.k_proj, self.v_proj)
+        if sst and hasattr(self, "sst_q_proj"):
+            layers = self.sst_q_proj, self.sst_k_proj, self.sst_v_proj
+        else:
+            layers = self.q_proj, self.k_proj, self.v_proj
         q, k, v = (layer(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for layer in layers)
         return q, k, v
 
@@ -103,20 +107,19 @@ class Attention(nn.Module):
         unrotated: torch.Tensor,
         v: torch.Tensor,
         slot_rotation: Rotation,
-        count: int,
+        attended_rows: Callable[[np.ndarray], np.ndarray],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (1, kv_heads, count, head_dim) of the rows that their own interval attends to most.
+        """Keys and values (1, kv_heads, m, head_dim) of the rows that their own interval attends to most, per head.
 
-        As SnapKV (arXiv 2404.14469) chooses, per head, but by all queries of the interval; a row's attention is
-        averaged over the queries that see it, or early rows would always win.
+        `attended_rows`: which these are, by the attention that each row gets; see IntervalPlan.
         """
         n = k.shape[2]
         causal = torch.ones(n, n, dtype=torch.bool, device=q.device).tril()
         grouped = q.unflatten(1, (self.kv_heads, -1))
         scores = (grouped @ k[:, :, None].transpose(-1, -2)).float() / math.sqrt(self.head_dim)
         weights = scores.masked_fill(~causal, -torch.inf).softmax(-1).sum((2, 3))  # (1, kv_heads, n)
-        received = weights / torch.arange(n, 0, -1, device=q.device)
-        rows = received.topk(count, dim=-1).indices.sort(dim=-1).values[..., None].expand(-1, -1, -1, self.head_dim)
+        chosen = torch.from_numpy(attended_rows(weights.cpu().numpy())).to(q.device)
+        rows = chosen[..., None].expand(-1, -1, -1, self.head_dim)
         return rotate(unrotated.gather(2, rows), slot_rotation), v.gather(2, rows)
 
 
@@ -194,7 +197,7 @@ class Decoder(nn.Module):
         slot_rotation: Rotation,
         sst_mask: torch.Tensor,
         selection: torch.Tensor | None = None,
-        attended: int = 0,
+        attended_rows: Callable[[np.ndarray], np.ndarray] | None = None,
         hidden: tuple[int, int] = (0, 0),
         pooled: Pooled | None = None,
     ) -> None:
@@ -202,8 +205,8 @@ class Decoder(nn.Module):
 
         Speech rows never see an SST of their own interval, so the two kinds run on contiguous slices.
         sst_mask (K, n + K): which rows of the interval each SST sees; the memory is visible to all.
-        With K = 0 the interval leaves its `attended` most attended rows, or means of its rows by the weights
-        `selection` (m, n), or, with neither, every row.
+        With K = 0 the interval leaves its most attended rows, chosen by `attended_rows`, or means of its rows by the
+        weights `selection` (m, n), or, with neither, every row.
         """
         n, k = speech.shape[1], sst_mask.shape[0]
         x = speech
@@ -215,8 +218,8 @@ class Decoder(nn.Module):
             m = past_k.shape[2]
             q, unrotated, value = attention.project(layer.input_layernorm(x))
             q, key = rotate(q, speech_rotation), rotate(unrotated, speech_rotation)
-            if attended:
-                cache.append(*attention.most_attended(q, key, unrotated, value, slot_rotation, attended))
+            if attended_rows is not None:
+                cache.append(*attention.most_attended(q, key, unrotated, value, slot_rotation, attended_rows))
             elif selection is not None:
                 cache.append(rotate(selection @ unrotated, slot_rotation), selection @ value)
             elif not k:
