@@ -24,6 +24,7 @@ from evaluation.report import as_csv, make_rows, markdown, table
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="JSON lines, see docs/evaluation.md; with --benchmark, your copy of it")
     parser.add_argument("--benchmark", choices=tuple(BENCHMARKS), help="a public one, see docs/benchmarks_public.md")
@@ -47,6 +48,7 @@ def read(arguments: argparse.Namespace) -> tuple[Data, Sequence[Line]]:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Ask, score, print the table and write the report; SpeechXLError in one sentence if that cannot be."""
     data, lines = read(arguments)
     model, methods = command.load(arguments)
     results, about = command.answer_all(arguments, model, data, methods)
@@ -75,6 +77,7 @@ def as_json_lines(lines: Sequence[Line], folder: Path) -> str:
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m evaluation") -> int:
+    """Run the command -> its exit code."""
     return command.finish(run, build_parser(prog).parse_args(arguments))
 
 

@@ -33,6 +33,7 @@ def file_url(path: str) -> str:
 
 
 def shown_name(path: str) -> str:
+    """A file's name for HTML, shortened where it is long."""
     name = Path(path).name
     return escape(name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "...")
 
