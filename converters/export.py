@@ -22,7 +22,8 @@ from converters.source import Stored, read_json, tensors_of
 from converters.stream import shard_names
 from speech_xl.base_parts import parts_from
 from speech_xl.checkpoints import LOW_RANK, RECOGNIZER_TOKENIZER, base_name, check_checkpoint, expected_tensors
-from speech_xl.config import SSTConfig, save_config
+from speech_xl.config import SSTConfig
+from speech_xl.config_file import save_config
 from speech_xl.errors import CheckpointError, OutputError
 from speech_xl.fetching import cache_folder, fetch_part
 from speech_xl.schedule import format_bytes

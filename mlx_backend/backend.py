@@ -6,7 +6,7 @@ thread of its own and evaluates what it leaves behind; see speech_xl/backend.py 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,7 +175,7 @@ class Backend:
         rotation = self.model.decoder.rotation(mx.arange(position, position + len(ids)))
         return self.model.decoder.text(mx.array([ids]), rotation, memory, cache)
 
-    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Iterator[Step]:
+    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Generator[Step]:
         cache = self._run(self._empty)
 
         def work() -> Step:

@@ -20,10 +20,13 @@ SUPERSEDED = "Another call in this session has taken this one's place."
 
 
 def refuse(error: SpeechXLError) -> gr.Error:
+    """An error of ours as one that Gradio shows, without a traceback in the log."""
     return gr.Error(str(error), print_exception=False)
 
 
 class Endpoints:
+    """The functions that programs call, over HTTP and MCP."""
+
     def __init__(self, handlers: Handlers):
         self._handlers = handlers
 

@@ -6,7 +6,7 @@ promises.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,7 +142,7 @@ class Backend:
         rotation = self.model.decoder.rotation(positions)
         return self.model.decoder.text(torch.tensor([ids], device=self._device), rotation, memory, cache)
 
-    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Iterator[Step]:
+    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Generator[Step]:
         cache = self._empty()
         while True:
             with torch.inference_mode():  # not around the yield: it would leak into the caller

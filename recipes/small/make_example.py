@@ -79,6 +79,7 @@ QUESTIONS = [  # those that `small` answers rightly at its usual ratio: a visito
 
 
 def main() -> None:
+    """Write the example recording, its passages and its questions into space/examples."""
     parts, passages, at = [], [], 0
     for speaker, text in SCRIPT:
         first = at
