@@ -140,15 +140,8 @@ def our_logits(out: Path, config: ModelConfig, name: str, sound: np.ndarray, tex
         tokens = config.tokens_of_window(samples)
         backend.hear(state, mel, np.array([-(-samples // (2 * HOP_LENGTH))]), [tokens])
         for plan in scheduler.plan_all(tokens):
-            backend.close_interval(state, plan)
-
-    def read() -> np.ndarray:
-        return np.array(backend._read(after, scheduler.base, state.memory, backend._empty())[0].tolist()[0])
-
-    if name == "mlx":  # its arrays belong to one thread
-        return backend._run(read)
-    with torch.inference_mode():
-        return read()
+            backend.close_intervals(state, [plan])
+    return backend.logits(state, after, scheduler.base)
 
 
 def their_logits(family: str, folder: Path, decoder: Path | None, config: ModelConfig, sound: np.ndarray) -> np.ndarray:
