@@ -20,6 +20,7 @@ from converters.source import read_json, unread_files
 from converters.stream import Packing
 from converters.target import DTYPES, Options, Plan
 from speech_xl.backend import install_hint, is_installed
+from speech_xl.config import LAYOUTS
 from speech_xl.errors import BackendError, CheckpointError, SpeechXLError
 from speech_xl.hub import hub_client
 from speech_xl.schedule import format_bytes
@@ -42,7 +43,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         help="keep Whisper's own decoder: speech tokens are the words it recognises",
     )
     add("--mlx-path", default="mlx_model", metavar="FOLDER", help="the output folder (default: %(default)s)")
-    add("--to", choices=("torch", "mlx"), help="layout of the output (default: torch, or mlx with -q)")
+    add("--to", choices=LAYOUTS, help="layout of the output (default: torch, or mlx with -q)")
     add("--dtype", choices=tuple(DTYPES), help="type of the output's numbers (default: one that loses nothing)")
     add("-q", "--quantize", action="store_true", help="pack the decoder's weights for MLX")
     add("--q-bits", type=int, choices=(4, 8), help="bits of a packed weight (default: 4)")

@@ -23,6 +23,7 @@ from mlx_backend.memory import KeyValues, TextCache
 from mlx_backend.model import SpeechXL
 from speech_xl.backend import Recognition, Step
 from speech_xl.config import ModelConfig
+from speech_xl.sampling import Choose
 from speech_xl.schedule import IntervalPlan
 from speech_xl.storage import memory_storage
 from speech_xl.visibility import text_mask
@@ -209,8 +210,9 @@ class Backend:
         padding: np.ndarray,
         end_ids: Collection[int],
         weighed: Collection[int] = (),
+        choose: Choose | None = None,
     ) -> Iterator[dict[int, Step]]:
-        """Greedy steps of several texts, those that are not over by their numbers; padding (B, columns before the texts)."""
+        """Steps, greedy without `choose`, of several texts, those that are not over by their numbers; padding (B, columns before the texts)."""
         longest = max(map(len, texts))
         before = [longest - len(ids) for ids in texts]  # texts end together: the shorter ones stand behind padding
         ids = [[0] * n + list(text) for n, text in zip(before, texts, strict=True)]
@@ -220,7 +222,10 @@ class Backend:
 
         def work() -> tuple[list[int], np.ndarray]:
             logits, weights = self._read(ids, positions, memory, caches, padding, weighed)
-            return logits.argmax(-1).tolist(), np.array(weights)
+            shown = np.array(weights)
+            if choose is None:
+                return logits.argmax(-1).tolist(), shown
+            return list(map(choose, np.array(logits.astype(mx.float32)))), shown
 
         def keep(rows: list[int]) -> None:
             for cache in caches:
@@ -243,16 +248,26 @@ class Backend:
 
         return self._run(work)
 
-    def answer(self, state: State, ids: list[int], position: int) -> Iterator[Step]:
-        for steps in self.answer_together(state, [ids], position, ()):
+    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Iterator[Step]:
+        for steps in self._answers(state, [ids], position, (), choose):
             yield steps[0]
 
     def answer_together(
         self, state: State, texts: Sequence[list[int]], position: int, end_ids: Collection[int]
     ) -> Iterator[dict[int, Step]]:
+        return self._answers(state, texts, position, end_ids)
+
+    def _answers(
+        self,
+        state: State,
+        texts: Sequence[list[int]],
+        position: int,
+        end_ids: Collection[int],
+        choose: Choose | None = None,
+    ) -> Iterator[dict[int, Step]]:
         weighed = self.config.evidence_layers or range(self.config.decoder.num_hidden_layers)
         nothing, caches = np.zeros((len(texts), 0), bool), self._run(self._caches, len(texts))
-        return self._go_on(texts, [position] * len(texts), state.memory, caches, nothing, end_ids, weighed)
+        return self._go_on(texts, [position] * len(texts), state.memory, caches, nothing, end_ids, weighed, choose)
 
     def answer_spans(
         self,

@@ -15,6 +15,7 @@ import numpy as np
 from speech_xl.evidence import Evidence, find_evidence
 from speech_xl.memory import AudioMemory
 from speech_xl.recall import recall
+from speech_xl.sampling import GREEDY, Sampling
 from speech_xl.slices import slice_memory
 from speech_xl.spoken_numbers import settled, spoken
 
@@ -53,21 +54,24 @@ class Asking:
 
     def __init__(
         self, model: SpeechModel, memory: AudioMemory, question: str, longest: int,
-        span: tuple[float, float] | None = None, stop: Sequence[str] = (),
+        span: tuple[float, float] | None = None, stop: Sequence[str] = (), sampling: Sampling = GREEDY,
     ):  # fmt: skip
         self._model = model
         self._memory = memory
         self._question = question
         self._span = span
-        self._ids = model.prompt.question_ids(question)
+        model.prompt.question_ids(question)  # QuestionError if it cannot be asked
         self._longest = longest
         self._stop = tuple(stop)
+        self._sampling = sampling
         self.answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
         started = time.monotonic()
-        model, memory = self._model, self._memory_to_read()
-        steps = model.backend.answer(memory.state, self._ids, memory.position)
+        model = self._model
+        memory, question = self._to_read()
+        ids = model.prompt.question_ids(question)
+        steps = model.backend.answer(memory.state, ids, memory.position, self._sampling.chooser())
         said: list[int] = []
         shown, attention, rows = "", np.zeros(memory.slots), 0
         finish_reason = "length"
@@ -100,7 +104,7 @@ class Asking:
             yield text[len(shown) :]
         weights = attention[len(memory.prefix) :] / max(1, rows)
         evidence = find_evidence(weights, memory.slot_times)
-        warnings = model.position_warnings(memory.position + len(self._ids) + len(said))
+        warnings = model.position_warnings(memory.position + len(ids) + len(said))
         self.answer = Answer(
             self._question, text, evidence, time.monotonic() - started, memory.seconds, finish_reason, warnings, len(said)
         )
@@ -112,10 +116,11 @@ class Asking:
             return text
         return spoken(text) if is_over else settled(text)
 
-    def _memory_to_read(self) -> AudioMemory:
-        """The words that the question is about, where the checkpoint recalls; else the memory, or its part in the span."""
+    def _to_read(self) -> tuple[AudioMemory, str]:
+        """The words that the question is about, where the checkpoint recalls; else the memory, or its part in the span. And
+        the question as it is put to them."""
         memory, span = self._memory, self._span
-        recalled = recall(self._model, memory, self._question, span or (0.0, memory.seconds))
+        recalled, question = recall(self._model, memory, self._question, span or (0.0, memory.seconds))
         if recalled is memory and span is not None:
-            return slice_memory(self._model, memory, *span)
-        return recalled
+            recalled = slice_memory(self._model, memory, *span)
+        return recalled, question

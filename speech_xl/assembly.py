@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from speech_xl.config import ModelConfig
 from speech_xl.errors import BackendError, CheckpointError
 from speech_xl.fetching import cache_folder, fetch_part, is_full, slug
+from speech_xl.file_hashes import sha256_of
 
 LOG = logging.getLogger(__name__)
 ASSEMBLER = "converters.assemble"  # assemble(folder, part folders, output)
@@ -54,8 +55,7 @@ def key_of(folder: Path) -> str:
     """sha256 over everything that the whole checkpoint is made of."""
     total = hashlib.sha256(f"{VERSION}\n".encode())
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
-        with open(path, "rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{path.name} {sha256_of(path)}\n".encode())
     return total.hexdigest()
 
 

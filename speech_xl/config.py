@@ -24,6 +24,7 @@ SAMPLING_RATE = 16_000  # Hz; every encoder here was trained at this rate
 N_FFT = 400  # samples: 25 ms
 HOP_LENGTH = 160  # samples: 10 ms, so 100 mel frames a second
 RECOGNIZED_TOKENS_PER_SECOND = 4.5  # of fast talk without a pause; three where people read or talk calmly
+LAYOUTS = ("torch", "mlx")  # axis order of stored convolutions: (out, in, kernel) or (out, kernel, in)
 CONV_STRIDE = 2  # mel frames per encoder position: Whisper's second convolution
 
 
@@ -128,6 +129,8 @@ class SSTConfig:
     ratios: tuple[int, ...]  # speech tokens per SST (alpha); every one divides `interval`
     default_ratio: int
     output_projection: bool = False  # a second o projection beside q, k and v
+    own_projections: bool = True  # False: SSTs go through the decoder's own q, k and v, and only their embedding is theirs
+    appended: bool = False  # SSTs stand behind their whole interval and see all of it, not each behind its own block
     trained: bool = True
     horizon: int | None = None  # memory slots before its own that an interval sees while it is heard; None: all
     pooled: bool = False  # an SST's key and value also hold a learned mix of those of the tokens it stands for
@@ -167,7 +170,7 @@ class ModelConfig:
     sst: SSTConfig | None = None
     evidence_layers: tuple[int, ...] = ()  # decoder layers whose attention is shown as evidence; none: all
     dtype: str = "float32"  # of the stored weights
-    layout: str = "torch"  # of the stored weights: which backend's axis order convolutions have
+    layout: str = "torch"  # of the stored weights: one of LAYOUTS; every backend reads both
     quantization: dict[str, int] | None = None  # {"group_size", "bits"} of the decoder's linear layers
     name: str = "unnamed"
     description: str = ""  # what it understands, in words that an interface can show
@@ -258,7 +261,7 @@ def check(config: ModelConfig) -> None:
         "evidence_layers must be decoder layers",
     )
     require("{question}" in config.prompt.after_audio, "prompt.after_audio must contain {question}")
-    require(config.layout in ("torch", "mlx"), f"layout must be torch or mlx, not {config.layout!r}")
+    require(config.layout in LAYOUTS, f"layout must be {' or '.join(LAYOUTS)}, not {config.layout!r}")
     q = config.quantization
     require(
         q is None or (set(q) == {"group_size", "bits"} and q["bits"] in (4, 8) and q["group_size"] in (32, 64, 128)),
@@ -270,6 +273,10 @@ def check(config: ModelConfig) -> None:
         require(s.interval >= 1, "sst.interval must be positive")
         for ratio in s.ratios:
             require(s.interval % ratio == 0, f"sst.interval {s.interval} must be a multiple of ratio {ratio}")
+        require(
+            s.own_projections or not (s.output_projection or s.pooled),
+            "sst.output_projection and sst.pooled need sst.own_projections",
+        )
         require(type(s.recall) is int and s.recall >= 0, f"sst.recall must be a whole number from 0, not {s.recall!r}")
         require(not s.recall or r is not None, "sst.recall needs a recognizer: only then are speech tokens words")
 

@@ -28,6 +28,7 @@ from speech_xl.model import DEFAULT, SpeechModel
 from speech_xl.prefetch import HeardWindows, WindowReader, samples_per_level
 from speech_xl.prompt import LONGEST_ANSWER
 from speech_xl.recognition import Word
+from speech_xl.sampling import GREEDY, Sampling
 from speech_xl.schedule import FixedRatio, IntervalPlan, Ratio, Scheduler, format_bytes
 from speech_xl.slices import check_said
 from speech_xl.summarizers import choose_summarizer
@@ -265,9 +266,10 @@ class Listening:
 
 def ask(
     model: SpeechModel, memory: AudioMemory, question: str, longest: int = LONGEST_ANSWER,
-    start: float | None = None, end: float | None = None, stop: Sequence[str] = (),
+    start: float | None = None, end: float | None = None, stop: Sequence[str] = (), sampling: Sampling = GREEDY,
 ) -> Asking:  # fmt: skip
     """Ask one question about a memory, or about [start, end] seconds of it alone; QuestionError at once if it cannot be
-    asked. The answer ends before the first text of `stop`."""
+    asked. The answer ends before the first text of `stop`; its tokens are the most probable ones unless `sampling` says
+    otherwise."""
     span = None if start is None and end is None else check_said(memory, start, end)
-    return Asking(model, memory, question, longest, span, stop)
+    return Asking(model, memory, question, longest, span, stop, sampling)

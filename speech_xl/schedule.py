@@ -170,12 +170,13 @@ class IntervalPlan:
         return len(self.slot_positions) - self.evicted
 
     def pooled_tokens(self) -> np.ndarray:
-        """(K, ratio) int64: the interval's tokens that each SST stands for, backwards from the one before it.
+        """(K, ratio) int64: the interval's tokens that each SST stands for, backwards from the last one.
 
         Where the interval has fewer, its first one is repeated; the SST of a ragged tail reaches into the block before.
         """
         back = np.arange(self.ratio or 0)
-        return np.maximum(self.sst_after[:, None] - back[None, :], 0)
+        ends = self.spans[: self.ssts, 1] - 1 - self.first_token
+        return np.maximum(ends[:, None] - back[None, :], 0)
 
     def attended_rows(self, attention: np.ndarray) -> np.ndarray:
         """(..., m) int64: where `attended`, the speech rows that stay, in their order.

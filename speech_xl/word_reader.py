@@ -27,6 +27,11 @@ def group_size(number: int) -> int:
     return min(number + 1, LARGEST_GROUP)
 
 
+def prompt_tokens(config: RecognizerConfig) -> int:
+    """The most tokens of earlier words that stand before a window's."""
+    return min(PROMPT_TOKENS, config.max_target_positions // PROMPT_SHARE)
+
+
 class WordReader:
     """Reads the windows of one recording, in order."""
 
@@ -59,8 +64,7 @@ class WordReader:
         if self._config.previous_id is None or not self._before:
             return []
         ids = self._tokenizer.encode(" " + " ".join(self._before), add_special_tokens=False).ids
-        most = min(PROMPT_TOKENS, self._config.max_target_positions // PROMPT_SHARE)
-        return [self._config.previous_id, *ids[-most:]]
+        return [self._config.previous_id, *ids[-prompt_tokens(self._config) :]]
 
     def _is_lost(self, reading: Recognition) -> bool:
         return reading.mean_log_prob < LEAST_LOG_PROB or is_loop(self._tokenizer.decode(reading.ids))

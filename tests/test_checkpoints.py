@@ -85,6 +85,7 @@ def test_a_broken_folder_is_one_sentence(folder: Path, break_it, sentence: str) 
         ({"encoder": {"context_positions": 3}}, "must be multiples"),
         ({"sst": {"interval": 10}}, "must be a multiple of ratio"),
         ({"sst": {"default_ratio": 3}}, "default_ratio"),
+        ({"sst": {"own_projections": False, "pooled": True}}, "sst.pooled need sst.own_projections"),
         ({"prompt": {"after_audio": "?"}}, "question"),
         ({"decoder": {"colour": 1}}, "unknown fields colour"),
         ({"encoder": {"d_model": [64, 64]}}, "d_model must be a whole number"),

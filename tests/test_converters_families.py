@@ -55,7 +55,6 @@ def our_logits(backend: Backend, config: ModelConfig, mel: np.ndarray, valid: li
     scheduler = Scheduler(7, ListedRatios((None,)), len(before))
     for plan in scheduler.plan_all(sum(tokens)):
         backend.close_intervals(state, [plan])
-
     return backend.logits(state, after, scheduler.base)
 
 

@@ -12,7 +12,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from speech_xl.config import ModelConfig
 from speech_xl.schedule import ListedRatios, Scheduler, whole_pass
-from tests.tiny import configs, pooled_of, tiny_config, tiny_model
+from tests.tiny import configs, pooled_of, scheduler_of, tiny_config, tiny_model
 from torch_backend.backend import Backend, State
 from torch_backend.decoder import Decoder
 from torch_backend.model import SpeechXL
@@ -67,7 +67,7 @@ def test_streaming_equals_one_masked_pass(config: ModelConfig, tokens: int, pref
     speech = torch.randn(1, tokens, config.decoder.hidden_size)
     texts = [torch.randint(0, config.decoder.vocab_size, (n,)) for n in (4, 2)]
     listed = [None if r == "raw" else config.sst.ratios[r] for r in drawn]
-    scheduler = Scheduler(config.sst.interval, ListedRatios(tuple(listed)), prefix, horizon=config.sst.horizon)
+    scheduler = scheduler_of(config, listed, prefix)
     plans = list(scheduler.plan_all(tokens))
     with torch.inference_mode():
         logits, passed = one_pass(model.decoder, config, ids, speech, plans, texts)

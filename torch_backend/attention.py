@@ -89,7 +89,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, keys, bias=bias)
         self.v_proj = nn.Linear(width, keys, bias=bias)
         self.o_proj = nn.Linear(queries, width, bias=config.attention_output_bias)
-        if sst is not None:
+        if sst is not None and sst.own_projections:
             self.sst_q_proj = nn.Linear(width, queries, bias=bias)
             self.sst_k_proj = nn.Linear(width, keys, bias=bias)
             self.sst_v_proj = nn.Linear(width, keys, bias=bias)
@@ -100,11 +100,12 @@ class Attention(nn.Module):
 
     def queries(self, x: torch.Tensor, sst: bool = False) -> torch.Tensor:
         """(B, R, D) -> unrotated (B, H, R, head_dim)."""
-        return self._heads((self.sst_q_proj if sst else self.q_proj)(x))
+        return self._heads((self.sst_q_proj if sst and hasattr(self, "sst_q_proj") else self.q_proj)(x))
 
     def keys_values(self, x: torch.Tensor, sst: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, R, D) -> unrotated keys, and values, (B, kv_heads, R, head_dim)."""
-        layers = (self.sst_k_proj, self.sst_v_proj) if sst else (self.k_proj, self.v_proj)
+        is_own = sst and hasattr(self, "sst_q_proj")
+        layers = (self.sst_k_proj, self.sst_v_proj) if is_own else (self.k_proj, self.v_proj)
         k, v = (self._heads(layer(x)) for layer in layers)
         return k, v
 

@@ -18,11 +18,13 @@ from safetensors.torch import load_file
 
 from speech_xl.backend import Recognition, Step
 from speech_xl.config import ModelConfig
+from speech_xl.sampling import Choose
 from speech_xl.schedule import IntervalPlan
 from speech_xl.storage import memory_storage
 from speech_xl.visibility import text_mask
 from torch_backend.attention import Pooled
 from torch_backend.decoder import Intervals
+from torch_backend.loading import without_weights
 from torch_backend.memory import KeyValues, TextCache
 from torch_backend.model import SpeechXL
 
@@ -64,7 +66,7 @@ class Backend:
     ) -> Backend:
         """Load every safetensors file of a checked checkpoint folder."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        with torch.device("meta"):
+        with without_weights():
             model = SpeechXL(config)
         tensors = {}
         for path in sorted(Path(folder).glob("*.safetensors")):
@@ -178,8 +180,9 @@ class Backend:
         padding: np.ndarray,
         end_ids: Collection[int],
         weighed: Collection[int] = (),
+        choose: Choose | None = None,
     ) -> Iterator[dict[int, Step]]:
-        """Greedy steps of several texts, those that are not over by their numbers; padding (B, columns before the texts)."""
+        """Steps, greedy without `choose`, of several texts, those that are not over by their numbers; padding (B, columns before the texts)."""
         longest = max(map(len, texts))
         before = [longest - len(ids) for ids in texts]  # texts end together: the shorter ones stand behind padding
         ids = [[0] * n + list(text) for n, text in zip(before, texts, strict=True)]
@@ -189,7 +192,8 @@ class Backend:
         while going:
             with torch.inference_mode():  # not around the yield: it would leak into the caller
                 logits, weights = self._read(ids, positions, memory, caches, padding, weighed)
-                tokens, shown = logits.argmax(-1).tolist(), weights.cpu().numpy()
+                shown = weights.cpu().numpy()
+                tokens = logits.argmax(-1).tolist() if choose is None else list(map(choose, logits.float().cpu().numpy()))
             yield {text: Step(tokens[row], shown[row]) for row, text in enumerate(going)}
             rows = [row for row, token in enumerate(tokens) if token not in end_ids]
             if len(rows) < len(going):  # finished texts leave the batch
@@ -204,16 +208,26 @@ class Backend:
         logits, _ = self._read([ids], [position], state.memory, self._caches(1), np.zeros((1, len(ids)), bool))
         return logits[0].to(torch.promote_types(logits.dtype, torch.float32)).cpu().numpy()
 
-    def answer(self, state: State, ids: list[int], position: int) -> Iterator[Step]:
-        for steps in self.answer_together(state, [ids], position, ()):
+    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Iterator[Step]:
+        for steps in self._answers(state, [ids], position, (), choose):
             yield steps[0]
 
     def answer_together(
         self, state: State, texts: Sequence[list[int]], position: int, end_ids: Collection[int]
     ) -> Iterator[dict[int, Step]]:
+        return self._answers(state, texts, position, end_ids)
+
+    def _answers(
+        self,
+        state: State,
+        texts: Sequence[list[int]],
+        position: int,
+        end_ids: Collection[int],
+        choose: Choose | None = None,
+    ) -> Iterator[dict[int, Step]]:
         weighed = self.config.evidence_layers or range(self.config.decoder.num_hidden_layers)
         nothing, caches = np.zeros((len(texts), 0), bool), self._caches(len(texts))
-        return self._go_on(texts, [position] * len(texts), state.memory, caches, nothing, end_ids, weighed)
+        return self._go_on(texts, [position] * len(texts), state.memory, caches, nothing, end_ids, weighed, choose)
 
     @torch.inference_mode()
     def answer_spans(

@@ -18,7 +18,7 @@ from torch import nn
 from speech_xl.config import ModelConfig
 from speech_xl.prompt import Prompt
 from speech_xl.schedule import FixedRatio, IntervalPlan, Ratio, Scheduler, StepRandomRatio, View, WholePass, whole_pass
-from speech_xl.summarizers import interval_of
+from speech_xl.summarizers import interval_of, ssts_of
 from training.recipe import Stage
 from training.samples import Sample
 from training.speech import Speech, pad_speech
@@ -68,6 +68,7 @@ class Batcher:
     def __init__(self, prompt: Prompt, config: ModelConfig, stage: Stage, seed: int):
         self.prompt, self.config, self.sst, self.stage, self.seed = prompt, config, config.sst, stage, seed
         self.interval = interval_of(config)
+        self.plan = ssts_of(config).plan
         self.ratios = stage.ratios
 
     def training(self, samples: Sequence[Sample], numbers: Sequence[int], step: int, progress: float) -> Batch:
@@ -101,7 +102,7 @@ class Batcher:
         drawn_from = {policy.value} if isinstance(policy, FixedRatio) else set(policy.choices)
         is_asked = sample.words is not None and len(drawn_from) == 1 and drawn_from <= set(self.stage.asked)
         interval = sample.tokens if is_asked else self.interval
-        plans = list(Scheduler(interval, policy, prefix, horizon=horizon).plan_all(sample.tokens))
+        plans = list(Scheduler(interval, policy, prefix, self.plan, horizon).plan_all(sample.tokens))
         ratios = {name_of(p.ratio) for p in plans}
         ratio = ratios.pop() if len(ratios) == 1 else "mixed"
         everything = (0, len(plans))

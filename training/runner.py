@@ -25,6 +25,7 @@ from training.hearing import Hearing
 from training.loop import Loop
 from training.network import choose_trained, export, load_network, replace_folder
 from training.recipe import Recipe, RecipeError, Stage, settings_of
+from training.recognition import RecognitionBatcher
 from training.samples import check_length
 from training.state import StageFolder, stage_fingerprint
 
@@ -70,10 +71,12 @@ class Runner:
             self._say(f"Stage {stage.name} is done already: {folder.model}")
             return folder.model
         config = load_config(source)
+        if stage.kind == "recognition" and config.recognizer is None:
+            raise RecipeError(f"Stage {stage.name!r} trains a recogniser, and {source} has none; leave the stage out.")
         prompt = Prompt.load(source, config)
         if prompt.end_id is None:
             raise CheckpointError(f"{source} names no token that ends an answer; add prompt.end_tokens to its config.json.")
-        network, config = load_network(source, config, sst, prompt.end_id)
+        network, config = load_network(source, config, sst, prompt.end_id, stage.kind == "recognition")
         check_ratios(stage, config.sst, source)
         trained = choose_trained(network, stage, self.recipe.seed)
         hear = Hearing(stage, source, config, prompt, network, self.output / "features", self.accelerator)
@@ -85,7 +88,7 @@ class Runner:
             + (f" ({too_long} longer than {stage.max_tokens} tokens, or silent, left out)" if too_long else "")
             + f", {len(held)} to validate, {count:,} parameters in {len(trained)} tensors, in {folder.path}"
         )
-        make = CTCBatcher if stage.loss == "ctc" else Batcher
+        make = CTCBatcher if stage.loss == "ctc" else RecognitionBatcher if stage.kind == "recognition" else Batcher
         batcher = make(prompt, config, stage, self.recipe.seed)
         loop = Loop(network, trained, stage, batcher, self.recipe.seed, folder, self.accelerator)
         finished = loop.run(samples, held)
@@ -113,8 +116,8 @@ def multiplies_bfloat16(precision: str | None) -> bool:
 
 
 def usable(recordings: list[Recording], stage: Stage) -> list[Recording]:
-    """Those that the stage can learn from: CTC needs a transcript."""
-    if stage.loss != "ctc" or not recordings:
+    """Those that the stage can learn from: CTC and a recogniser need a transcript."""
+    if (stage.loss != "ctc" and stage.kind != "recognition") or not recordings:
         return recordings
     if found := [r for r in recordings if r.text is not None]:
         return found

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from speech_xl.arguments import parse_tokens, read_questions
 from speech_xl.batch.on_ray import Cluster, work_on_ray
+from speech_xl.batch.parquet import TABLE, check_parquet, write_parquet
 from speech_xl.batch.plan import in_order, make_jobs, questions_of
 from speech_xl.batch.recordings import Recording, find_recordings
 from speech_xl.batch.results import ANSWER, MEMORY, RESULTS, SKIPPED, TRANSCRIPT, Key, Results
@@ -47,6 +48,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         help="asked of all together, such as: which recordings mention a bridge?",
     )
     parser.add_argument("--transcribe", action="store_true", help="write down what every recording says")
+    parser.add_argument("--parquet", action="store_true", help=f"the results as a table, too: {TABLE}")
     add_longest(parser)
     add_model(parser)
     add_memory(parser)
@@ -155,6 +157,8 @@ def report(results: Results, recordings: Sequence[Recording], questions: Sequenc
 
 def run(arguments: argparse.Namespace) -> None:
     cluster = parse_cluster(arguments)
+    if arguments.parquet:
+        check_parquet()
     questions = [] if arguments.questions is None else read_questions(arguments.questions)
     of_corpus = [] if arguments.corpus_questions is None else read_questions(arguments.corpus_questions)
     for question in of_corpus:
@@ -173,6 +177,8 @@ def run(arguments: argparse.Namespace) -> None:
             events = work_here(settings, jobs) if cluster is None else work_on_ray(settings, jobs, cluster)
             keep(events, results, len(recordings), len(jobs))
         results.arrange(in_order(recordings, questions))
+        if arguments.parquet:
+            write_parquet(results.lines(results.all_keys()), output / TABLE)
         report(results, recordings, questions)
         if of_corpus:
             search_corpus(results, recordings, of_corpus)
