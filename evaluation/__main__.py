@@ -21,6 +21,7 @@ from evaluation.benchmarks.table import score_all
 from evaluation.data import Data, DataError, Line, check_lines, lines_sha256, read_data
 from evaluation.plot import plot
 from evaluation.report import as_csv, make_rows, markdown, table
+from evaluation.results import Method, ResultsFile
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -49,7 +50,15 @@ def read(arguments: argparse.Namespace) -> tuple[Data, Sequence[Line]]:
 def run(arguments: argparse.Namespace) -> None:
     data, lines = read(arguments)
     model, methods = command.load(arguments)
-    results, about = command.answer_all(arguments, model, data, methods)
+    with command.answered(arguments, model, data, methods) as (results, about):
+        report(arguments, data, lines, methods, results, about)
+
+
+def report(
+    arguments: argparse.Namespace, data: Data, lines: Sequence[Line], methods: Sequence[Method], results: ResultsFile,
+    about: str,
+) -> None:  # fmt: skip
+    """Print the tables, and write the report where there is an output folder."""
     rows = make_rows(data, methods, results)
     print(table(rows), end="")
     own_table, more_csv, texts = "", "", {}

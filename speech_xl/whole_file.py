@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from speech_xl.errors import OutputError
@@ -95,6 +96,21 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def hold_folder(folder: Path, work: str) -> FileLock:
+    """Make a folder and keep it for this process until the lock is released; OutputError while another `work` has it."""
+
+    def acquire() -> None:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise OutputError(f"Another {work} is at work in {folder}; wait for it, or name another folder.") from None
+
+    do_with(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
+    lock = FileLock(folder / ".lock")
+    do_with(folder, acquire)
+    return lock
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -34,16 +34,16 @@ def run(arguments: argparse.Namespace) -> None:
     lengths = [parse_time(length) for length in arguments.lengths]
     grid = make_grid(arguments.needles, arguments.speech, lengths, arguments.depths)
     model, methods = command.load(arguments)
-    results, about = command.answer_all(arguments, model, grid.data, methods)
-    rows = make_rows(grid.data, methods, results)
-    print(table(rows), end="")
-    if arguments.output is not None:
-        about = f"{about}, needles of {arguments.needles.name} in the speech of {arguments.speech.name}."
-        texts = {
-            "report.md": markdown(grid, rows, results, about),
-            "report.csv": as_csv(grid, methods, results),
-        }
-        command.write_files(arguments.output, texts, {"needle.png": partial(plot, grid, methods, results)})
+    with command.answered(arguments, model, grid.data, methods) as (results, about):
+        rows = make_rows(grid.data, methods, results)
+        print(table(rows), end="")
+        if arguments.output is not None:
+            about = f"{about}, needles of {arguments.needles.name} in the speech of {arguments.speech.name}."
+            texts = {
+                "report.md": markdown(grid, rows, results, about),
+                "report.csv": as_csv(grid, methods, results),
+            }
+            command.write_files(arguments.output, texts, {"needle.png": partial(plot, grid, methods, results)})
 
 
 def main(arguments: list[str] | None = None) -> int:
