@@ -170,12 +170,13 @@ class IntervalPlan:
         return len(self.slot_positions) - self.evicted
 
     def pooled_tokens(self) -> np.ndarray:
-        """(K, ratio) int64: the interval's tokens that each SST stands for, backwards from the one before it.
+        """(K, ratio) int64: the interval's tokens that each SST stands for, backwards from the last one.
 
         Where the interval has fewer, its first one is repeated; the SST of a ragged tail reaches into the block before.
         """
         back = np.arange(self.ratio or 0)
-        return np.maximum(self.sst_after[:, None] - back[None, :], 0)
+        ends = self.spans[: self.ssts, 1] - 1 - self.first_token
+        return np.maximum(ends[:, None] - back[None, :], 0)
 
     def attended_rows(self, attention: np.ndarray) -> np.ndarray:
         """(..., m) int64: where `attended`, the speech rows that stay, in their order.
@@ -194,6 +195,11 @@ class IntervalPlan:
         kept = slots if self.ratio is None else np.concatenate([np.full(self.tokens, -1), slots[: self.ssts]])
         seen = (self.hidden_from + self.hidden, self.base - self.evicted)
         return stretch_of_rows(1 + self.index, place, kept, seen, self.ssts)
+
+    def speech_mask(self) -> np.ndarray:
+        """(n, n) bool: which speech rows of its own interval each speech row sees."""
+        rows = self.rows()[: self.tokens]
+        return visible(rows, rows)
 
     def sst_mask(self) -> np.ndarray:
         """(K, n + K) bool: which rows of its own interval each SST sees. Memory within the horizon is always visible."""
@@ -262,10 +268,14 @@ class Scheduler:
             audio_slots = self.base - plan.evicted - self.prefix
             hidden = max(0, audio_slots - self.horizon)
             plan = dataclasses.replace(plan, hidden_from=self.prefix, hidden=hidden)
-        self.index += 1
-        self.tokens += tokens
-        self.base += plan.kept
+        self.advance(plan)
         return plan
+
+    def advance(self, plan: IntervalPlan) -> None:
+        """Move the clock behind a plan, the next one, that a copy of this scheduler has made."""
+        self.index += 1
+        self.tokens += plan.tokens
+        self.base += plan.kept
 
     def plan_all(self, tokens: int) -> Iterator[IntervalPlan]:
         """The plans of `tokens` more speech tokens, the last one as long as what is left."""

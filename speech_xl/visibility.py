@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 PREFIX = 0  # the stretch of the text before the audio
+CAUSAL = "causal"  # a mask in a word: as many queries as keys, and each sees the keys up to its own place
+Mask = np.ndarray | str | None  # (..., Q, K) bool, or CAUSAL; None: every query sees every key
 
 
 @dataclass(frozen=True)
@@ -105,3 +107,18 @@ def may_see(queries: Rows, keys: Rows, size: int) -> np.ndarray:
     kept = (most(keys.slot) >= first) & (least(np.where(keys.slot < 0, far, keys.slot)) < most(queries.stop)[:, None])
     past = (most(keys.stretch == PREFIX) | kept) & most(queries.stretch != PREFIX)[:, None]
     return own | past
+
+
+def text_mask(padding: np.ndarray, rows: int) -> Mask:
+    """What the last `rows` of T columns see of all of them, in B texts of which each has rows to itself: (B, 1, rows, T).
+
+    padding (B, T) bool: columns that belong to no text. Nobody sees these but they themselves, so that nothing is
+    computed from nothing. A column may also be a memory slot: text sees all slots that it is given.
+    """
+    columns = padding.shape[1]
+    if not padding.any() and rows in (1, columns):
+        return None if rows == 1 else CAUSAL
+    text = text_rows(1, columns, (0, 0))
+    queries = text[columns - rows :]
+    is_itself = queries.place[:, None] == text.place
+    return ((visible(queries, text) & ~padding[:, None]) | is_itself)[:, None]

@@ -13,7 +13,8 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from converters import whisper_qwen2
 from converters.__main__ import main as convert
 from speech_xl.checkpoints import check_checkpoint
-from speech_xl.config import SAMPLING_RATE, load_config
+from speech_xl.config import SAMPLING_RATE
+from speech_xl.config_file import load_config
 from tests import families
 from tests.tiny import write_sound
 from tests.tiny_training import metrics, tensors, write_lines

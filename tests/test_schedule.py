@@ -23,6 +23,7 @@ from speech_xl.schedule import (
     sst_slots,
     whole_pass,
 )
+from speech_xl.summarizers import AppendedSSTs
 from speech_xl.visibility import may_see, visible
 
 ratios = st.sampled_from([None, 1, 2, 3, 4, 6, 12])
@@ -113,6 +114,19 @@ def test_text_stands_behind_the_memory(case: tuple[int, int, list[int | None]], 
     positions = whole_pass(prefix, plans, texts).query_positions
     expected = [scheduler.base + u for n in texts for u in range(n)]
     assert positions[len(positions) - len(expected) :].tolist() == expected
+
+
+@given(cases)
+def test_appended_ssts_stand_behind_their_whole_interval(case: tuple[int, int, list[int | None]]) -> None:
+    tokens, prefix, listed = case
+    scheduler, plans = plans_of(tokens, prefix, listed)
+    appended = Scheduler(12, ListedRatios(tuple(listed)), prefix, AppendedSSTs().plan)
+    for plan, other in zip(plans, appended.plan_all(tokens), strict=True):
+        assert other.sst_mask()[:, : plan.tokens].all() and np.array_equal(other.sst_mask()[:, plan.tokens :], np.eye(plan.ssts))
+        assert other.sst_query_positions.tolist() == [plan.base + plan.tokens + c for c in range(plan.ssts)]
+        assert np.array_equal(other.slot_positions, plan.slot_positions) and np.array_equal(other.spans, plan.spans)
+        assert not plan.ssts or np.array_equal(other.pooled_tokens(), plan.pooled_tokens())
+    assert appended.base == scheduler.base
 
 
 def test_skipped_positions_move_intervals_and_text_but_not_visibility() -> None:

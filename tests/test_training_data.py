@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 
-from speech_xl.config import ModelConfig, load_config
+from speech_xl.config import ModelConfig
+from speech_xl.config_file import load_config
 from speech_xl.prompt import Prompt
 from tests.tiny_training import STAGE, TALKS, hearing_checkpoint, recipe, write_lines
 from training.__main__ import main

@@ -132,7 +132,7 @@ def test_a_stage_that_packs_is_held_to_it() -> None:
 
 
 def test_the_command_prints_a_plan_from_a_configuration_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from speech_xl.config import save_config
+    from speech_xl.config_file import save_config
 
     _, _, config = setting({})
     save_config(config, tmp_path)

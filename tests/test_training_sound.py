@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from converters.__main__ import main as convert
 from speech_xl import word_reader
 from speech_xl.checkpoints import check_checkpoint
-from speech_xl.config import SAMPLING_RATE, load_config
+from speech_xl.config import SAMPLING_RATE
+from speech_xl.config_file import load_config
 from speech_xl.prompt import Prompt
 from speech_xl.recognition import Word
 from tests import families
@@ -100,7 +101,7 @@ def test_cached_outputs_are_the_speech_tokens_that_the_backend_hears(tmp_path: P
     for changes in ({}, {"augment": 0.1}):
         stage = recipe(RAW | {"kind": "answering"} | changes, sst=None).stages[0]
         ears = hearing.Hearing(stage, model, config, Prompt.load(model, config), tmp_path / "cache", Accelerator(cpu=True))
-        sample = ears.sample(recording, None)
+        sample = ears.sample(recording, None, None)
         assert sample.tokens == config.tokens_for(round(3.3 * SAMPLING_RATE)) and (sample.features is None) == bool(changes)
         speech = join_speech([sample, sample], config)
         windows = speech.windows and tuple(map(torch.from_numpy, speech.windows))
@@ -179,11 +180,11 @@ def test_a_recogniser_hears_each_recording_once(
     ears = hearing.Hearing(
         recipe().stages[0], model, config, Prompt.load(model, config), tmp_path / "cache", Accelerator(cpu=True)
     )
-    heard = [ears.sample(r, None).source for r in recordings]
+    heard = [ears.sample(r, None, None).source for r in recordings]
     assert [r.heard for r in heard] == ["said1.2", "said1.4", "said1.1"]
     ears.rest()
     monkeypatch.setattr(features, "load_backend", None)
-    assert [ears.sample(r, None).source for r in recordings] == heard
+    assert [ears.sample(r, None, None).source for r in recordings] == heard
     out = train(model, tmp_path / "out", recipe({"steps": 2, "lora": None}), write_lines(
         tmp_path / "l.jsonl", [{"heard": r.heard} for r in heard]
     ))  # fmt: skip

@@ -10,6 +10,7 @@ from speech_xl.errors import SpeechXLError
 
 
 def main(command: list[str] | None = None, prog: str = "python -m training") -> int:
+    """Run the command -> its exit code."""
     parser = argparse.ArgumentParser(
         prog=prog, description="Train a checkpoint on JSON lines, each stage from where it left off."
     )
@@ -50,7 +51,7 @@ def print_plan(arguments: argparse.Namespace) -> int:
     """--plan: a table on standard output. --model may be a folder that holds no more than a config.json."""
     from speech_xl.arguments import parse_bytes
     from speech_xl.checkpoints import find_folder, resolve_checkpoint
-    from speech_xl.config import load_config
+    from speech_xl.config_file import load_config
     from training.plan import plan, plan_lines
     from training.recipe import RecipeError, load_recipe
 

@@ -40,6 +40,7 @@ def their_name(layer: str) -> str:
 
 
 def our_layer(name: str) -> str:
+    """The other way round."""
     return name.replace("model.", "decoder.", 1) if name.startswith("model.") else name
 
 

@@ -97,6 +97,7 @@ def flex_mask(rows: Rows, near: np.ndarray, count: int) -> BlockMask:
 
 @lru_cache(maxsize=1)
 def compiled_flex() -> Any:
+    """FlexAttention as one kernel, for any number of rows."""
     return torch.compile(flex_attention, dynamic=True)
 
 

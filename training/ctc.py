@@ -53,6 +53,8 @@ class CTCHead(nn.Module):
 
 @dataclass(frozen=True)
 class CTCBatch:
+    """Some recordings with their transcripts as classes."""
+
     speech: Speech
     lengths: np.ndarray  # (B,) int64: speech tokens of each recording
     classes: np.ndarray  # (C,) int64: the token of each class but blank
@@ -62,7 +64,8 @@ class CTCBatch:
 
     @property
     def ssts(self) -> int:
-        return 0  # no decoder runs
+        """None: the decoder does not run."""
+        return 0
 
 
 class CTCBatcher:
@@ -93,6 +96,7 @@ class CTCBatcher:
     def validation(
         self, samples: Sequence[Sample], numbers: Sequence[int], ratio: Ratio, shared: np.ndarray
     ) -> CTCBatch:
+        """Recordings as they are; `ratio` means nothing here."""
         return self._join(samples, join_speech(samples, self._config), shared)
 
     def _join(self, samples: Sequence[Sample], speech: Speech, classes: np.ndarray) -> CTCBatch:

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from speech_xl.config import ModelConfig, save_config
+from speech_xl.config import ModelConfig
+from speech_xl.config_file import save_config
 from training.lora import adapters_of, merged, our_name
 from training.network import Network, other_layout, read_tensors
 from training.sharding import whole
@@ -75,11 +76,9 @@ def publish(source: Path, folder: Path) -> None:
 
 def replace_folder(temporary: Path, folder: Path) -> None:
     """Rename a finished folder to its place; an older one there goes first."""
+    old = folder.with_name(folder.name + ".old")
     if folder.exists():
-        old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
-        os.replace(temporary, folder)
-        shutil.rmtree(old)
-    else:
-        os.replace(temporary, folder)
+    os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)  # also that of a run which was killed between the two

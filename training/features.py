@@ -7,7 +7,6 @@ recogniser. An entry's name says of which sound, which part of it and which enco
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +15,10 @@ import torch
 
 from speech_xl.backend import load_backend
 from speech_xl.config import ModelConfig
-from speech_xl.quiet_windows import QuietWindowStream
+from speech_xl.config_file import load_config
+from speech_xl.quiet_windows import QuietWindowStream, lone_window
 from speech_xl.recognition import load_recognizer_tokenizer
+from speech_xl.whole_file import whole_file
 from speech_xl.word_reader import WordReader, group_size
 from torch_backend.encoder import SpeechTower
 from training.data import Recording, sound_hash
@@ -32,21 +33,25 @@ class FeatureCache:
         self._folder, self._front_end = folder, front_end
 
     def entry(self, recording: Recording, ending: str, make: Callable[[np.ndarray], bytes]) -> Path:
-        """The file of a recording's entry, which `make` makes of its samples where there is none yet."""
+        """The file of a recording's entry, which `make` makes of its samples where there is none yet.
+
+        Its name says by which sound, which span of it and which front end it was computed.
+        """
         key = f"{sound_hash(recording)}/{recording.start}/{recording.end}/{self._front_end}"
         path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{ending}"
         if not path.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.partial")
-            temporary.write_bytes(make(read_samples(recording)))
-            os.replace(temporary, path)
+            with whole_file(path) as temporary:
+                temporary.write_bytes(make(read_samples(recording)))
         return path
 
 
-def front_end_hash(source: Path, config: ModelConfig) -> str:
-    """SHA-256 of the encoder's, and the recogniser's, weights and geometry."""
-    total = hashlib.sha256(repr((config.encoder, config.adapter and config.adapter.stack, config.recognizer)).encode())
-    for name, tensor in read_tensors(source, lambda n: n.startswith(("speech.encoder.", "speech.recognizer."))):
+def front_end_hash(source: Path, config: ModelConfig, encoder_only: bool = False) -> str:
+    """SHA-256 of the encoder's, and, unless `encoder_only`, the recogniser's, weights and geometry."""
+    geometry = (config.encoder, config.adapter and config.adapter.stack, None if encoder_only else config.recognizer)
+    total = hashlib.sha256(repr(geometry).encode())
+    parts = ("speech.encoder.",) if encoder_only else ("speech.encoder.", "speech.recognizer.")
+    for name, tensor in read_tensors(source, lambda n: n.startswith(parts)):
         total.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
@@ -66,8 +71,17 @@ def encode(tower: SpeechTower, samples: np.ndarray) -> np.ndarray:
     return torch.cat(rows).cpu().numpy().astype(np.float16)
 
 
-def recognizer_of(source: Path, config: ModelConfig) -> Callable[[np.ndarray], bytes]:
-    """A function from samples (n,) to the words that the checkpoint's recogniser hears in them, in UTF-8."""
+@torch.inference_mode()
+def encode_window(tower: SpeechTower, samples: np.ndarray) -> np.ndarray:
+    """(n,) samples of at most one window -> (S, d_model) float16: what the recogniser reads, padding included."""
+    window = lone_window(samples, tower.config.encoder)
+    mel = torch.from_numpy(window.mel)[None].to(next(tower.parameters()).device)
+    return tower.encoder(mel)[0].float().cpu().numpy().astype(np.float16)
+
+
+def recognizer_of(source: Path) -> Callable[[np.ndarray], bytes]:
+    """A function from samples (n,) to the words that a checkpoint's recogniser hears in them, in UTF-8."""
+    config = load_config(source)  # a recipe's own SSTs are not in the source
     backend = load_backend("torch", source, config)
     tokenizer = load_recognizer_tokenizer(source, config.recognizer.vocab_size)
 

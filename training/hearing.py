@@ -1,46 +1,54 @@
 """From a recording to a sample, by what the checkpoint hears with and whether a stage leaves that as it is.
 
-It chooses between the ways; how each works is the business of features.py and sound.py.
+It chooses between the ways; how each works is the business of features.py, recognition.py and sound.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
+from tokenizers import Tokenizer
 
 from speech_xl.config import ModelConfig
 from speech_xl.prompt import Prompt
+from speech_xl.recognition import load_recognizer_tokenizer
+from torch_backend.encoder import SpeechTower
 from training.data import DataError, Recording
-from training.features import FeatureCache, encode, front_end_hash, recognizer_of
+from training.features import FeatureCache, encode, encode_window, front_end_hash, recognizer_of
 from training.network import load_tower
 from training.recipe import RecipeError, Stage
+from training.recognition import window_sample
 from training.samples import Sample, as_npy
 from training.sound import read_samples
 
 
 class Hearing:
-    """Makes the samples of one stage. What it hears is kept in `cache`, by all processes, for all stages."""
+    """Makes the samples of one stage. What it hears is kept in a folder, by all processes, for all stages."""
 
     def __init__(
-        self, stage: Stage, source: Path, config: ModelConfig, prompt: Prompt, cache: Path, accelerator: Accelerator
+        self, stage: Stage, source: Path, config: ModelConfig, prompt: Prompt, folder: Path, accelerator: Accelerator
     ):
-        self._source, self._config, self._prompt, self._device = source, config, prompt, accelerator.device
+        self._source, self._config, self._prompt = source, config, prompt
+        self._folder, self._accelerator = folder, accelerator
         self._has_recognizer = config.recognizer is not None
+        self._reads_windows = stage.kind == "recognition"
         self._hears_anew = stage.trains_encoder or bool(stage.augment)
-        self._folder = cache
         self._ids_of: dict[str, list[int]] = {}
-        if self._has_recognizer and stage.augment:
+        if self._has_recognizer and stage.augment and not self._reads_windows:
             raise RecipeError(f"Stage {stage.name!r} has augment, but a recogniser's words are kept; leave it out.")
 
-    def sample(self, recording: Recording, tokens: int | None) -> Sample:
-        """A recording as the stage hears it, for the first time if need be. `tokens`: how many there are, where it is known.
+    def sample(self, recording: Recording, tokens: int | None, before: Recording | None) -> Sample:
+        """A recording as the stage hears it, for the first time if need be; see samples.Make.
 
         DataError names a line that this checkpoint cannot be trained on.
         """
+        if self._reads_windows:
+            return self._window(recording, before)
         if self._has_recognizer:
             if recording.heard is None:
                 path = self._cache.entry(recording, ".txt", lambda samples: self._recognize(samples))
@@ -60,6 +68,18 @@ class Hearing:
         for name in ("_tower", "_recognize"):
             self.__dict__.pop(name, None)
 
+    def _window(self, recording: Recording, before: Recording | None) -> Sample:
+        """A recording of one encoder window, for a recogniser to be trained on."""
+        if recording.audio is None:
+            raise DataError(f"{recording.where}: a recogniser is trained on sound; give audio and its text.")
+
+        def make(samples: np.ndarray) -> bytes:
+            with self._accelerator.autocast():
+                return as_npy(encode_window(self._tower, samples))
+
+        path = self._cache.entry(recording, ".window.npy", make)
+        return window_sample(recording, before, path, self._tokenizer, self._config.recognizer)
+
     def _ids(self, heard: str) -> list[int]:
         """Each word is tokenized alone, behind a blank, as when it is heard."""
         ids: list[int] = []
@@ -71,12 +91,16 @@ class Hearing:
 
     @cached_property
     def _cache(self) -> FeatureCache:
-        return FeatureCache(self._folder, front_end_hash(self._source, self._config))
+        return FeatureCache(self._folder, front_end_hash(self._source, self._config, encoder_only=self._reads_windows))
 
     @cached_property
-    def _tower(self):
-        return load_tower(self._source, self._config).to(self._device).eval()
+    def _tokenizer(self) -> Tokenizer:
+        return load_recognizer_tokenizer(self._source, self._config.recognizer.vocab_size)
 
     @cached_property
-    def _recognize(self):
-        return recognizer_of(self._source, self._config)
+    def _tower(self) -> SpeechTower:
+        return load_tower(self._source, self._config).to(self._accelerator.device).eval()
+
+    @cached_property
+    def _recognize(self) -> Callable[[np.ndarray], bytes]:
+        return recognizer_of(self._source)

@@ -222,8 +222,8 @@ class Loop:
         found = load_state(self.folder, self.trained, self.optimizer)
         if found is not None:
             self.step, self.elapsed = found
-            if self.accelerator.is_main_process:
-                self.folder.forget_after(self.step)
+        if self.accelerator.is_main_process:
+            self.folder.forget_after(self.step)
 
 
 @contextmanager

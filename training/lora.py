@@ -31,6 +31,7 @@ class LoraLinear(nn.Module):
             self.lora_B.weight = nn.Parameter(torch.zeros(base.out_features, config.rank))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., inputs) -> (..., outputs)."""
         return self.base_layer(x) + self.lora_B(self.lora_A(x)) * self.scaling
 
 

@@ -33,6 +33,7 @@ def token_losses(decoder: Decoder, x: torch.Tensor, targets: torch.Tensor) -> tu
 
 
 def rows_at_once(vocab_size: int) -> int:
+    """Rows whose logits exist at a time."""
     return max(1, LOGITS // vocab_size)
 
 

@@ -33,18 +33,17 @@ WINDOWS_AT_ONCE = 8  # that an encoder hears together
 class Network(nn.Module):
     """Parameters by checkpoint names: `decoder.*`, and `speech.*` where speech tokens come through an adapter.
 
-    A recogniser is not loaded: what it hears comes in as words. `ctc` is there while a stage needs it.
+    A recogniser is loaded only by a stage that trains it (`recognizes`): to the others, what it hears comes in as words.
+    `ctc` is there while a stage needs it.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, recognizes: bool = False):
         super().__init__()
         self.decoder = Decoder(config.decoder, config.sst)
-        self.speech = SpeechTower(config) if config.adapter is not None else None
+        self.speech = SpeechTower(config) if config.adapter is not None or recognizes else None
         self.ctc: CTCHead | None = None
         self.gradient_checkpointing = False
-        self.uses_everything = (
-            False  # every pass runs every parameter, be it on no rows: sharded ones must agree on that
-        )
+        self.uses_everything = False  # each pass runs every parameter, be it on no rows: shares must agree on that
 
     def forward(
         self,
@@ -52,10 +51,15 @@ class Network(nn.Module):
         windows: tuple[torch.Tensor, torch.Tensor] | None = None,
         classes: torch.Tensor | None = None,
         lengths: Sequence[int] = (),
+        read: torch.Tensor | None = None,
         **text: Any,
     ) -> Any:
         """A training.speech.Speech as tensors -> with classes (C,), the CTC head's log-probabilities (B, N, 1 + C) of
-        recordings of these lengths; else what `answer` makes of the text."""
+        recordings of these lengths; else what `answer` makes of the text. With `read` (B, R) ids, `rows` are whole
+        windows' encoder outputs (B, S, d_model) and the recogniser's logits (B, R, vocabulary) are returned."""
+        if read is not None:
+            recognizer = self.speech.recognizer
+            return recognizer(read, 0, recognizer.start(rows))[0]
         speech = self.hear(rows, windows)
         if classes is not None:
             padded = nn.utils.rnn.pad_sequence(speech[0].split(list(lengths)), batch_first=True)
@@ -126,7 +130,8 @@ def kept_outputs(tower: SpeechTower, mel: torch.Tensor, valid: torch.Tensor) -> 
 
 
 def load_network(
-    folder: Path, config: ModelConfig, sst: SSTConfig | None, end_id: int | None, is_empty: bool = False
+    folder: Path, config: ModelConfig, sst: SSTConfig | None, end_id: int | None, recognizes: bool = False,
+    is_empty: bool = False,
 ) -> tuple[Network, ModelConfig]:
     """The network of a folder in float32, and its configuration; with `sst` its SST parameters are fresh.
 
@@ -137,7 +142,7 @@ def load_network(
     if sst is not None:
         config = replace(config, sst=sst)
     with torch.device("meta"):  # nothing is drawn that is read anyway
-        network = Network(config)
+        network = Network(config, recognizes)
     if is_empty:
         return network, config
     expected = {n: t for n, t in network.state_dict().items() if sst is None or "sst_" not in n}
@@ -207,7 +212,7 @@ def initialise_ssts(decoder: Decoder, sst: SSTConfig, end_id: int | None) -> Non
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             if hasattr(attention, f"sst_{name}"):
                 getattr(attention, f"sst_{name}").load_state_dict(getattr(attention, name).state_dict())
-        if sst.pooled:
+        if sst.pooled:  # with projections of their own, see speech_xl.config_check
             for projection in (attention.sst_k_proj, attention.sst_v_proj):
                 for parameter in projection.parameters():
                     parameter.zero_()

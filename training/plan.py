@@ -41,6 +41,7 @@ class Rows:
 
     @property
     def total(self) -> int:
+        """R."""
         return self.prefix + self.speech + self.ssts + self.text
 
 
@@ -58,6 +59,7 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """All of it at the same time."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.working
 
 
@@ -128,8 +130,9 @@ def rows_of(stage: Stage, config: ModelConfig, gpus: int) -> Rows:
     rows = Rows(n * recordings, ssts * recordings, text * recordings, answers * recordings)
     if stage.pack is None or rows.total <= stage.pack:
         return rows
-    share = max(1.0, stage.pack / (PREFIX + n + ssts + text)) / recordings  # one recording may be longer than a pack
-    return Rows(*(round(part * share) for part in (rows.speech, rows.ssts, rows.text, rows.answers)))
+    # One recording may be longer than a pack.
+    share = max(1.0, (stage.pack - PREFIX) / (n + ssts + text)) / recordings
+    return Rows(*(int(part * share) for part in (rows.speech, rows.ssts, rows.text, rows.answers)))
 
 
 def kept_by_layer(decoder: DecoderConfig, trained: set[str], stage: Stage, rows: Rows, is_mixed: bool) -> int:

@@ -5,7 +5,7 @@ It knows which stage needs what, and where it is kept; how a stage trains is loo
 
 from __future__ import annotations
 
-import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -18,7 +18,8 @@ from accelerate.utils import InitProcessGroupKwargs
 from tqdm import tqdm
 
 from speech_xl.checkpoints import fingerprint
-from speech_xl.config import ModelConfig, SSTConfig, load_config
+from speech_xl.config import ModelConfig, SSTConfig
+from speech_xl.config_file import load_config
 from speech_xl.errors import CheckpointError
 from speech_xl.prompt import Prompt
 from training.adapter_files import WEIGHTS, factors_of, read_adapter, save_adapter, start_from
@@ -31,6 +32,7 @@ from training.loop import Loop
 from training.lora import adapters_of
 from training.network import choose_trained, load_network
 from training.recipe import Recipe, RecipeError, Stage, settings_of
+from training.recognition import RecognitionBatcher
 from training.samples import Samples, index_samples
 from training.sharding import sharding_settings
 from training.state import StageFolder, stage_fingerprint
@@ -39,6 +41,8 @@ T = TypeVar("T")
 
 
 class Runner:
+    """Runs a recipe's stages one after another and keeps each one's result."""
+
     def __init__(self, recipe: Recipe, data: Sequence[Path], validation: Path | None, output: Path):
         self.recipe, self.data, self.output = recipe, list(data), output
         self.validation = [validation] if validation else []
@@ -65,17 +69,15 @@ class Runner:
             publish(source, self.output / "model")
             if (adapter := source.parent / "adapter").is_dir():
                 publish(adapter, self.output / "adapter")
+            else:  # none of an earlier run's
+                shutil.rmtree(self.output / "adapter", ignore_errors=True)
         self.accelerator.wait_for_everyone()
         return True
 
     def _stage(self, stage: Stage, source: Path, sst: SSTConfig | None) -> Path | None:
         """The checkpoint that a stage makes of `source`; None if it was stopped before its end."""
-        sounds = hashlib.sha256()
-        has_sound = False
-        for recording, _ in usable(self.data, stage):  # every line is looked at before anything is trained
-            if recording.audio is not None:
-                has_sound = True
-                sounds.update(sound_hash(recording).encode())
+        found = (recording for recording, _ in usable(self.data, stage))  # every line is looked at before one is trained on
+        sounds = list(dict.fromkeys(sound_hash(recording) for recording in found if recording.audio is not None))
         for _ in usable(self.validation, stage):
             pass
         facts = {
@@ -84,8 +86,8 @@ class Runner:
         }  # fmt: skip
         if self.accelerator.mixed_precision != "no":
             facts["precision"] = self.accelerator.mixed_precision
-        if has_sound:
-            facts["sounds"] = sounds.hexdigest()
+        if sounds:
+            facts["sounds"] = sounds
         if stage.loss == "ctc" or stage.augment:
             facts["drawn"] = "for each recording"  # whatever process hears it
         if stage.lora is not None and stage.lora.start is not None:
@@ -98,14 +100,14 @@ class Runner:
             self._say(f"Stage {stage.name} is done already: {folder.model}")
             return folder.model
         config = load_config(source)
+        if stage.kind == "recognition" and config.recognizer is None:
+            raise RecipeError(f"Stage {stage.name!r} trains a recogniser, and {source} has none; leave the stage out.")
         prompt = Prompt.load(source, config)
         if prompt.end_id is None:
-            raise CheckpointError(
-                f"{source} names no token that ends an answer; add prompt.end_tokens to its config.json."
-            )
+            raise CheckpointError(f"{source} names no token that ends an answer; add prompt.end_tokens to its config.json.")
         is_main = self.accelerator.is_main_process
         is_empty = sharding_settings() is not None and not is_main
-        network, config = load_network(source, config, sst, prompt.end_id, is_empty)
+        network, config = load_network(source, config, sst, prompt.end_id, stage.kind == "recognition", is_empty)
         check_ratios(stage, config.sst, source)
         trained = choose_trained(network, stage, self.recipe.seed)
         if stage.lora is not None and stage.lora.start is not None and not is_empty:
@@ -117,7 +119,7 @@ class Runner:
             + (f" ({left_out} longer than {stage.max_tokens} tokens, or silent, left out)" if left_out else "")
             + f", {len(held) if held else 0} to validate, {count:,} parameters in {len(trained)} tensors, in {folder.path}"
         )
-        make = CTCBatcher if stage.loss == "ctc" else Batcher
+        make = CTCBatcher if stage.loss == "ctc" else RecognitionBatcher if stage.kind == "recognition" else Batcher
         batcher = make(prompt, config, stage, self.recipe.seed)
         loop = Loop(network, trained, stage, batcher, self.recipe.seed, folder, self.accelerator)
         finished = loop.run(samples, held)
@@ -146,7 +148,9 @@ class Runner:
         hearing = Hearing(stage, source, config, prompt, self.output / "features", self.accelerator)
         with self.accelerator.main_process_first():  # the others find everything there
             found = [
-                index_samples(paths, self._shown(usable(paths, stage)), hearing.sample, stage.max_tokens)
+                index_samples(
+                    paths, self._shown(usable(paths, stage)), hearing.sample, stage.max_tokens, stage.kind == "recognition"
+                )
                 for paths in (self.data, self.validation) if paths
             ]  # fmt: skip
         hearing.rest()
@@ -169,10 +173,11 @@ def multiplies_bfloat16(precision: str | None) -> bool:
 
 
 def usable(paths: Sequence[Path], stage: Stage) -> Iterator[tuple[Recording, Place]]:
-    """The recordings that the stage can learn from: CTC needs a transcript."""
+    """The recordings that the stage can learn from: CTC and a recogniser need a transcript."""
+    needs_text = stage.loss == "ctc" or stage.kind == "recognition"
     is_empty = True
     for recording, place in scan_recordings(paths):
-        if stage.loss != "ctc" or recording.text is not None:
+        if recording.text is not None or not needs_text:
             is_empty = False
             yield recording, place
     if is_empty and paths:

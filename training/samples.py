@@ -36,6 +36,7 @@ class Sample:
 
     @property
     def questions(self) -> tuple[Question, ...]:
+        """Those of its line."""
         return self.source.questions
 
     @property
@@ -52,48 +53,61 @@ class Sample:
         return replace(self, words=self.words[first : first + most], tokens=most)
 
 
+Make = Callable[[Recording, int | None, Recording | None], Sample]
+"""A recording, its speech tokens where their number is known, and the recording before it, as a sample."""
+
+
 class Samples(Sequence[Sample]):
     """The samples of a run, each read when it is asked for. `sizes` (n,) float64 are their `Sample.size`."""
 
     def __init__(
-        self, paths: Sequence[Path], places: np.ndarray, tokens: np.ndarray, sizes: np.ndarray,
-        make: Callable[[Recording, int | None], Sample],
+        self, paths: Sequence[Path], places: np.ndarray, tokens: np.ndarray, sizes: np.ndarray, make: Make,
+        before: np.ndarray | None = None,
     ):  # fmt: skip
-        """places (n, 4) int64 as `Place` has them, tokens (n,) int64; make: a recording of so many tokens as a sample."""
-        self._paths, self._places, self._tokens, self._make = paths, places, tokens, make
+        """places (n, 4) int64 as `Place` has them, tokens (n,) int64; before (n, 4): those of the recordings before, where
+        `make` wants them, file -1 where there is none."""
+        self._paths, self._places, self._tokens, self._make, self._before = paths, places, tokens, make, before
         self.sizes = sizes
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: int) -> Sample:
-        recording = recording_at(self._paths, Place(*self._places[index].tolist()))
-        return self._make(recording, int(self._tokens[index]))
+        before = None
+        if self._before is not None and self._before[index, 0] >= 0:
+            before = self._recording(self._before[index])
+        return self._make(self._recording(self._places[index]), int(self._tokens[index]), before)
+
+    def _recording(self, place: np.ndarray) -> Recording:
+        return recording_at(self._paths, Place(*place.tolist()))
 
 
 def index_samples(
-    paths: Sequence[Path], found: Iterable[tuple[Recording, Place]], make: Callable[[Recording, int | None], Sample],
-    max_tokens: int,
-) -> tuple[Samples, int]:  # fmt: skip
+    paths: Sequence[Path], found: Iterable[tuple[Recording, Place]], make: Make, max_tokens: int, in_order: bool = False
+) -> tuple[Samples, int]:
     """-> the recordings to train on, and how many were left out as silent or longer than `max_tokens`.
 
-    Heard words without questions are never too long: a step takes a window of them. make(recording, None) says how
-    many tokens there are.
+    Heard words without questions are never too long: a step takes a window of them. `in_order`: `make` wants to know
+    the recording before.
     """
-    places, tokens, sizes, left_out = array("q"), array("q"), array("d"), 0
+    places, befores, tokens, sizes, left_out = array("q"), array("q"), array("q"), array("d"), 0
+    last: tuple[Recording | None, Place] = (None, Place(-1, 0, 0, 0))
     for recording, place in found:
-        sample = make(recording, None)
+        sample = make(recording, None, last[0] if in_order else None)
         has_window = sample.words is not None and not sample.questions
-        if not sample.tokens or (sample.tokens > max_tokens and not has_window):
+        if sample.tokens and (sample.tokens <= max_tokens or has_window):
+            places.extend(place)
+            befores.extend(last[1])
+            tokens.append(sample.tokens)
+            sizes.append(sample.size)
+        else:
             left_out += 1
-            continue
-        places.extend(place)
-        tokens.append(sample.tokens)
-        sizes.append(sample.size)
+        last = recording, place
     if not places:
         raise DataError(f"No recording has 1 to {max_tokens} speech tokens; raise max_tokens in the recipe.")
-    found_at = np.array(places, np.int64).reshape(-1, len(Place._fields))
-    return Samples(paths, found_at, np.array(tokens, np.int64), np.array(sizes), make), left_out
+    table, before = (np.array(numbers, np.int64).reshape(-1, len(Place._fields)) for numbers in (places, befores))
+    made = Samples(paths, table, np.array(tokens, np.int64), np.array(sizes), make, before if in_order else None)
+    return made, left_out
 
 
 def as_npy(array: np.ndarray) -> bytes:
