@@ -20,10 +20,9 @@ from server.errors import ApiError
 from speech_xl.errors import MemoryFileError, OutputError
 from speech_xl.memory import MemoryHeader, read_header
 from speech_xl.schedule import format_bytes
-from speech_xl.whole_file import whole_file
+from speech_xl.whole_file import remove_leftovers, whole_file
 
 IDENTIFIER = re.compile(r"mem_[0-9a-f]{32}")
-ABANDONED = 3600.0  # seconds, after which a temporary file is what a killed server left
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,7 @@ class Store:
         self._lock = threading.Lock()  # of what is thrown away
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for path in folder.glob("*/.*.sxl"):
-                if time.time() - path.stat().st_mtime > ABANDONED:
-                    path.unlink()
+            remove_leftovers(folder)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(None, "no permission to write")
         except OSError as error:
@@ -104,9 +101,11 @@ class Store:
 
     @property
     def bytes(self) -> int:
+        """Of all files, whoever they belong to."""
         return sum(status.st_size for _, status in self._files())
 
     def entry(self, owner: str, identifier: str) -> Entry | None:
+        """What is known of a memory of that owner; None if there is none."""
         path = self.path(owner, identifier)
         return None if path is None else self._read(path, path.stat())
 

@@ -172,8 +172,9 @@ def test_a_stop_at_any_moment_loses_and_repeats_nothing(
         kept = path.read_bytes() if path.exists() else b""
         if kept:  # and a kill in the middle of a line
             path.write_bytes(kept + b'{"kind": "answer", "recor')
-        (tmp_path / output / "memories").mkdir(exist_ok=True)
-        (tmp_path / output / "memories" / f".{'0' * 32}.sxl").write_bytes(b"half")
+        left = tmp_path / output / "memories" / f".{'0' * 32}.0"
+        left.mkdir(parents=True, exist_ok=True)
+        (left / "two.wav.sxl").write_bytes(b"half")
         known = [json.loads(line) for line in kept.splitlines()]
         done.clear()
         assert ask_all("--transcribe", output=output)[0] == 0

@@ -46,7 +46,7 @@ def test_a_token_is_one_of_the_vocabulary_and_comes_again(
     sampling = Sampling(hot, top_p, seed)
     first, again = (sampling.chooser()(logits) for _ in range(2))
     assert first == again and 0 <= first < len(logits)
-    assert logits[Sampling(1e-12, top_p, seed).chooser()(logits)] == logits.max()
+    assert logits[Sampling(1e-12, top_p, seed).chooser()(logits)] >= logits.max() - 1e-9
 
 
 @pytest.mark.parametrize(

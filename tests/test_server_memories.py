@@ -216,14 +216,18 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert path.read_bytes() == b"x" * 300 and [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_leftovers_of_a_kill_are_swept_when_they_are_old(tmp_path: Path) -> None:
-    folder = tmp_path / "memories" / "ann"
-    folder.mkdir(parents=True)
-    for name in (".old.sxl", ".new.sxl"):
-        (folder / name).write_bytes(b"half")
-    os.utime(folder / ".old.sxl", (1000, 1000))
+def test_leftovers_of_a_kill_are_swept_and_what_is_being_written_is_not(tmp_path: Path) -> None:
     store = Store(tmp_path / "memories", 1000)
-    assert [p.name for p in folder.iterdir()] == [".new.sxl"] and store.bytes == 0
+    left = tmp_path / "memories" / "ann" / f".{'0' * 32}.0"
+
+    def write(path: Path) -> None:
+        left.mkdir()
+        (left / "half").write_bytes(b"half")
+        Store(tmp_path / "memories", 1000)
+        path.write_bytes(b"whole")
+
+    store.keep("ann", identifier("a"), write)
+    assert not left.exists() and store.path("ann", identifier("a")).read_bytes() == b"whole" and store.bytes == 5
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ recogniser. An entry's name says of which sound, which part of it and which enco
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,10 @@ from tqdm import tqdm
 
 from speech_xl.backend import load_backend
 from speech_xl.config import ModelConfig
-from speech_xl.quiet_windows import QuietWindowStream
+from speech_xl.config_file import load_config
+from speech_xl.quiet_windows import QuietWindowStream, lone_window
 from speech_xl.recognition import load_recognizer_tokenizer
+from speech_xl.whole_file import whole_file
 from speech_xl.word_reader import WordReader, group_size
 from torch_backend.encoder import SpeechTower
 from training.data import Recording, sound_hash
@@ -36,6 +37,7 @@ class FeatureCache:
         self._folder, self._front_end = folder, front_end
 
     def path(self, recording: Recording, ending: str) -> Path:
+        """Where a recording's features lie, by its sound, its span and the front end that computed them."""
         key = f"{sound_hash(recording)}/{recording.start}/{recording.end}/{self._front_end}"
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{ending}"
 
@@ -47,15 +49,16 @@ class FeatureCache:
         missing = [r for r in recordings if not self.path(r, ending).exists()]
         for recording in tqdm(missing, unit="recording", desc="hearing", disable=is_quiet or not missing):
             path = self.path(recording, ending)
-            temporary = path.with_suffix(f".{os.getpid()}.partial")
-            temporary.write_bytes(make(read_samples(recording)))
-            os.replace(temporary, path)
+            with whole_file(path) as temporary:
+                temporary.write_bytes(make(read_samples(recording)))
 
 
-def front_end_hash(source: Path, config: ModelConfig) -> str:
-    """SHA-256 of the encoder's, and the recogniser's, weights and geometry."""
-    total = hashlib.sha256(repr((config.encoder, config.adapter and config.adapter.stack, config.recognizer)).encode())
-    for name, tensor in read_tensors(source, lambda n: n.startswith(("speech.encoder.", "speech.recognizer."))):
+def front_end_hash(source: Path, config: ModelConfig, encoder_only: bool = False) -> str:
+    """SHA-256 of the encoder's, and, unless `encoder_only`, the recogniser's, weights and geometry."""
+    geometry = (config.encoder, config.adapter and config.adapter.stack, None if encoder_only else config.recognizer)
+    total = hashlib.sha256(repr(geometry).encode())
+    parts = ("speech.encoder.",) if encoder_only else ("speech.encoder.", "speech.recognizer.")
+    for name, tensor in read_tensors(source, lambda n: n.startswith(parts)):
         total.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
@@ -75,13 +78,21 @@ def encode(tower: SpeechTower, samples: np.ndarray) -> np.ndarray:
     return torch.cat(rows).cpu().numpy().astype(np.float16)
 
 
+@torch.inference_mode()
+def encode_window(tower: SpeechTower, samples: np.ndarray) -> np.ndarray:
+    """(n,) samples of at most one window -> (S, d_model) float16: what the recogniser reads, padding included."""
+    window = lone_window(samples, tower.config.encoder)
+    mel = torch.from_numpy(window.mel)[None].to(next(tower.parameters()).device)
+    return tower.encoder(mel)[0].float().cpu().numpy().astype(np.float16)
+
+
 def recognize(
     recordings: list[Recording], source: Path, config: ModelConfig, cache: FeatureCache, is_quiet: bool
 ) -> list[Recording]:
     """Recordings of sound as the checkpoint's recogniser hears them; those that are heard already as they are."""
     spoken = [r for r in recordings if r.audio is not None]
     if any(not cache.path(r, ".txt").exists() for r in spoken):
-        backend = load_backend("torch", source, config)
+        backend = load_backend("torch", source, load_config(source))  # a recipe's own SSTs are not in the source
         tokenizer = load_recognizer_tokenizer(source, config.recognizer.vocab_size)
 
         def hear(samples: np.ndarray) -> bytes:

@@ -186,6 +186,8 @@ class Loop:
     def _resume(self) -> None:
         state = self.folder.load()
         if state is None:
+            if self.accelerator.is_main_process:
+                self.folder.forget_after(0)
             return
         self.step, self.elapsed = state["step"], state["elapsed"]
         for name, parameter in self.trained.items():

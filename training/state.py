@@ -9,13 +9,15 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
+
+from speech_xl.errors import OutputError
+from speech_xl.whole_file import do_with, whole_file, whole_lines
 
 FORMAT = 1  # raised when the same recipe would train otherwise
 
@@ -30,7 +32,7 @@ class StageFolder:
 
     def __init__(self, folder: Path, save_minutes: float):
         self.path = folder
-        self.path.mkdir(parents=True, exist_ok=True)
+        do_with(self.path, lambda: self.path.mkdir(parents=True, exist_ok=True))
         self._save_seconds = save_minutes * 60
         self._saved_at = time.monotonic()
         self._board = None
@@ -42,47 +44,55 @@ class StageFolder:
 
     @property
     def is_done(self) -> bool:
+        """Whether the stage has ended."""
         return (self.path / "done.json").exists()
 
     @property
     def is_due(self) -> bool:
+        """Whether it is time to save again."""
         return time.monotonic() - self._saved_at >= self._save_seconds
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the state under another name and rename it: a kill leaves the old one or the new one."""
-        temporary = self.path / "state.partial"
-        torch.save(state, temporary)
-        os.replace(temporary, self.path / "state.pt")
+        """Write the state whole or not at all: a kill leaves the old one or the new one."""
+        path = self.path / "state.pt"
+        with whole_file(path) as temporary:
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # what torch says of a full disk
+                raise OutputError(f"{path} cannot be written; make room and run the same command again.") from error
         self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
+        """The state that was saved last; None at the start."""
         path = self.path / "state.pt"
         return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Mark the stage as done; its state is no longer needed."""
-        temporary = self.path / "done.partial"
-        temporary.write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / "done.json")
+        with whole_file(self.path / "done.json") as temporary:
+            temporary.write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
         (self.path / "state.pt").unlink(missing_ok=True)
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps that a kill made undone."""
+        """Drop metrics of steps that a kill made undone, and a row that it cut short."""
         path = self.path / "metrics.csv"
         if path.exists():
-            rows = path.read_text(encoding="utf-8").splitlines()
-            kept = [r for i, r in enumerate(rows) if i == 0 or int(r.split(",", 1)[0]) <= step]
-            path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+            header, *rows = [*whole_lines(path)] or [b""]
+            with whole_file(path) as temporary:
+                temporary.write_bytes(header + b"".join(row for row in rows if int(row.split(b",", 1)[0]) <= step))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append (step, metric, value) rows to metrics.csv and to TensorBoard's file."""
         path = self.path / "metrics.csv"
-        fresh = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if fresh:
-                writer.writerow(("step", "metric", "value"))
-            writer.writerows((step, name, f"{value:.6g}") for name, value in metrics.items())
+
+        def append() -> None:
+            with path.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                if not file.tell():
+                    writer.writerow(("step", "metric", "value"))
+                writer.writerows((step, name, f"{value:.6g}") for name, value in metrics.items())
+
+        do_with(path, append)
         if self._board is None:
             self._board = SummaryWriter(str(self.path), purge_step=step)
         for name, value in metrics.items():
@@ -90,5 +100,6 @@ class StageFolder:
         self._board.flush()
 
     def close(self) -> None:
+        """Close the event log."""
         if self._board is not None:
             self._board.close()
