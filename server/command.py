@@ -12,7 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from server.app import build_app
-from server.settings import AUDIO_URLS, Settings
+from server.settings import AUDIO_URLS, THIS_MACHINE, Settings
 from speech_xl.arguments import parse_bytes
 from speech_xl.backend import BACKENDS
 from speech_xl.errors import OutputError, ScheduleError, SpeechXLError
@@ -22,7 +22,6 @@ from speech_xl.schedule import format_bytes
 from speech_xl.storage import MEMORY_BITS
 
 KEYS_VARIABLE = "SPEECH_XL_API_KEYS"
-THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 SECONDS_TO_LEAVE = 5  # that requests have to end when the server is stopped
 
 

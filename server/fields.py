@@ -93,11 +93,13 @@ class Extras(Strict):
     """The object `speech_xl`: what only Speech-XL has."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
-    memory: str | None = None  # the id of one, in place of a recording
-    ratio: int | str | None = DEFAULT  # speech tokens per memory slot, or "raw"
-    memory_budget: int | str | None = None  # bytes, or "64MiB": the smallest ratio that fits
-    start: float | str | None = Field(None, alias="from")  # seconds or M:SS; the answer comes from this span alone
-    end: float | str | None = Field(None, alias="to")
+    memory: str | None = Field(None, description="id of a memory, in place of a recording")
+    ratio: int | str | None = Field(DEFAULT, description='speech tokens per memory slot, or "raw"')
+    memory_budget: int | str | None = Field(None, description='bytes, or "64MiB": the smallest ratio that fits')
+    start: float | str | None = Field(
+        None, alias="from", description='seconds or "1:20"; what comes before is left out of account'
+    )
+    end: float | str | None = Field(None, alias="to", description='seconds or "1:35"; likewise what comes behind')
 
     @property
     def span(self) -> tuple[float | None, float | None]:
