@@ -7,6 +7,7 @@ the one before. Prints a table; the last lines are the ratios that matter.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import resource
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import soundfile as sf
 
+from speech_xl.backend import BACKENDS
 from speech_xl.config import SAMPLING_RATE
 from speech_xl.example import EXAMPLE, suggested_questions
 
@@ -66,7 +68,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, nargs="+", default=[30, 300], help="lengths to hear")
-    parser.add_argument("--backend", nargs="+", default=["torch"], choices=("torch", "mlx"))
+    parser.add_argument("--backend", nargs="+", default=["auto"], choices=("auto", *BACKENDS))
     parser.add_argument("--model", help="checkpoint folder or Hub id (default: small, else nano)")
     parser.add_argument("--ratio", type=int, default=8)
     parser.add_argument("--source", type=Path, default=EXAMPLE, help="16 kHz recording to repeat")
@@ -101,10 +103,10 @@ def main() -> int:
         a, b = results[backend, shortest], results[backend, longest]
         ratio = (b["peak_bytes"] - b["memory_bytes"]) / (a["peak_bytes"] - a["memory_bytes"])
         print(f"{backend}: peak memory of {longest:g} min over {shortest:g} min, memory's own bytes apart: {ratio:.3f}")
-    if set(arguments.backend) == {"torch", "mlx"}:
-        for minutes in arguments.minutes:
-            ratio = results["mlx", minutes]["listen_seconds"] / results["torch", minutes]["listen_seconds"]
-            print(f"listening time MLX over torch at {minutes:g} min: {ratio:.2f}")
+    first, *others = arguments.backend
+    for other, minutes in itertools.product(others, arguments.minutes):
+        ratio = results[other, minutes]["listen_seconds"] / results[first, minutes]["listen_seconds"]
+        print(f"listening time of {other} over {first} at {minutes:g} min: {ratio:.2f}")
     return 0
 
 

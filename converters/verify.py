@@ -16,7 +16,7 @@ from converters import qwen2_audio, voxtral
 from converters.source import Stored, first_line, read_json, tensors_of
 from converters.stream import Recipe, unpack
 from converters.target import OWN, Plan
-from speech_xl.backend import is_installed, load_backend
+from speech_xl.backend import backend_for_layout, load_backend
 from speech_xl.config import HOP_LENGTH, ModelConfig
 from speech_xl.describe import machine_memory
 from speech_xl.errors import CheckpointError
@@ -55,7 +55,7 @@ class Verifier:
         if 4 * stored > usable_memory() // 2:  # two models in float32, each twice as large as in 16 bits
             self.lines.append("logits were not compared: the model does not fit this machine's memory twice")
             return
-        backend = "mlx" if config.layout == "mlx" and is_installed("mlx") else "torch"
+        backend = backend_for_layout(config.layout)
         sound = chirps(SECONDS)
         try:
             theirs = their_logits(self._plan.family, self._folder, self._decoder, config, sound)
@@ -140,15 +140,8 @@ def our_logits(out: Path, config: ModelConfig, name: str, sound: np.ndarray, tex
         tokens = config.tokens_of_window(samples)
         backend.hear(state, mel, np.array([-(-samples // (2 * HOP_LENGTH))]), [tokens])
         for plan in scheduler.plan_all(tokens):
-            backend.close_interval(state, plan)
-
-    def read() -> np.ndarray:
-        return np.array(backend._read(after, scheduler.base, state.memory, backend._empty())[0].tolist()[0])
-
-    if name == "mlx":  # its arrays belong to one thread
-        return backend._run(read)
-    with torch.inference_mode():
-        return read()
+            backend.close_intervals(state, [plan])
+    return backend.logits(state, after, scheduler.base)
 
 
 def their_logits(family: str, folder: Path, decoder: Path | None, config: ModelConfig, sound: np.ndarray) -> np.ndarray:

@@ -21,9 +21,11 @@ from evaluation.benchmarks.table import score_all
 from evaluation.data import Data, DataError, Line, check_lines, lines_sha256, read_data
 from evaluation.plot import plot
 from evaluation.report import as_csv, make_rows, markdown, table
+from evaluation.results import Method, ResultsFile
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="JSON lines, see docs/evaluation.md; with --benchmark, your copy of it")
     parser.add_argument("--benchmark", choices=tuple(BENCHMARKS), help="a public one, see docs/benchmarks_public.md")
@@ -47,9 +49,18 @@ def read(arguments: argparse.Namespace) -> tuple[Data, Sequence[Line]]:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Ask, score, print the table and write the report; SpeechXLError in one sentence if that cannot be."""
     data, lines = read(arguments)
     model, methods = command.load(arguments)
-    results, about = command.answer_all(arguments, model, data, methods)
+    with command.answered(arguments, model, data, methods) as (results, about):
+        report(arguments, data, lines, methods, results, about)
+
+
+def report(
+    arguments: argparse.Namespace, data: Data, lines: Sequence[Line], methods: Sequence[Method], results: ResultsFile,
+    about: str,
+) -> None:  # fmt: skip
+    """Print the tables, and write the report where there is an output folder."""
     rows = make_rows(data, methods, results)
     print(table(rows), end="")
     own_table, more_csv, texts = "", "", {}
@@ -75,6 +86,7 @@ def as_json_lines(lines: Sequence[Line], folder: Path) -> str:
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m evaluation") -> int:
+    """Run the command -> its exit code."""
     return command.finish(run, build_parser(prog).parse_args(arguments))
 
 

@@ -6,8 +6,9 @@ It knows argparse, the progress bar and exit codes; no data and no tables.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,7 +23,7 @@ from speech_xl.errors import SpeechXLError
 from speech_xl.model import SpeechModel
 from speech_xl.storage import MEMORY_BITS
 from speech_xl.summarizers import SUMMARIZERS
-from speech_xl.whole_file import whole_file
+from speech_xl.whole_file import hold_folder, whole_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(arguments: argparse.Namespace) -> tuple[SpeechModel, list[Method]]:
+    """The model and the methods that the flags name; SpeechXLError if a method cannot be had with this model."""
     ratios = None if arguments.ratios is None else [parse_ratio(ratio) for ratio in arguments.ratios]
     model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
     methods = choose_methods(model, ratios or [None, *model.ratios], arguments.summarizers)
@@ -46,11 +48,24 @@ def load(arguments: argparse.Namespace) -> tuple[SpeechModel, list[Method]]:
     return model, methods
 
 
-def answer_all(
+@contextlib.contextmanager
+def answered(
+    arguments: argparse.Namespace, model: SpeechModel, data: Data, methods: Sequence[Method]
+) -> Iterator[tuple[ResultsFile, str]]:
+    """Ask everything that is not answered yet, behind a progress bar: (results, a sentence that says what was judged).
+
+    The output folder is this process's own until the block ends.
+    """
+    check_questions(model, data)
+    with contextlib.ExitStack() as behind:
+        if arguments.output is not None:
+            behind.callback(hold_folder(arguments.output, "evaluation").release)
+        yield _answer_all(arguments, model, data, methods)
+
+
+def _answer_all(
     arguments: argparse.Namespace, model: SpeechModel, data: Data, methods: Sequence[Method]
 ) -> tuple[ResultsFile, str]:
-    """Ask everything that is not answered yet, behind a progress bar -> (results, a sentence that says what was judged)."""
-    check_questions(model, data)
     run = Run(model.config.name, model.fingerprint, data.sha256, model.backend.name, arguments.memory_bits)
     results = ResultsFile(run, arguments.output)
     with tqdm(total=len(methods) * len(data.items), unit="item", file=sys.stderr) as bar:

@@ -7,27 +7,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 from starlette.datastructures import FormData
 
 from speech_xl.arguments import parse_bytes, parse_ratio
 from speech_xl.clock import parse_time
 from speech_xl.errors import QuestionError, ScheduleError
 from speech_xl.model import DEFAULT
+from speech_xl.sampling import Sampling
 from speech_xl.schedule import Ratio
 
 MOST_STOPS, LONGEST_STOP = 4, 200
 MOST_MESSAGES = 1000
-
-
-def check_temperature(value: float | None) -> float | None:
-    """Answers are greedy. 1 is what clients send who were told nothing, so it passes; ValueError for any other."""
-    if value not in (None, 0, 1):
-        raise ValueError("Answers are always the most probable words; give 0 or leave it out")
-    return value
-
-
-Temperature = Annotated[float | None, AfterValidator(check_temperature)]
 
 
 class Strict(BaseModel):
@@ -37,25 +28,35 @@ class Strict(BaseModel):
 
 
 class TextPart(Strict):
+    """Text in a message."""
+
     type: Literal["text"]
     text: str
 
 
 class InputAudio(Strict):
+    """A recording in the request itself."""
+
     data: str  # base64
     format: str
 
 
 class InputAudioPart(Strict):
+    """A recording in a message."""
+
     type: Literal["input_audio"]
     input_audio: InputAudio
 
 
 class AudioUrl(Strict):
+    """Where a recording lies: a data: URL, or one of the web where the server allows it."""
+
     url: str
 
 
 class AudioUrlPart(Strict):
+    """A recording in a message, by its address."""
+
     type: Literal["audio_url"]
     audio_url: AudioUrl
 
@@ -70,17 +71,21 @@ Content = Annotated[
 
 
 class ChatMessage(Strict):
+    """One message of the conversation."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Content | None = None
 
     @property
     def text(self) -> str:
+        """All text of the message, a line a part."""
         if isinstance(self.content, str):
             return self.content.strip()
         return "\n".join(part.text for part in self.content or () if isinstance(part, TextPart)).strip()
 
     @property
     def audio(self) -> list[AudioPart]:
+        """Its recordings."""
         return [p for p in self.content or () if isinstance(p, AudioPart)]
 
 
@@ -96,6 +101,7 @@ class Extras(Strict):
 
     @property
     def span(self) -> tuple[float | None, float | None]:
+        """Seconds of the recording that are asked about, start and end; None is the recording's own."""
         return self.start, self.end
 
     @field_validator("ratio")
@@ -127,7 +133,7 @@ class FileRequest(BaseModel):
     model: str | None = None
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
     stream: bool = False
-    temperature: Temperature = None
+    temperature: float | None = None
     language: str | None = Field(None, max_length=20)
     granularities: list[str] = Field(default_factory=list, alias="timestamp_granularities[]")
     include: list[str] = Field(default_factory=list, alias="include[]")
@@ -148,6 +154,13 @@ class FileRequest(BaseModel):
             else:
                 fields[name] = value
         return cls.model_validate(fields | {"speech_xl": Extras.model_validate(extras)})
+
+    @field_validator("temperature")
+    @classmethod
+    def _greedy(cls, value: float | None) -> float | None:
+        if value not in (None, 0, 1):  # 1 is what clients send who were told nothing
+            raise ValueError("A transcript is always the most probable words; give 0 or leave this out")
+        return value
 
     @field_validator("granularities")
     @classmethod
@@ -171,17 +184,23 @@ class FileRequest(BaseModel):
 
 
 class StreamOptions(Strict):
+    """What a stream holds beside the answer."""
+
     include_usage: bool | None = None
 
 
 class ChatRequest(Strict):
+    """The body of POST /v1/chat/completions."""
+
     model: str
     messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: Temperature = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
     stop: str | list[str] | None = None
     speech_xl: Extras = Field(default_factory=Extras)
     n: int | None = None
@@ -201,6 +220,22 @@ class ChatRequest(Strict):
         if len(stops) > MOST_STOPS or not all(0 < len(s) <= LONGEST_STOP for s in stops):
             raise ValueError(f"Give at most {MOST_STOPS} texts of 1 to {LONGEST_STOP} characters")
         return stops
+
+    @field_validator("temperature", "top_p")
+    @classmethod
+    def _can_sample(cls, value: float | None, field: ValidationInfo) -> float | None:
+        try:
+            Sampling(**({} if value is None else {field.field_name: value}))
+        except QuestionError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @property
+    def sampling(self) -> Sampling:
+        """Greedy where nothing is said; a top_p alone means OpenAI's temperature of 1, for greedy it would be idle."""
+        top_p = 1.0 if self.top_p is None else self.top_p
+        usual = 0.0 if top_p == 1 else 1.0
+        return Sampling(usual if self.temperature is None else self.temperature, top_p, self.seed)
 
     @field_validator("n")
     @classmethod

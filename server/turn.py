@@ -66,7 +66,9 @@ class Turn:
         model, span = self._service.model, self._asked.speech_xl.span
         longest = self._asked.max_completion_tokens or self._asked.max_tokens or LONGEST_ANSWER
         longest = min(longest, self._service.settings.longest_answer)
-        asking = ask(model, memory, self._conversation.question, longest, *span, self._asked.stop or ())
+        asking = ask(
+            model, memory, self._conversation.question, longest, *span, self._asked.stop or (), self._asked.sampling
+        )
         yield from asking
         yield asking.answer
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speech_xl.evidence import Evidence, find_evidence
+from speech_xl.evidence import Evidence, evidence_heat, find_evidence
 from speech_xl.memory import AudioMemory
 from speech_xl.recall import recall
+from speech_xl.sampling import GREEDY, Sampling
 from speech_xl.slices import slice_memory
 from speech_xl.spoken_numbers import settled, spoken
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
+    """An answer, where it comes from and what it took."""
+
     question: str
     answer: str
     evidence: list[Evidence]
@@ -32,6 +35,7 @@ class Answer:
     finish_reason: str = "stop"  # "length": it was broken off at the most tokens that were allowed
     warnings: tuple[str, ...] = ()  # a sentence each
     tokens: int = 0  # that were spoken, the one that ends an answer left out
+    heat: tuple[float, ...] = ()  # how much it rests on equal parts of what was heard, see evidence_heat
 
 
 def find_stop(text: str, stop: Sequence[str]) -> int | None:
@@ -53,21 +57,31 @@ class Asking:
 
     def __init__(
         self, model: SpeechModel, memory: AudioMemory, question: str, longest: int,
-        span: tuple[float, float] | None = None, stop: Sequence[str] = (),
+        span: tuple[float, float] | None = None, stop: Sequence[str] = (), sampling: Sampling = GREEDY,
     ):  # fmt: skip
         self._model = model
         self._memory = memory
         self._question = question
         self._span = span
-        self._ids = model.prompt.question_ids(question)
+        model.prompt.question_ids(question)  # QuestionError if it cannot be asked
         self._longest = longest
         self._stop = tuple(stop)
-        self.answer: Answer | None = None
+        self._sampling = sampling
+        self._answer: Answer | None = None
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; ValueError before the iteration has ended."""
+        if self._answer is None:
+            raise ValueError("the question has not been answered to its end")
+        return self._answer
 
     def __iter__(self) -> Iterator[str]:
         started = time.monotonic()
-        model, memory = self._model, self._memory_to_read()
-        steps = model.backend.answer(memory.state, self._ids, memory.position)
+        model = self._model
+        memory, question = self._to_read()
+        ids = model.prompt.question_ids(question)
+        steps = model.backend.answer(memory.state, ids, memory.position, self._sampling.chooser())
         said: list[int] = []
         shown, attention, rows = "", np.zeros(memory.slots), 0
         finish_reason = "length"
@@ -100,10 +114,12 @@ class Asking:
             yield text[len(shown) :]
         weights = attention[len(memory.prefix) :] / max(1, rows)
         evidence = find_evidence(weights, memory.slot_times)
-        warnings = model.position_warnings(memory.position + len(self._ids) + len(said))
-        self.answer = Answer(
-            self._question, text, evidence, time.monotonic() - started, memory.seconds, finish_reason, warnings, len(said)
-        )
+        heat = evidence_heat(weights, memory.slot_times, memory.seconds)
+        warnings = model.position_warnings(memory.position + len(ids) + len(said))
+        self._answer = Answer(
+            self._question, text, evidence, time.monotonic() - started, memory.seconds, finish_reason, warnings, len(said),
+            heat,
+        )  # fmt: skip
 
     def _spelled(self, said: list[int], is_over: bool) -> str:
         """The answer so far, less what may still change."""
@@ -112,10 +128,11 @@ class Asking:
             return text
         return spoken(text) if is_over else settled(text)
 
-    def _memory_to_read(self) -> AudioMemory:
-        """The words that the question is about, where the checkpoint recalls; else the memory, or its part in the span."""
+    def _to_read(self) -> tuple[AudioMemory, str]:
+        """The words that the question is about, where the checkpoint recalls; else the memory, or its part in the span. And
+        the question as it is put to them."""
         memory, span = self._memory, self._span
-        recalled = recall(self._model, memory, self._question, span or (0.0, memory.seconds))
+        recalled, question = recall(self._model, memory, self._question, span or (0.0, memory.seconds))
         if recalled is memory and span is not None:
-            return slice_memory(self._model, memory, *span)
-        return recalled
+            recalled = slice_memory(self._model, memory, *span)
+        return recalled, question

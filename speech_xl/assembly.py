@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from speech_xl.config import ModelConfig
 from speech_xl.errors import BackendError, CheckpointError
 from speech_xl.fetching import cache_folder, fetch_part, is_full, slug
+from speech_xl.file_hashes import sha256_of
 
 LOG = logging.getLogger(__name__)
 ASSEMBLER = "converters.assemble"  # assemble(folder, part folders, output)
@@ -54,8 +55,7 @@ def key_of(folder: Path) -> str:
     """sha256 over everything that the whole checkpoint is made of."""
     total = hashlib.sha256(f"{VERSION}\n".encode())
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
-        with open(path, "rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{path.name} {sha256_of(path)}\n".encode())
     return total.hexdigest()
 
 
@@ -67,6 +67,7 @@ def check_room(cache: Path, folder: Path, config: ModelConfig) -> None:
 
 
 def full_disk(cache: Path) -> str:
+    """What the user reads when the cache's disk is full."""
     return (
         f"The disk of the cache {cache} is full; make room or set SPEECH_XL_CACHE to another folder, and run it again, "
         "it continues."
@@ -89,9 +90,11 @@ def only_one(path: Path) -> Iterator[None]:
 
 
 def load_assembler() -> Callable[[Path, list[Path], Path], None]:
+    """What puts parts together, imported when it is needed: it knows a framework, this package does not."""
     try:
-        return importlib.import_module(ASSEMBLER).assemble
+        assemble: Callable[[Path, list[Path], Path], None] = importlib.import_module(ASSEMBLER).assemble
     except ImportError as error:
         raise BackendError(
             f"A model made of base parts cannot be put together here ({error}); pip install -r requirements.txt."
         ) from error
+    return assemble

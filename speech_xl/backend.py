@@ -2,7 +2,8 @@
 
 A backend executes plans: it turns log-mel windows into speech tokens, runs intervals, keeps keys and
 values, and scores the next text token. It takes no decision about lengths, ratios, positions or stopping;
-those are the core's. A third backend is one more folder with a `backend.py` and one more line in BACKENDS.
+those are the core's. A third backend is one more folder with a `backend.py` and one more line in BACKENDS:
+nothing else in this project knows which backends there are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import platform
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +20,7 @@ import numpy as np
 
 from speech_xl.config import ModelConfig
 from speech_xl.errors import BackendError
+from speech_xl.sampling import Choose
 from speech_xl.schedule import IntervalPlan
 from speech_xl.storage import MemoryStorage
 
@@ -25,7 +28,7 @@ State = Any  # a backend's own: memory so far, and speech tokens that wait for t
 
 
 class Step(NamedTuple):
-    """One greedy step of an answer."""
+    """One step of an answer."""
 
     token: int
     slot_weights: np.ndarray  # (M,) float32: attention of the row that chose the token to each memory slot
@@ -43,7 +46,7 @@ class Recognition(NamedTuple):
 class Backend(Protocol):
     """Tensor operations for one loaded model. Not thread-safe: one caller at a time."""
 
-    name: str  # "torch" or "mlx"
+    name: str  # as it is registered in BACKENDS
     device: str  # in words, e.g. "cpu", "cuda (NVIDIA H200)", "gpu (Apple M3)"
     config: ModelConfig
     itemsize: int  # bytes of one number as the model computes
@@ -71,23 +74,38 @@ class Backend(Protocol):
     def hear_words(self, state: State, ids: list[int]) -> None:
         """Queue the decoder's own embeddings of recognised words as speech tokens."""
 
-    def close_interval(self, state: State, plan: IntervalPlan) -> None:
-        """Run the first plan.tokens queued speech tokens as one interval; append what it leaves."""
+    def close_intervals(self, state: State, plans: Sequence[IntervalPlan]) -> None:
+        """Run the first queued speech tokens as intervals, all in one batch; append what they leave, in their order.
+
+        `plans`: one, or a batch of `interval_batches`.
+        """
 
     def fork(self, state: State) -> State:
-        """An independent copy: what is done to one is never seen by the other."""
+        """Another state of the same memory, at no cost: what is done to one is never seen by the other."""
 
     def slice(self, state: State, prefix: int, first: int, last: int) -> State:
-        """A copy of the first `prefix` rows and of slots [first, last) behind them, nothing queued.
+        """The first `prefix` rows and slots [first, last) behind them, shared with `state`; nothing queued.
 
         Keys stay as they were rotated, so text behind it starts at position prefix + last.
         """
 
-    def answer(self, state: State, ids: list[int], position: int) -> Iterator[Step]:
-        """Read the text `ids` at `position` behind the memory and go on greedily, without end.
+    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Generator[Step]:
+        """Read the text `ids` at `position` behind the memory and go on, without end: greedily, or as `choose` picks.
 
         The state is not changed; the caller stops the iteration.
         """
+
+    def answer_together(
+        self, state: State, texts: Sequence[list[int]], position: int, end_ids: Collection[int]
+    ) -> Generator[dict[int, Step]]:
+        """Several texts read and gone on from greedily as `answer` does with each, in one batch that shares the memory.
+
+        Each item has the next step of every text that is not over, by its number. A text is over with the step of an end
+        token; the iteration ends when all are.
+        """
+
+    def logits(self, state: State, ids: list[int], position: int) -> np.ndarray:
+        """(vocab_size,) float32: scores of the token behind the text `ids`, read at `position` as `answer` does."""
 
     def answer_spans(
         self,
@@ -114,45 +132,82 @@ class Backend(Protocol):
         """A state with that memory and nothing queued."""
 
 
-BACKENDS = {"torch": "torch_backend.backend", "mlx": "mlx_backend.backend"}
-_INSTALL = {
-    "torch": "pip install torch==2.13.0",
-    "mlx": "pip install mlx on a Mac with Apple Silicon, or pip install 'mlx[cpu]' on Linux",
-}
+@dataclass(frozen=True)
+class Library:
+    """A shared library for Linux that a framework is far slower without."""
+
+    name: str
+    file: str  # as the loader knows it
+    loss: str  # what its absence costs, a clause
+    install: str
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What is known of a backend before it is imported."""
+
+    module: str  # that holds its class `Backend`
+    framework: str  # the package that it needs, by the name that it is imported and installed under
+    install: str  # how to get that package, as words for the middle of a sentence
+    layout: str = "torch"  # of speech_xl.config_check.LAYOUTS: the axis order that needs no translation
+    home: tuple[str, str] | None = None  # platform.system() and platform.machine() of the machines it is made for
+    library: Library | None = None
+
+
+OPENBLAS = Library(
+    "OpenBLAS", "libopenblas.so.0", "MLX is 10 to 20 times slower without it", "apt-get install libopenblas0-pthread"
+)
+BACKENDS = {  # the first one that is installed is chosen, but where another is at home
+    "torch": Registration("torch_backend.backend", "torch", "pip install torch==2.13.0"),
+    "mlx": Registration(
+        "mlx_backend.backend", "mlx", "pip install mlx on a Mac with Apple Silicon, or pip install 'mlx[cpu]' on Linux",
+        layout="mlx", home=("Darwin", "arm64"), library=OPENBLAS,
+    ),
+}  # fmt: skip
 
 
 def is_installed(name: str) -> bool:
     """Whether the framework of a backend can be found, without importing it."""
-    return importlib.util.find_spec({"torch": "torch", "mlx": "mlx.core"}[name].split(".")[0]) is not None
+    return importlib.util.find_spec(BACKENDS[name].framework) is not None
 
 
 def install_hint(name: str) -> str:
     """How to install the framework of a backend, as words for the middle of a sentence."""
-    return _INSTALL[name]
+    return BACKENDS[name].install
 
 
 def choose_backend(name: str = "auto") -> tuple[str, str]:
     """-> (backend's name, one sentence why). "auto" is MLX on Apple Silicon where it is installed, else torch."""
     if name in BACKENDS:
         if not is_installed(name):
-            raise BackendError(f"The {name} backend needs a package that is not installed; {_INSTALL[name]}.")
+            raise BackendError(f"The {name} backend needs a package that is not installed; {install_hint(name)}.")
         return name, "it was asked for"
     if name != "auto":
         raise BackendError(f"There is no backend called {name!r}; choose auto, {' or '.join(BACKENDS)}.")
-    if platform.system() == "Darwin" and platform.machine() == "arm64" and is_installed("mlx"):
-        return "mlx", "this is Apple Silicon and MLX is installed"
-    if is_installed("torch"):
-        return "torch", "MLX is chosen on Apple Silicon only"
-    if is_installed("mlx"):
-        return "mlx", "PyTorch is not installed"
-    raise BackendError(f"Neither backend is installed; {_INSTALL['torch']}, or {_INSTALL['mlx']}.")
+    installed = [n for n in BACKENDS if is_installed(n)]
+    if not installed:
+        raise BackendError(f"No backend is installed; {', or '.join(map(install_hint, BACKENDS))}.")
+    here = (platform.system(), platform.machine())
+    for candidate in installed:
+        if BACKENDS[candidate].home == here:
+            return candidate, "it is made for this kind of machine"
+    return installed[0], f"it is the first of {', '.join(BACKENDS)} that is installed"
+
+
+def backend_for_layout(layout: str) -> str:
+    """An installed backend that computes with checkpoints of that layout as they are, or else the one of "auto"."""
+    fitting = (n for n in BACKENDS if BACKENDS[n].layout == layout and is_installed(n))
+    return next(fitting, None) or choose_backend()[0]
 
 
 def load_backend(name: str, folder: Path, config: ModelConfig, memory_bits: int = 16) -> Backend:
     """Import backend `name` ("auto" included) and load a checkpoint folder into it."""
     chosen, _ = choose_backend(name)
     try:
-        module = importlib.import_module(BACKENDS[chosen])
+        module = importlib.import_module(BACKENDS[chosen].module)
     except ImportError as error:
-        raise BackendError(f"The {chosen} backend does not start here ({error}); {_INSTALL[chosen]}.") from error
-    return module.Backend.load(folder, config, memory_bits)
+        raise BackendError(
+            f"The {chosen} backend does not start here ({error}); {install_hint(chosen)}."
+        ) from error
+    loaded: Backend = module.Backend.load(folder, config, memory_bits)
+    return loaded

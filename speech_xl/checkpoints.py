@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from speech_xl.assembly import assembled
-from speech_xl.config import ModelConfig, SSTConfig, load_config
+from speech_xl.config import ModelConfig, SSTConfig
+from speech_xl.config_file import load_config
 from speech_xl.errors import CheckpointError, SpeechXLError
+from speech_xl.file_hashes import sha256_of
 from speech_xl.hub import download
 
 EMBEDDED, SMALL = "nano", "small"  # whole, for every machine; and by reference, for English
@@ -118,11 +119,11 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         layer = f"decoder.layers.{i}"
         shapes[f"{layer}.input_layernorm.weight"] = (d.hidden_size,)
         shapes[f"{layer}.post_attention_layernorm.weight"] = (d.hidden_size,)
-        for prefix in ("", "sst_") if s is not None else ("",):
+        for prefix in ("", "sst_") if s is not None and s.own_projections else ("",):
             linear(f"{layer}.self_attn.{prefix}q_proj", d.hidden_size, queries, d.attention_bias)
             linear(f"{layer}.self_attn.{prefix}k_proj", d.hidden_size, keys, d.attention_bias)
             linear(f"{layer}.self_attn.{prefix}v_proj", d.hidden_size, keys, d.attention_bias)
-            if not prefix or s.output_projection:
+            if not prefix or (s is not None and s.output_projection):
                 linear(f"{layer}.self_attn.{prefix}o_proj", queries, d.hidden_size, d.attention_output_bias)
         for name in ("gate_proj", "up_proj"):
             linear(f"{layer}.mlp.{name}", d.hidden_size, d.intermediate_size, d.mlp_bias)
@@ -211,14 +212,7 @@ def check_checkpoint(folder: Path) -> ModelConfig:
 
 def fingerprint(folder: Path) -> str:
     """sha256 over config.json and all weights: memories belong to exactly one of these."""
-    files = sorted([*Path(folder).glob("*.safetensors"), Path(folder) / "config.json"])
-    return _hash_files(tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in files))
-
-
-@lru_cache(maxsize=8)
-def _hash_files(files: tuple[tuple[str, int, int], ...]) -> str:
     total = hashlib.sha256()
-    for path, _, _ in files:
-        with open(path, "rb") as file:
-            total.update(json.dumps([Path(path).name, hashlib.file_digest(file, "sha256").hexdigest()]).encode())
+    for path in sorted([*Path(folder).glob("*.safetensors"), Path(folder) / "config.json"]):
+        total.update(json.dumps([path.name, sha256_of(path)]).encode())
     return total.hexdigest()

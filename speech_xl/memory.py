@@ -81,10 +81,12 @@ class AudioMemory:
 
     @property
     def intervals(self) -> int:
+        """How many were heard."""
         return len(self.ratios)
 
     @property
     def seconds(self) -> float:
+        """Of the recording that were heard."""
         return self.recording.seconds_heard
 
     @property
@@ -199,7 +201,9 @@ def save_memory(memory: AudioMemory, path: Path, model: SpeechModel) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give a file name that ends in .sxl.")
     with model.lock:
-        arrays = model.backend.export_memory(memory.state)
+        exported = model.backend.export_memory(memory.state)
+    # safetensors writes an array's bytes as they lie, whatever its strides say.
+    arrays = {name: np.ascontiguousarray(array) for name, array in exported.items()}
     header = {f.name: getattr(memory, f.name) for f in dataclasses.fields(MemoryHeader)}
     header["recording"] = dataclasses.asdict(memory.recording)
     metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}

@@ -3,7 +3,8 @@
 A slot says its words more surely than it answers questions, and words of intervals that did not see each other are
 understood less well than a text. So a checkpoint may recall before it answers: the intervals that the question is about
 are said again as words, and these are read as one text. Only the memory is used: what its slots have lost is not
-recalled. This file knows intervals, slots and token ids.
+recalled. A question that names a number is read beside the words where the number was said, spelled as it was said
+there. This file knows intervals, slots and token ids.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import numpy as np
 from speech_xl.memory import AudioMemory
 from speech_xl.schedule import FixedRatio, Scheduler
 from speech_xl.slices import overlapping
+from speech_xl.spoken_numbers import as_heard, asked_numbers
 from speech_xl.summarizers import SSTs
-from speech_xl.word_search import relevance
+from speech_xl.word_search import holders, relevance
 
 if TYPE_CHECKING:
     from speech_xl.model import SpeechModel
@@ -70,18 +72,21 @@ def recalled_words(model: SpeechModel, memory: AudioMemory, intervals: Sequence[
             yield memory.recalled[interval.number]
 
 
-def recall(model: SpeechModel, memory: AudioMemory, question: str, span: tuple[float, float]) -> AudioMemory:
-    """A memory of the words of those intervals in a span of seconds that a question is about.
+def recall(
+    model: SpeechModel, memory: AudioMemory, question: str, span: tuple[float, float]
+) -> tuple[AudioMemory, str]:
+    """A memory of the words of those intervals in a span of seconds that a question is about, and the question to put to it.
 
-    It holds them raw, in their order, as one interval in which every word sees those before it, each with its time.
-    `memory` itself if a rule without training compressed it, or the checkpoint does not recall.
+    It holds them raw, in their order, as one interval in which every word sees those before it, each with its time. The
+    question's figures are spelled as these words have them. `memory` itself and the question as it is if a rule without
+    training compressed it, or the checkpoint does not recall.
     """
     most = model.config.sst.recall if model.config.sst else 0
     untrained = memory.summarizer != SSTs.name and any(ratio is not None for ratio in memory.ratios)
     if not most or memory.text_position is not None or untrained:
-        return memory
+        return memory, question
     intervals = intervals_between(memory, *span)
-    if len(intervals) > most:
+    if len(intervals) > most or asked_numbers(question):
         intervals = choose(model, memory, question, intervals, most)
     ids: list[int] = []
     times = [np.zeros((0, 2), np.float32)]
@@ -93,15 +98,15 @@ def recall(model: SpeechModel, memory: AudioMemory, question: str, span: tuple[f
         ids += [words[i] for i in kept]
         times.append(memory.times[place[kept]])
     if not ids:
-        return memory
+        return memory, question
     plan = Scheduler(len(ids), FixedRatio(None), len(memory.prefix), horizon=model.horizon).next(len(ids))
     with model.lock:
         state = model.backend.start(list(memory.prefix))
         model.backend.hear_words(state, ids)
-        model.backend.close_interval(state, plan)
+        model.backend.close_intervals(state, [plan])
         size = model.backend.memory_bytes(state)
     place = np.arange(len(ids), dtype=np.int64)
-    return dataclasses.replace(
+    recalled = dataclasses.replace(
         memory,
         state=state,
         spans=np.stack([place, place + 1], axis=1),
@@ -111,21 +116,27 @@ def recall(model: SpeechModel, memory: AudioMemory, question: str, span: tuple[f
         bytes=size,
         recalled={},
     )
+    return recalled, as_heard(question, model.prompt.text(ids))
 
 
 def choose(
     model: SpeechModel, memory: AudioMemory, question: str, intervals: Sequence[Interval], most: int
 ) -> list[Interval]:
-    """The `most` intervals that a question is about, in their order.
+    """At most `most` intervals that a question is about, in their order.
 
-    Those whose slots get most attention are recalled, up to SEARCHED times as many as are kept; of these, those whose
-    words have most in common with the question, and, where the words do not tell, those with more attention.
+    Those whose slots get most attention are recalled, up to SEARCHED times as many as are kept. If some of these hold the
+    question's numbers, they are read, each with its neighbours, as sentences do not end where intervals do. Else those
+    whose words have most in common with the question, and, where the words do not tell, those with more attention.
     """
-    attention = attended(model, memory, question, intervals)
-    near = np.sort(np.argsort(attention)[-SEARCHED * most :])
+    attention = attended(model, memory, question, intervals) if len(intervals) > most else np.zeros(len(intervals))
+    near = np.sort(np.argsort(attention, kind="stable")[-SEARCHED * most :])
     intervals, attention = [intervals[i] for i in near], attention[near]
     texts = [model.prompt.text(words) for words in recalled_words(model, memory, intervals)]
     order = np.lexsort((attention, relevance(question, texts)))
+    if named := set(holders(question, texts)):
+        by_rank = [i for i in reversed(order.tolist()) if i in named][: max(1, most // 3)]
+        order = [n for i in by_rank for n in (i - 1, i, i + 1) if 0 <= n < len(intervals)]
+        return [intervals[i] for i in sorted(set(order))]
     return [intervals[i] for i in sorted(order[-most:].tolist())]
 
 

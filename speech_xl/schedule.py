@@ -1,9 +1,9 @@
-"""Intervals, ratios, SST slots, positions and visibility: the rule of Speech-XL in plain numpy.
+"""Intervals, ratios, SST slots and positions: the rule of Speech-XL in plain numpy (who sees whom: visibility.py).
 
 A recording's speech tokens are cut into intervals of `w`. Each closed interval leaves a few memory slots
 behind, and everything later sees only those. This file computes, for one interval or for a whole
-recording, which rows there are, where they stand, who sees whom and what is kept. Backends execute these
-plans and decide nothing. It knows no tensors, no audio and no text.
+recording, which rows there are, where they stand and what is kept. Backends execute these plans and
+decide nothing. It knows no tensors, no audio and no text.
 
 Letters: N speech tokens of a recording, n of one interval, K Speech Summarization Tokens (SSTs), M memory
 slots, P prefix tokens, R rows. A ratio alpha is speech tokens per SST; None is "raw": the interval keeps
@@ -17,10 +17,12 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from speech_xl.errors import ScheduleError
+from speech_xl.visibility import Rows, join_rows, prefix_rows, stretch_of_rows, text_rows, visible
 
 Ratio = int | None  # None is raw
 
@@ -168,17 +170,41 @@ class IntervalPlan:
         return len(self.slot_positions) - self.evicted
 
     def pooled_tokens(self) -> np.ndarray:
-        """(K, ratio) int64: the interval's tokens that each SST stands for, backwards from the one before it.
+        """(K, ratio) int64: the interval's tokens that each SST stands for, backwards from the last one.
 
         Where the interval has fewer, its first one is repeated; the SST of a ragged tail reaches into the block before.
         """
         back = np.arange(self.ratio or 0)
-        return np.maximum(self.sst_after[:, None] - back[None, :], 0)
+        ends = self.spans[: self.ssts, 1] - 1 - self.first_token
+        return np.maximum(ends[:, None] - back[None, :], 0)
+
+    def attended_rows(self, attention: np.ndarray) -> np.ndarray:
+        """(..., m) int64: where `attended`, the speech rows that stay, in their order.
+
+        attention (..., n): what each speech row got from all the interval's queries that see it, summed. As SnapKV
+        (arXiv 2404.14469) chooses, but by all queries; averaged over those that see a row, or early ones would always win.
+        """
+        average = attention / np.arange(self.tokens, 0, -1)
+        best = np.argsort(-average, axis=-1, kind="stable")[..., : self.kept]
+        return np.sort(best, axis=-1)
+
+    def rows(self) -> Rows:
+        """Its rows [n speech tokens | K SSTs], as visibility knows them."""
+        place = np.concatenate([np.arange(self.tokens, dtype=np.int64), self.sst_after])
+        slots = self.base - self.evicted + np.arange(len(self.slot_positions), dtype=np.int64)
+        kept = slots if self.ratio is None else np.concatenate([np.full(self.tokens, -1), slots[: self.ssts]])
+        seen = (self.hidden_from + self.hidden, self.base - self.evicted)
+        return stretch_of_rows(1 + self.index, place, kept, seen, self.ssts)
+
+    def speech_mask(self) -> np.ndarray:
+        """(n, n) bool: which speech rows of its own interval each speech row sees."""
+        rows = self.rows()[: self.tokens]
+        return visible(rows, rows)
 
     def sst_mask(self) -> np.ndarray:
         """(K, n + K) bool: which rows of its own interval each SST sees. Memory within the horizon is always visible."""
-        speech = np.arange(self.tokens)[None, :] <= self.sst_after[:, None]
-        return np.concatenate([speech, np.eye(self.ssts, dtype=bool)], axis=1)
+        rows = self.rows()
+        return visible(rows[self.tokens :], rows)
 
 
 def block_spans(first_token: int, ends: np.ndarray) -> np.ndarray:
@@ -242,10 +268,14 @@ class Scheduler:
             audio_slots = self.base - plan.evicted - self.prefix
             hidden = max(0, audio_slots - self.horizon)
             plan = dataclasses.replace(plan, hidden_from=self.prefix, hidden=hidden)
-        self.index += 1
-        self.tokens += tokens
-        self.base += plan.kept
+        self.advance(plan)
         return plan
+
+    def advance(self, plan: IntervalPlan) -> None:
+        """Move the clock behind a plan, the next one, that a copy of this scheduler has made."""
+        self.index += 1
+        self.tokens += plan.tokens
+        self.base += plan.kept
 
     def plan_all(self, tokens: int) -> Iterator[IntervalPlan]:
         """The plans of `tokens` more speech tokens, the last one as long as what is left."""
@@ -267,10 +297,15 @@ class WholePass:
     ssts: int
     query_positions: np.ndarray  # (R,) int64
     key_positions: np.ndarray  # (R,) int64; differs from the query's only at SST rows
-    mask: np.ndarray  # (R, R) bool, True where the row (query) sees the column (key)
+    rows: Rows  # what each row sees, and is seen by
     pooled_rows: np.ndarray  # (K, most) int64: the rows of the speech tokens that each SST stands for, filled with 0 ...
     pooled_ranks: np.ndarray  # (K, most) int64: ... each one's place in its block, backwards from 0; -1 where filled
     sst_ratios: np.ndarray  # (K,) int64
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """(R, R) bool, True where the row (query) sees the column (key)."""
+        return visible(self.rows, self.rows)
 
     @property
     def sst_rows(self) -> slice:
@@ -297,10 +332,16 @@ def whole_pass(
     """
     shift = np.zeros(len(plans) + 1, np.int64) if skipped is None else skipped
     seen = [(0, len(plans))] * len(text_lengths) if views is None else list(views)
-    none = np.zeros(0, np.int64)
 
     def joined(arrays: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate([none, *arrays])
+        return np.concatenate([np.zeros(0, np.int64), *arrays])
+
+    def slots_of(view: View) -> tuple[int, int]:
+        """Memory slots [first, stop) of the intervals that a block sees."""
+        if view[0] >= view[1]:
+            return 0, 0
+        last = plans[view[1] - 1]
+        return plans[view[0]].base, last.base + last.kept
 
     def end_of(view: View) -> int:
         """Position right behind the memory that a block sees."""
@@ -309,52 +350,22 @@ def whole_pass(
             return prefix
         return plans[last].base + plans[last].kept + int(shift[-1] if view[1] == len(plans) else shift[last])
 
-    interval_of_speech = joined([np.full(p.tokens, j) for j, p in enumerate(plans)])
-    interval_of_sst = joined([np.full(p.ssts, j) for j, p in enumerate(plans)])
+    rows = [prefix_rows(prefix)]
+    parts = [p.rows() for p in plans]
+    rows += [part[: p.tokens] for part, p in zip(parts, plans, strict=True)]
+    rows += [part[p.tokens :] for part, p in zip(parts, plans, strict=True)]
+    texts = zip(seen, text_lengths, strict=True)
+    rows += [text_rows(-1 - b, n, slots_of(view)) for b, (view, n) in enumerate(texts)]
     speech_positions = joined([p.speech_positions + shift[j] for j, p in enumerate(plans)])
     sst_query = joined([p.sst_query_positions + shift[j] for j, p in enumerate(plans)])
     sst_key = joined([p.slot_positions + shift[j] for j, p in enumerate(plans) if p.ratio is not None])
-    text_block = joined([np.full(n, b) for b, n in enumerate(text_lengths)])
     text_positions = joined([end_of(view) + np.arange(n) for view, n in zip(seen, text_lengths, strict=True)])
     head = np.arange(prefix)
-
-    n, k, t = len(speech_positions), len(sst_query), len(text_block)
-    mask = np.zeros((prefix + n + k + t,) * 2, bool)
-    pre, sp, ss, tx = np.split(np.arange(len(mask)), np.cumsum([prefix, n, k]))
-
-    def block(rows: np.ndarray, columns: np.ndarray, visible: np.ndarray | bool) -> None:
-        if len(rows) and len(columns):
-            mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = visible
-
-    is_raw = np.array([p.ratio is None for p in plans], bool)
-    raw_speech = is_raw[interval_of_speech] if n else np.zeros(0, bool)
-    # The memory slot of every row that stays: raw speech keeps its own. Which slots interval i sees starts at nearest[i].
-    slot_of_speech = joined([p.base + np.arange(p.tokens) for p in plans])
-    slot_of_sst = joined([p.base + np.arange(p.ssts) for p in plans])
-    nearest = np.array([p.hidden_from + p.hidden for p in plans], np.int64)
-    token = np.arange(n)
-    after = joined([p.first_token - plans[0].first_token + p.sst_after for p in plans])
-    block(pre, pre, np.tri(prefix, dtype=bool))
-    for rows in (sp, ss, tx):
-        block(rows, pre, True)
-    i, j = interval_of_speech[:, None], interval_of_speech[None, :]
-    past_speech, past_sst = raw_speech[None, :], interval_of_sst[None, :]
-    near = slot_of_speech[None, :] >= nearest[i]
-    block(sp, sp, ((i == j) & (token[None, :] <= token[:, None])) | ((j < i) & past_speech & near))
-    block(sp, ss, (past_sst < i) & (slot_of_sst[None, :] >= nearest[i]))
-    i = interval_of_sst[:, None]
-    near = slot_of_speech[None, :] >= nearest[i]
-    block(ss, sp, ((i == j) & (token[None, :] <= after[:, None])) | ((j < i) & past_speech & near))
-    block(ss, ss, ((past_sst < i) & (slot_of_sst[None, :] >= nearest[i])) | np.eye(k, dtype=bool))
-    first, stop = (np.array([view[end] for view in seen], np.int64)[text_block][:, None] for end in (0, 1))
-    block(tx, sp, past_speech & (j >= first) & (j < stop))
-    block(tx, ss, (past_sst >= first) & (past_sst < stop))
-    block(tx, tx, (text_block[:, None] == text_block[None, :]) & np.tri(t, dtype=bool))
     return WholePass(
-        prefix, n, k,
+        prefix, len(speech_positions), len(sst_query),
         np.concatenate([head, speech_positions, sst_query, text_positions]),
         np.concatenate([head, speech_positions, sst_key, text_positions]),
-        mask,
+        join_rows(rows),
         *_pooling(prefix, plans),
     )  # fmt: skip
 

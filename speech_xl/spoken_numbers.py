@@ -1,7 +1,8 @@
 """Numbers and short titles spelled as they are said: "$40" -> "forty dollars", "1984" -> "nineteen eighty-four".
 
 A recogniser writes figures where people say words. What a figure was said as is not always certain ("1984" may be a
-number); the likeliest way is taken. It knows English text alone.
+number); the likeliest way is taken. The other way round, a question's figures are found in a text in whatever way they
+were said. It knows English text alone.
 """
 
 from __future__ import annotations
@@ -74,3 +75,47 @@ def settled(text: str) -> str:
     unsettled = _UNSETTLED.search(text)
     text = text[: unsettled.start()] if unsettled else text
     return text[: text.rfind(" ") + 1].rstrip(" ")
+
+
+_ASKED = re.compile(r"(?<![\w.,:$])\d{1,9}(?![\w%]|[.,:]\d)")  # a plain whole number of a question
+_DIGITS = ("zero|oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def number_matches(figures: str, text: str) -> list[re.Match]:
+    """Where a text has a whole number as it may have been said: "15" in "15", "fifteen", or "one, five".
+
+    Of the ways to say it, the first that occurs counts. A single figure may have a zero before it, as in codes.
+    """
+    value = int(figures)
+    one_by_one = r"\W{1,3}".join(rf"(?:{figure}|{_DIGITS[int(figure)]})" for figure in figures)
+    ways = [figures, _said_as(num2words(value))]
+    if _FIRST_YEAR <= value <= _LAST_YEAR:
+        ways.append(_said_as(num2words(value, to="year")))
+    if len(figures) == 1:
+        ways.insert(0, rf"(?:0|{_DIGITS[0]})\W{{1,3}}{one_by_one}")
+    else:
+        ways.append(one_by_one)
+    found = (list(re.finditer(rf"(?<![\w.,-])(?:{way})(?!\w|[.,]\d)", text, re.IGNORECASE)) for way in ways)
+    return next((matches for matches in found if matches), [])
+
+
+def _said_as(words: str) -> str:
+    return r"\W+".join(re.findall(r"[a-z]+", words))
+
+
+def asked_numbers(question: str) -> list[str]:
+    """The whole numbers that a question holds as figures, in order."""
+    return _ASKED.findall(question)
+
+
+def as_heard(question: str, text: str) -> str:
+    """A question with its figures as a text spells them: "order 15" -> "order one five" where the text has "One, five".
+
+    Figures that the text does not hold in any spelling stay as they are.
+    """
+
+    def spell(match: re.Match) -> str:
+        found = number_matches(match[0], text)
+        return " ".join(re.findall(r"\w+", found[0][0])) if found else match[0]
+
+    return _ASKED.sub(spell, question)

@@ -8,7 +8,7 @@ trained ones. It knows positions and weights over rows, no tensors.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -18,8 +18,15 @@ from speech_xl.schedule import IntervalPlan, Ratio, block_spans, plan_interval, 
 
 
 class Summarizer(Protocol):
-    name: ClassVar[str]
-    needs_training: ClassVar[bool]
+    """The rule for what an interval leaves in the memory."""
+
+    @property
+    def name(self) -> str:
+        """What it is chosen by."""
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether it plans SSTs, which are worth what the checkpoint's training made of them."""
 
     def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio, prefix: int) -> IntervalPlan:
         """As schedule.plan_interval. Ratio None is raw, whatever the summarizer."""
@@ -41,6 +48,19 @@ class SSTs:
 
     def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio, prefix: int) -> IntervalPlan:
         return plan_interval(index, first_token, base, tokens, ratio)
+
+
+class AppendedSSTs(SSTs):
+    """SSTs that stand one after another behind their whole interval, and see all of it.
+
+    Each still stands for its block in evidence and in what it pools, but nothing makes it remember that block alone.
+    """
+
+    def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio, prefix: int) -> IntervalPlan:
+        plan = plan_interval(index, first_token, base, tokens, ratio)
+        after = np.full(plan.ssts, tokens - 1, np.int64)
+        behind = base + tokens + np.arange(plan.ssts, dtype=np.int64)
+        return dataclasses.replace(plan, sst_after=after, sst_query_positions=behind)
 
 
 def _keep_rows(index: int, first_token: int, base: int, tokens: int, ratio: Ratio) -> IntervalPlan:
@@ -126,6 +146,7 @@ class Window:
 
 SINK = 4  # tokens that attention rests on when it has nothing to say
 SUMMARIZERS: dict[str, Summarizer] = {s.name: s for s in (Raw(), SSTs(), Stride(), Pool(), Window(), Attention())}
+APPENDED = AppendedSSTs()  # not a choice of its own: a checkpoint's SSTs stand where they were trained to
 BEST_UNTRAINED = "attention"
 DEFAULT_INTERVAL, UNTRAINED_RATIOS = 256, (2, 4, 8, 16)  # for checkpoints without SSTs
 
@@ -133,6 +154,11 @@ DEFAULT_INTERVAL, UNTRAINED_RATIOS = 256, (2, 4, 8, 16)  # for checkpoints witho
 def interval_of(config: ModelConfig) -> int:
     """Speech tokens per interval."""
     return config.sst.interval if config.sst else DEFAULT_INTERVAL
+
+
+def ssts_of(config: ModelConfig) -> Summarizer:
+    """The checkpoint's SSTs, in the places that they were trained in."""
+    return APPENDED if config.sst is not None and config.sst.appended else SUMMARIZERS["sst"]
 
 
 def ratios_of(config: ModelConfig) -> tuple[int, ...]:
@@ -145,10 +171,10 @@ def choose_summarizer(name: str, config: ModelConfig) -> tuple[Summarizer, str]:
     trained = config.sst is not None and config.sst.trained
     if name == "auto":
         if trained:
-            return SUMMARIZERS["sst"], "the checkpoint has trained SSTs"
+            return ssts_of(config), "the checkpoint has trained SSTs"
         return SUMMARIZERS[BEST_UNTRAINED], "the checkpoint has no trained SSTs"
     if name not in SUMMARIZERS:
         raise ScheduleError(f"There is no summarizer {name!r}; choose auto, {', '.join(SUMMARIZERS)}.")
     if name == "sst" and config.sst is None:
         raise ScheduleError("This checkpoint has no SST parameters; choose another summarizer, or auto.")
-    return SUMMARIZERS[name], "it was asked for"
+    return ssts_of(config) if name == "sst" else SUMMARIZERS[name], "it was asked for"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import itertools
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from speech_xl.errors import OutputError
@@ -48,15 +48,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 def _hidden_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside `path` that nobody else writes to; gone afterwards."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]  # a name of any length has one
-    for number in itertools.count():  # beyond 0 where others write the same file now
+    lock, number = None, 0
+    while lock is None:
         folder = path.parent / f".{digest}.{number}"
         made = False
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
             made = True
-        lock = _lock(folder, made)
-        if lock is not None:
-            break
+        lock, number = _lock(folder, made), number + 1  # beyond 0 where others write the same file now
     try:
         _empty(folder)
         yield folder
@@ -95,6 +94,21 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def hold_folder(folder: Path, work: str) -> FileLock:
+    """Make a folder and keep it for this process until the lock is released; OutputError while another `work` has it."""
+
+    def acquire() -> None:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise OutputError(f"Another {work} is at work in {folder}; wait for it, or name another folder.") from None
+
+    do_with(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
+    lock = FileLock(folder / ".lock")
+    do_with(folder, acquire)
+    return lock
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from speech_xl import checkpoints
 from speech_xl.checkpoints import check_checkpoint, expected_tensors, fingerprint, resolve_checkpoint
-from speech_xl.config import ModelConfig, from_dict, to_dict
+from speech_xl.config import ModelConfig
+from speech_xl.config_file import from_dict, to_dict
 from speech_xl.errors import CheckpointError
 from speech_xl.model import SpeechModel
 from tests.tiny import configs, save_checkpoint, tiny_config
@@ -85,6 +86,7 @@ def test_a_broken_folder_is_one_sentence(folder: Path, break_it, sentence: str) 
         ({"encoder": {"context_positions": 3}}, "must be multiples"),
         ({"sst": {"interval": 10}}, "must be a multiple of ratio"),
         ({"sst": {"default_ratio": 3}}, "default_ratio"),
+        ({"sst": {"own_projections": False, "pooled": True}}, "sst.pooled need sst.own_projections"),
         ({"prompt": {"after_audio": "?"}}, "question"),
         ({"decoder": {"colour": 1}}, "unknown fields colour"),
         ({"encoder": {"d_model": [64, 64]}}, "d_model must be a whole number"),

@@ -54,21 +54,8 @@ def our_logits(backend: Backend, config: ModelConfig, mel: np.ndarray, valid: li
     backend.hear(state, mel, positions, tokens)
     scheduler = Scheduler(7, ListedRatios((None,)), len(before))
     for plan in scheduler.plan_all(sum(tokens)):
-        backend.close_interval(state, plan)
-
-    return next_logits(backend, state, after, scheduler.base)
-
-
-def next_logits(backend: Backend, state: object, ids: list[int], position: int) -> np.ndarray:
-    """(V,) behind the memory and `ids`."""
-
-    def read() -> np.ndarray:
-        return np.array(backend._read(ids, position, state.memory, backend._empty())[0].tolist()[0])
-
-    if backend.name == "mlx":  # its arrays belong to one thread
-        return backend._run(read)
-    with torch.inference_mode():
-        return read()
+        backend.close_intervals(state, [plan])
+    return backend.logits(state, after, scheduler.base)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +109,7 @@ def test_whisper_and_qwen2_are_both_themselves(tied: bool, backend: str, tmp_pat
     loaded = load_backend(backend, tmp_path / "ours", config)
     ids = [3, 4, 5, 6, 7]
     expected = Qwen2ForCausalLM.from_pretrained(qwen2).eval()(torch.tensor([ids])).logits[0, -1].detach().numpy()
-    found = next_logits(loaded, loaded.start(ids[:2]), ids[2:], 2)
+    found = loaded.logits(loaded.start(ids[:2]), ids[2:], 2)
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
     if backend == "torch":
         mel, _ = windows(config, sound(2.5))

@@ -21,6 +21,7 @@ from speech_xl.errors import ScheduleError
 from speech_xl.memory import RecordingSource
 from speech_xl.model import SpeechModel
 from speech_xl.recognition import Word
+from speech_xl.whole_file import hold_folder
 from tests.tiny import save_checkpoint, tiny_config, tiny_recognizer_config, write_sound
 
 SETTINGS = Run("tiny", "f", "d", "torch", 16)
@@ -196,7 +197,7 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(
     assert without_times(stopped) == without_times(tmp_path / "whole")
     figures = [[row.split("|")[1:-3] for row in text.splitlines()] for text in (capsys.readouterr().out, table)]
     assert figures[0] == figures[1]  # all but the times
-    assert {f.name for f in stopped.iterdir()} == {"results.jsonl", "report.md", "report.csv", "accuracy.png"}
+    assert {f.name for f in stopped.glob("[!.]*")} == {"results.jsonl", "report.md", "report.csv", "accuracy.png"}
     assert (stopped / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     heard.clear()
     assert main([*command, "--output", str(stopped)]) == 0 and not heard  # nothing is left to hear
@@ -216,6 +217,9 @@ def test_results_of_another_run_are_refused_and_kept(
     assert run(desk[0], "--memory-bits", "8") == 2
     assert "of another number of memory bits (16, now 8)" in capsys.readouterr().err
     assert (tmp_path / "results.jsonl").read_bytes() == before
+    lock = hold_folder(tmp_path, "evaluation")
+    assert run(desk[0]) == 2 and "Another evaluation is at work" in capsys.readouterr().err
+    lock.release()
     (tmp_path / "results.jsonl").write_bytes(b"{}\n" + before)
     assert run(desk[0]) == 2 and "line 1 is damaged" in capsys.readouterr().err
 

@@ -7,7 +7,6 @@ test_torch_models.py, 10 is the random prefix of `configs`, 11 is test_mlx_parit
 from __future__ import annotations
 
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,10 @@ from speech_xl.backend import BACKENDS, is_installed
 from speech_xl.config import HOP_LENGTH, ModelConfig
 from speech_xl.conversation import Listening, ask
 from speech_xl.model import SpeechModel
-from speech_xl.schedule import ListedRatios, Scheduler, memory_slots
-from tests.tiny import configs, save_checkpoint, tiny_config, write_sound
+from speech_xl.schedule import memory_slots
+from tests.tiny import configs, save_checkpoint, scheduler_of, tiny_config, write_sound
 
-INSTALLED = [n for n, module in BACKENDS.items() if is_installed(n) and find_spec(module.split(".")[0])]
+INSTALLED = [name for name in BACKENDS if is_installed(name)]
 few = settings(max_examples=6, deadline=None)
 
 
@@ -38,7 +37,7 @@ def random_mel(config: ModelConfig, windows: int, seed: int) -> np.ndarray:
 def hear_tokens(model: SpeechModel, mel: np.ndarray, listed: list, groups: list[int]):
     """Windows in `groups`, intervals closed as soon as they fill, tail last -> (state, scheduler)."""
     backend, per_window = model.backend, model.config.tokens_per_window
-    scheduler = Scheduler(model.interval, ListedRatios(tuple(listed)), len(model.prompt.prefix_ids), horizon=model.horizon)
+    scheduler = scheduler_of(model.config, listed, len(model.prompt.prefix_ids))
     state, queued, at = backend.start(model.prompt.prefix_ids), 0, 0
     for size in groups:
         part = mel[at : at + size]
@@ -49,10 +48,10 @@ def hear_tokens(model: SpeechModel, mel: np.ndarray, listed: list, groups: list[
         backend.hear(state, part, positions, [per_window] * len(part))
         queued += per_window * len(part)
         while queued >= model.interval:
-            backend.close_interval(state, scheduler.next(model.interval))
+            backend.close_intervals(state, [scheduler.next(model.interval)])
             queued -= model.interval
     if queued:
-        backend.close_interval(state, scheduler.next(queued))
+        backend.close_intervals(state, [scheduler.next(queued)])
     return state, scheduler
 
 
@@ -102,9 +101,7 @@ def test_5_later_audio_never_changes_a_closed_interval(backend: str, config: Mod
             memories.append(model.backend.export_memory(state)["values"])
         tokens = 3 * config.tokens_per_window // model.interval * model.interval
         plans = list(
-            Scheduler(
-                model.interval, ListedRatios(tuple(listed_ratios(config))), len(model.prompt.prefix_ids)
-            ).plan_all(tokens)
+            scheduler_of(config, listed_ratios(config), len(model.prompt.prefix_ids)).plan_all(tokens)
         )
         closed = plans[-1].base + plans[-1].kept if plans else len(model.prompt.prefix_ids)
         assert np.array_equal(memories[0][:, :, :closed], memories[1][:, :, :closed])
@@ -124,12 +121,12 @@ def test_6_nothing_later_depends_on_raw_keys_of_a_closed_interval(backend: str, 
         half = len(mel) // 2
         per_window = config.tokens_per_window
         first_tokens = half * per_window // model.interval * model.interval
-        scheduler = Scheduler(model.interval, ListedRatios((ratio,)), len(model.prompt.prefix_ids), horizon=model.horizon)
+        scheduler = scheduler_of(model.config, [ratio], len(model.prompt.prefix_ids))
         state = model.backend.start(model.prompt.prefix_ids)
         positions = np.full(len(mel), config.encoder.max_source_positions)
         model.backend.hear(state, mel, positions, [per_window] * len(mel))
         for plan in list(scheduler.plan_all(first_tokens)):
-            model.backend.close_interval(state, plan)
+            model.backend.close_intervals(state, [plan])
         carried = model.backend.import_memory(model.backend.export_memory(state))
         model.backend.hear(carried, mel, positions, [0] * len(mel))  # nothing of it is kept
         question = model.prompt.question_ids("what?")

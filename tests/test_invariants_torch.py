@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from speech_xl.config import ModelConfig
 from speech_xl.conversation import Listening
 from speech_xl.model import SpeechModel
-from speech_xl.schedule import ListedRatios, Ratio, Scheduler, whole_pass
+from speech_xl.schedule import Ratio, Scheduler, whole_pass
 from tests.test_torch_models import qwen2
-from tests.tiny import configs, pooled_of, tiny_model, write_sound
+from tests.tiny import configs, pooled_of, scheduler_of, tiny_model, write_sound
 from torch_backend.backend import Backend, State
 
 few = settings(max_examples=15, deadline=None)
@@ -44,26 +44,23 @@ def ids_of(config: ModelConfig, count: int, seed: int = 1) -> torch.Tensor:
 
 
 def hear(backend: Backend, speech: torch.Tensor, prefix: torch.Tensor, ratios: list[Ratio]) -> tuple[State, Scheduler]:
-    scheduler = Scheduler(backend.config.sst.interval, ListedRatios(tuple(ratios)), len(prefix), horizon=backend.config.sst.horizon)
+    scheduler = scheduler_of(backend.config, ratios, len(prefix))
     state = backend.start(prefix.tolist())
     state.queued = speech
     for plan in list(scheduler.plan_all(speech.shape[1])):
-        backend.close_interval(state, plan)
+        backend.close_intervals(state, [plan])
     return state, scheduler
 
 
-@torch.inference_mode()
 def logits_behind(backend: Backend, state: State, base: int, text: torch.Tensor) -> torch.Tensor:
     """(vocab_size,) after the last of `text`."""
-    decoder = backend.model.decoder
-    rotation = decoder.rotation(base + torch.arange(len(text)))
-    return decoder.text(text[None], rotation, state.memory, backend.start([]).memory)[0][0]
+    return torch.from_numpy(backend.logits(state, text.tolist(), base))
 
 
 def run_whole(backend: Backend, speech: torch.Tensor, prefix: torch.Tensor, ratios: list[Ratio], text: torch.Tensor):
     """speech (B, N, D), prefix (B, P), text (B, T) -> logits (B, R, vocab_size) of one masked pass."""
     decoder, rows = backend.model.decoder, len(speech)
-    scheduler = Scheduler(backend.config.sst.interval, ListedRatios(tuple(ratios)), prefix.shape[1], horizon=backend.config.sst.horizon)
+    scheduler = scheduler_of(backend.config, ratios, prefix.shape[1])
     passed = whole_pass(prefix.shape[1], list(scheduler.plan_all(speech.shape[1])), [text.shape[1]])
     ssts = decoder.sst_embedding.expand(rows, passed.ssts, -1)
     x = torch.cat([decoder.embed_tokens(prefix), speech, ssts, decoder.embed_tokens(text)], dim=1)
@@ -149,13 +146,13 @@ def test_5_and_6_a_closed_interval_is_its_slots_and_nothing_else(
     backend, ratios, w = make(config, torch.float32), listed(config, drawn), config.sst.interval
     speech, prefix = speech_of(config, intervals * w, dtype=torch.float32), ids_of(config, 2)
     state, scheduler = hear(backend, speech, prefix, ratios)
-    again = Scheduler(w, ListedRatios(tuple(ratios)), 2, horizon=config.sst.horizon)
+    again = scheduler_of(config, ratios, 2)
     carried = backend.start(prefix.tolist())
     for plan in list(again.plan_all(intervals * w)):
         before = backend.export_memory(carried)
         carried = backend.import_memory(before)
         carried.queued = speech[:, plan.first_token : plan.first_token + plan.tokens]
-        backend.close_interval(carried, plan)
+        backend.close_intervals(carried, [plan])
         after = backend.export_memory(carried)
         assert all(np.array_equal(after[name][:, :, : plan.base], before[name]) for name in before)
     ours, theirs = backend.export_memory(state), backend.export_memory(carried)
@@ -175,7 +172,7 @@ def test_7_the_answers_gradient_reaches_ssts_and_the_first_intervals_speech(conf
     assert speech.grad[0, :w].abs().amax(1).min() > 0  # every token of it
     decoder = backend.model.decoder
     assert decoder.sst_embedding.grad.abs().max() > 0
-    for number, layer in enumerate(decoder.layers):
+    for number, layer in enumerate(decoder.layers if config.sst.own_projections else ()):
         # The last layer's SST queries answer to nobody.
         for name in ("sst_k_proj", "sst_v_proj", *(["sst_q_proj"] if number + 1 < len(decoder.layers) else [])):
             assert getattr(layer.self_attn, name).weight.grad.abs().max() > 0

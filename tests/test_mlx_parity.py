@@ -17,8 +17,8 @@ from speech_xl.conversation import Listening, ask
 from speech_xl.errors import BackendError
 from speech_xl.memory import load_memory, save_memory
 from speech_xl.model import SpeechModel
-from speech_xl.schedule import ListedRatios, Scheduler, whole_pass
-from tests.tiny import configs, pooled_of, save_checkpoint, tiny_config, write_sound
+from speech_xl.schedule import whole_pass
+from tests.tiny import configs, pooled_of, save_checkpoint, scheduler_of, tiny_config, write_sound
 
 pytest.importorskip("mlx.core", reason="MLX is not installed")
 import mlx.core as mx
@@ -37,7 +37,7 @@ def test_logits_agree_in_one_masked_pass(config: ModelConfig, tokens: int, drawn
     with tempfile.TemporaryDirectory() as folder:
         models = both(config, folder)
         listed = tuple(None if r == "raw" else config.sst.ratios[r] for r in drawn)
-        passed = whole_pass(2, list(Scheduler(config.sst.interval, ListedRatios(listed), 2, horizon=config.sst.horizon).plan_all(tokens)), [3])
+        passed = whole_pass(2, list(scheduler_of(config, listed, 2).plan_all(tokens)), [3])
         x = (
             np.random.default_rng(0)
             .standard_normal((1, len(passed.mask), config.decoder.hidden_size))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from speech_xl.config import SAMPLING_RATE, check
+from speech_xl.config import SAMPLING_RATE
+from speech_xl.config_check import check
 from speech_xl.conversation import Listening, ask
 from speech_xl.errors import CheckpointError, QuestionError
 from speech_xl.memory import AudioMemory
@@ -72,7 +73,7 @@ def test_the_words_of_the_most_attended_intervals_are_read_raw(
         arguments = (memory.state, p, [interval.slots], model.prompt.transcribe_ids, model.prompt.end_ids, n)
         words.append(backend.answer_spans(*arguments)[0])
     assert list(recalled_words(model, memory, chosen)) == words
-    recalled = recall(model, memory, QUESTION, whole(memory))
+    recalled = recall(model, memory, QUESTION, whole(memory))[0]
     said = [i for part in words for i in part]
     assert recalled.tokens == len(recalled.spans) == recalled.interval == len(said) and recalled.ratios == (None,)
     inside = [(t >= i.start and t <= i.end) for i in chosen[:1] for t in recalled.times[: len(words[0])].flat]
@@ -91,7 +92,7 @@ def test_few_intervals_are_all_recalled_without_looking(
 ) -> None:
     monkeypatch.setattr(model.backend, "answer", None)
     first = intervals_between(memory, *whole(memory))[0]
-    recalled = recall(model, memory, QUESTION, (first.start, first.end))
+    recalled = recall(model, memory, QUESTION, (first.start, first.end))[0]
     assert set(memory.recalled) >= {first.number}
     assert len(recalled.times) and recalled.times[:, 0].min() >= first.start - 0.01
 
@@ -104,17 +105,33 @@ def test_words_in_common_choose_before_attention(
     assert choose(model, memory, QUESTION, intervals, 2) == intervals[:2]
 
 
+def test_a_number_is_read_where_it_was_said_as_it_was_said(
+    model: SpeechModel, memory: AudioMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own interval and the neighbours, though other intervals have more words in common with the question."""
+    monkeypatch.setattr("speech_xl.recall.relevance", lambda question, texts: np.arange(len(texts))[::-1])
+    intervals = intervals_between(memory, *whole(memory))
+    words = [model.prompt.text_ids(f" word {n} and so on") for n in range(len(intervals))]
+    words[-1] = model.prompt.text_ids(" it was Four, seven that")
+    memory = dataclasses.replace(memory, recalled={i.number: ids for i, ids in zip(intervals, words, strict=True)})
+    assert choose(model, memory, "what is order 47?", intervals, 3) == intervals[-2:]
+    assert choose(model, memory, "what is order 48?", intervals, 3) == intervals[:3]
+    asked = recall(model, memory, "what is order 47?", whole(memory))[1]
+    assert asked == "what is order Four seven?"
+    assert recall(model, memory, "what is order 48?", whole(memory))[1] == "what is order 48?"
+
+
 def test_words_are_recalled_once(model: SpeechModel, memory: AudioMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     segments = list(transcribe(model, memory))
     assert len(memory.recalled) == memory.intervals
     monkeypatch.setattr(model.backend, "answer_spans", None)
     assert list(transcribe(model, memory)) == segments
-    assert recall(model, memory, QUESTION, whole(memory)) is not memory
+    assert recall(model, memory, QUESTION, whole(memory))[0] is not memory
 
 
 def test_a_span_recalls_nothing_outside(model: SpeechModel, memory: AudioMemory) -> None:
     start, end = 3.0, 6.0
-    recalled = recall(model, memory, QUESTION, (start, end))
+    recalled = recall(model, memory, QUESTION, (start, end))[0]
     assert len(recalled.times) and (recalled.times[:, 1] > start).all() and (recalled.times[:, 0] < end).all()
     asking = ask(model, memory, QUESTION, longest=4, start=start, end=end)
     list(asking)
@@ -125,7 +142,7 @@ def test_a_span_recalls_nothing_outside(model: SpeechModel, memory: AudioMemory)
 
 def test_nothing_is_recalled_where_nothing_is_gained(model: SpeechModel, memory: AudioMemory, path: Path) -> None:
     other = heard(model, path, 4, summarizer="stride")
-    assert recall(model, other, QUESTION, whole(other)) is other
+    assert recall(model, other, QUESTION, whole(other)) == (other, QUESTION)
 
 
 def test_recall_needs_words(tmp_path: Path) -> None:

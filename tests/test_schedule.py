@@ -23,6 +23,8 @@ from speech_xl.schedule import (
     sst_slots,
     whole_pass,
 )
+from speech_xl.summarizers import AppendedSSTs
+from speech_xl.visibility import visible
 
 ratios = st.sampled_from([None, 1, 2, 3, 4, 6, 12])
 cases = st.tuples(st.integers(0, 60), st.integers(0, 3), st.lists(ratios, min_size=1, max_size=6))
@@ -114,6 +116,19 @@ def test_text_stands_behind_the_memory(case: tuple[int, int, list[int | None]], 
     assert positions[len(positions) - len(expected) :].tolist() == expected
 
 
+@given(cases)
+def test_appended_ssts_stand_behind_their_whole_interval(case: tuple[int, int, list[int | None]]) -> None:
+    tokens, prefix, listed = case
+    scheduler, plans = plans_of(tokens, prefix, listed)
+    appended = Scheduler(12, ListedRatios(tuple(listed)), prefix, AppendedSSTs().plan)
+    for plan, other in zip(plans, appended.plan_all(tokens), strict=True):
+        assert other.sst_mask()[:, : plan.tokens].all() and np.array_equal(other.sst_mask()[:, plan.tokens :], np.eye(plan.ssts))
+        assert other.sst_query_positions.tolist() == [plan.base + plan.tokens + c for c in range(plan.ssts)]
+        assert np.array_equal(other.slot_positions, plan.slot_positions) and np.array_equal(other.spans, plan.spans)
+        assert not plan.ssts or np.array_equal(other.pooled_tokens(), plan.pooled_tokens())
+    assert appended.base == scheduler.base
+
+
 def test_skipped_positions_move_intervals_and_text_but_not_visibility() -> None:
     _, plans = plans_of(24, 1, [4])
     plain, moved = (whole_pass(1, plans, [2], skipped) for skipped in (None, np.array([0, 5, 9])))
@@ -161,3 +176,20 @@ def test_a_ratio_that_cannot_be_is_refused_with_a_sentence(ratio: int, interval:
 def test_a_scheduler_refuses_a_ratio_that_does_not_divide_its_interval() -> None:
     with pytest.raises(ScheduleError, match="does not divide"):
         Scheduler(10, FixedRatio(4)).next(10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases, st.sampled_from([None, 0, 3]), st.data())
+def test_a_block_of_the_mask_is_that_of_its_rows_and_columns(
+    case: tuple[int, int, list[int | None]], horizon: int | None, data: st.DataObject
+) -> None:
+    tokens, prefix, listed = case
+    plans = list(Scheduler(12, ListedRatios(tuple(listed)), prefix, horizon=horizon).plan_all(tokens))
+    passed = whole_pass(prefix, plans, [2, 3], views=[(0, len(plans)), (0, len(plans) // 2)])
+    bound = st.integers(0, len(passed.mask))
+    rows, columns = (slice(*sorted(data.draw(st.tuples(bound, bound)))) for _ in range(2))
+    assert np.array_equal(visible(passed.rows[rows], passed.rows[columns]), passed.mask[rows, columns])
+    for plan in plans:  # what an interval's own plan says of its rows is what the whole pass says
+        own = np.flatnonzero(passed.rows.stretch == 1 + plan.index)
+        assert np.array_equal(visible(plan.rows(), plan.rows()), passed.mask[np.ix_(own, own)])
+        assert np.array_equal(plan.sst_mask(), passed.mask[np.ix_(own[plan.tokens :], own)])

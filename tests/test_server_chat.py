@@ -157,6 +157,19 @@ def test_an_answer_is_cut_where_it_is_told_to(client: OpenAI, memory: str) -> No
         assert said.speech_xl["evidence"]
 
 
+def test_an_answer_may_be_drawn(client: OpenAI, memory: str) -> None:
+    def said(**asked: float) -> str:
+        answer = client.chat.completions.create(
+            model="nano", messages=messages(QUESTION), extra_body=extra(memory=memory), max_tokens=8, **asked
+        )
+        return answer.choices[0].message.content
+
+    hot = [said(temperature=2, seed=seed) for seed in range(6)]
+    assert len(set(hot)) > 1 and hot == [said(temperature=2, seed=seed) for seed in range(6)]
+    assert said() == said(temperature=0, seed=3) == said(temperature=2, top_p=0) == said(top_p=1e-6, seed=3) == ANSWER
+    assert said(top_p=0.999999, seed=-1) == said(temperature=1, top_p=0.999999, seed=-1)
+
+
 def test_a_span_alone_is_asked(client: OpenAI, memory: str) -> None:
     spans = extra(memory=memory, **{"from": "0:06", "to": 9})
     said = client.chat.completions.create(model="nano", messages=messages(QUESTION), extra_body=spans)

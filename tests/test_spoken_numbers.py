@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from speech_xl.spoken_numbers import settled, spoken
+from speech_xl.spoken_numbers import as_heard, settled, spoken
 
 SAID = {
     "$40": "forty dollars", "$1": "one dollar", "$2 million": "two million dollars", "$3.5 million": "three point five million dollars",
@@ -28,3 +28,19 @@ def test_what_is_shown_early_stays(written: str) -> None:
     text = f"so {written} and more"
     for end in range(len(text) + 1):
         assert spoken(text).startswith(settled(text[:end]))
+
+
+HEARD = [
+    ("order 15", "Two. One, five. Go on.", "order One five"), ("order 15", "at 1, 5 Make me", "order 1 5"),
+    ("order 15", "9.8 then 1.5 Brew", "order 1 5"), ("order 15", "fifteen of them, one five", "order fifteen"),
+    ("order 15", "one fifty, 115 and 15th", "order 15"), ("order 15", "15 of them", "order 15"),
+    ("order 7", "one seven, zero seven", "order zero seven"), ("order 7", "oh, seven", "order oh seven"), ("order 7", "it is seven", "order seven"),
+    ("in 1892?", "in eighteen ninety-two", "in eighteen ninety two?"), ("in 1892?", "in 1892.", "in 1892?"),
+    ("$15, 15%, 7:15, 1.5 and 1,500", "one five", "$15, 15%, 7:15, 1.5 and 1,500"),
+    ("the 250 cars", "two hundred and fifty cars", "the two hundred and fifty cars"), ("no figures", "one five", "no figures"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("question", "text", "spelled"), HEARD)
+def test_a_question_spells_figures_as_the_text_does(question: str, text: str, spelled: str) -> None:
+    assert as_heard(question, text) == spelled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from speech_xl.word_search import relevance, stems
+from speech_xl.word_search import holders, relevance, stems
 
 
 def test_rare_words_count_more_and_neighbours_a_little() -> None:
@@ -24,3 +24,11 @@ def test_figures_said_one_by_one_are_a_number() -> None:
 
 def test_empty_words_find_nothing() -> None:
     assert (relevance("What is it?", ["it is what it is", "no"]) == 0).all()
+
+
+def test_numbers_are_held_where_they_begin_however_they_are_said() -> None:
+    texts = ["Three. Four,", "seven. A small latte.", "In 2006 we moved.", "It took forty-seven days."]
+    assert holders("What is order 47?", texts) == [3]
+    assert holders("What is order 47?", texts[:3]) == [0]
+    assert holders("Did 34 of them move in 2006?", texts) == [0, 2]
+    assert holders("What happened in 2007?", texts) == holders("What is it?", texts) == []

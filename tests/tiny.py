@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ from speech_xl.config import (
     PromptConfig,
     RecognizerConfig,
     SSTConfig,
-    save_config,
 )
-from speech_xl.schedule import WholePass
+from speech_xl.config_file import save_config
+from speech_xl.schedule import ListedRatios, Ratio, Scheduler, WholePass
+from speech_xl.summarizers import ssts_of
 from torch_backend.model import SpeechXL
 
 VOCABULARY = 300
@@ -126,6 +128,11 @@ def save_checkpoint(folder: Path, config: ModelConfig, seed: int = 0) -> Path:
     return folder
 
 
+def scheduler_of(config: ModelConfig, ratios: Sequence[Ratio], prefix: int = 0) -> Scheduler:
+    """As a recording is heard with the checkpoint's own SSTs."""
+    return Scheduler(config.sst.interval, ListedRatios(tuple(ratios)), prefix, ssts_of(config).plan, config.sst.horizon)
+
+
 def pooled_of(config: ModelConfig, passed: WholePass, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor] | None:
     """What `Decoder.whole` wants of a whole pass where SSTs pool."""
     if not (config.sst.pooled and passed.ssts):
@@ -152,6 +159,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     """Random architectures: with and without biases, grouped or not, tied or not, several depths and clocks."""
     kv_heads = draw(st.sampled_from([1, 2]))
     ratios = draw(st.sampled_from([(2, 4), (3, 6), (1, 2, 4, 8)]))
+    own = draw(st.sampled_from([True, True, False]))
     return tiny_config(
         encoder__encoder_layers=draw(st.integers(1, 2)),
         encoder__context_positions=draw(st.sampled_from([0, 8, 16])),
@@ -163,6 +171,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         decoder__attention_bias=draw(st.booleans()),
         decoder__tie_word_embeddings=draw(st.booleans()),
         prompt__before_audio=draw(st.sampled_from(["", BEGIN, BEGIN + "a b c"])),
-        sst=SSTConfig(max(ratios) * draw(st.integers(1, 3)), ratios, ratios[0], output_projection=draw(st.booleans()),
-                      horizon=draw(st.sampled_from([None, None, 0, 3])), pooled=draw(st.booleans())),
+        sst=SSTConfig(max(ratios) * draw(st.integers(1, 3)), ratios, ratios[0], output_projection=own and draw(st.booleans()),
+                      horizon=draw(st.sampled_from([None, None, 0, 3])), pooled=own and draw(st.booleans()),
+                      own_projections=own, appended=draw(st.booleans())),
     )

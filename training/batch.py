@@ -18,7 +18,7 @@ from torch import nn
 from speech_xl.config import ModelConfig
 from speech_xl.prompt import Prompt
 from speech_xl.schedule import FixedRatio, IntervalPlan, Ratio, Scheduler, StepRandomRatio, View, WholePass, whole_pass
-from speech_xl.summarizers import interval_of
+from speech_xl.summarizers import interval_of, ssts_of
 from training.recipe import Stage
 from training.samples import Sample
 from training.speech import Speech, pad_speech
@@ -38,11 +38,14 @@ class Block:
 
     @property
     def rows(self) -> int:
+        """Text rows: the last token of an answer is predicted and not read."""
         return len(self.question) + len(self.answer) - 1
 
 
 @dataclass(frozen=True)
 class Batch:
+    """Some recordings with their questions as the rows of one masked pass."""
+
     prefix_ids: np.ndarray  # (P,) int64
     speech: Speech
     text_ids: np.ndarray  # (B, T) int64
@@ -59,6 +62,7 @@ class Batch:
 
 
 def name_of(ratio: Ratio) -> str:
+    """A ratio as reports call it."""
     return "raw" if ratio is None else str(ratio)
 
 
@@ -68,6 +72,7 @@ class Batcher:
     def __init__(self, prompt: Prompt, config: ModelConfig, stage: Stage, seed: int):
         self.prompt, self.config, self.sst, self.stage, self.seed = prompt, config, config.sst, stage, seed
         self.interval = interval_of(config)
+        self.plan = ssts_of(config).plan
         self.ratios = stage.ratios
 
     def training(self, samples: Sequence[Sample], numbers: Sequence[int], step: int, progress: float) -> Batch:
@@ -101,7 +106,7 @@ class Batcher:
         drawn_from = {policy.value} if isinstance(policy, FixedRatio) else set(policy.choices)
         is_asked = sample.words is not None and len(drawn_from) == 1 and drawn_from <= set(self.stage.asked)
         interval = sample.tokens if is_asked else self.interval
-        plans = list(Scheduler(interval, policy, prefix, horizon=horizon).plan_all(sample.tokens))
+        plans = list(Scheduler(interval, policy, prefix, self.plan, horizon).plan_all(sample.tokens))
         ratios = {name_of(p.ratio) for p in plans}
         ratio = ratios.pop() if len(ratios) == 1 else "mixed"
         everything = (0, len(plans))

@@ -16,8 +16,9 @@ import torch
 from tqdm import tqdm
 
 from speech_xl.backend import load_backend
-from speech_xl.config import ModelConfig, load_config
-from speech_xl.quiet_windows import QuietWindowStream
+from speech_xl.config import ModelConfig
+from speech_xl.config_file import load_config
+from speech_xl.quiet_windows import QuietWindowStream, lone_window
 from speech_xl.recognition import load_recognizer_tokenizer
 from speech_xl.whole_file import whole_file
 from speech_xl.word_reader import WordReader, group_size
@@ -36,6 +37,7 @@ class FeatureCache:
         self._folder, self._front_end = folder, front_end
 
     def path(self, recording: Recording, ending: str) -> Path:
+        """Where a recording's features lie, by its sound, its span and the front end that computed them."""
         key = f"{sound_hash(recording)}/{recording.start}/{recording.end}/{self._front_end}"
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{ending}"
 
@@ -51,10 +53,12 @@ class FeatureCache:
                 temporary.write_bytes(make(read_samples(recording)))
 
 
-def front_end_hash(source: Path, config: ModelConfig) -> str:
-    """SHA-256 of the encoder's, and the recogniser's, weights and geometry."""
-    total = hashlib.sha256(repr((config.encoder, config.adapter and config.adapter.stack, config.recognizer)).encode())
-    for name, tensor in read_tensors(source, lambda n: n.startswith(("speech.encoder.", "speech.recognizer."))):
+def front_end_hash(source: Path, config: ModelConfig, encoder_only: bool = False) -> str:
+    """SHA-256 of the encoder's, and, unless `encoder_only`, the recogniser's, weights and geometry."""
+    geometry = (config.encoder, config.adapter and config.adapter.stack, None if encoder_only else config.recognizer)
+    total = hashlib.sha256(repr(geometry).encode())
+    parts = ("speech.encoder.",) if encoder_only else ("speech.encoder.", "speech.recognizer.")
+    for name, tensor in read_tensors(source, lambda n: n.startswith(parts)):
         total.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
@@ -72,6 +76,14 @@ def encode(tower: SpeechTower, samples: np.ndarray) -> np.ndarray:
     stack = tower.config.adapter.stack
     rows = [window[: count * stack] for window, count in zip(torch.cat(outputs), tokens, strict=True)]
     return torch.cat(rows).cpu().numpy().astype(np.float16)
+
+
+@torch.inference_mode()
+def encode_window(tower: SpeechTower, samples: np.ndarray) -> np.ndarray:
+    """(n,) samples of at most one window -> (S, d_model) float16: what the recogniser reads, padding included."""
+    window = lone_window(samples, tower.config.encoder)
+    mel = torch.from_numpy(window.mel)[None].to(next(tower.parameters()).device)
+    return tower.encoder(mel)[0].float().cpu().numpy().astype(np.float16)
 
 
 def recognize(

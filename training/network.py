@@ -18,7 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from speech_xl.config import ModelConfig, SSTConfig, save_config
+from speech_xl.config import ModelConfig, SSTConfig
+from speech_xl.config_file import save_config
 from speech_xl.errors import CheckpointError
 from torch_backend.decoder import Decoder
 from torch_backend.encoder import SpeechTower
@@ -30,13 +31,14 @@ from training.recipe import RecipeError, Stage
 class Network(nn.Module):
     """Parameters by checkpoint names: `decoder.*`, and `speech.*` where speech tokens come through an adapter.
 
-    A recogniser is not loaded: what it hears comes in as words. `ctc` is there while a stage needs it.
+    A recogniser is loaded only by a stage that trains it (`recognizes`): to the others, what it hears comes in as words.
+    `ctc` is there while a stage needs it.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, recognizes: bool = False):
         super().__init__()
         self.decoder = Decoder(config.decoder, config.sst)
-        self.speech = SpeechTower(config) if config.adapter is not None else None
+        self.speech = SpeechTower(config) if config.adapter is not None or recognizes else None
         self.ctc: CTCHead | None = None
         self.gradient_checkpointing = False
 
@@ -45,10 +47,15 @@ class Network(nn.Module):
         rows: torch.Tensor,
         windows: tuple[torch.Tensor, torch.Tensor] | None = None,
         classes: torch.Tensor | None = None,
+        read: torch.Tensor | None = None,
         **text: Any,
     ) -> torch.Tensor:
         """A training.speech.Speech as tensors -> with classes (C,), the CTC head's log-probabilities (B, N, 1 + C); else
-        what `answer` makes of the text."""
+        what `answer` makes of the text. With `read` (B, R) ids, `rows` are whole windows' encoder outputs (B, S, d_model)
+        and the recogniser's logits (B, R, vocabulary) are returned."""
+        if read is not None:
+            recognizer = self.speech.recognizer
+            return recognizer(read, 0, recognizer.start(rows))[0]
         speech = self.hear(rows, windows)
         if classes is not None:
             return self.ctc(speech, self.decoder.embed_tokens(classes))
@@ -97,7 +104,7 @@ def kept_outputs(tower: SpeechTower, mel: torch.Tensor, valid: torch.Tensor) -> 
 
 
 def load_network(
-    folder: Path, config: ModelConfig, sst: SSTConfig | None, end_id: int | None
+    folder: Path, config: ModelConfig, sst: SSTConfig | None, end_id: int | None, recognizes: bool = False
 ) -> tuple[Network, ModelConfig]:
     """The network of a folder in float32, and its configuration; with `sst` its SST parameters are fresh.
 
@@ -107,7 +114,7 @@ def load_network(
         raise CheckpointError(f"{folder} is quantized; train the checkpoint that it was made of.")
     if sst is not None:
         config = replace(config, sst=sst)
-    network = Network(config)
+    network = Network(config, recognizes)
     expected = network.state_dict()
     stored = {}
     for name, tensor in read_tensors(folder, lambda n: n in expected and not (sst is not None and "sst_" in n)):
@@ -157,7 +164,7 @@ def initialise_ssts(decoder: Decoder, sst: SSTConfig, end_id: int | None) -> Non
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             if hasattr(attention, f"sst_{name}"):
                 getattr(attention, f"sst_{name}").load_state_dict(getattr(attention, name).state_dict())
-        if sst.pooled:
+        if sst.pooled:  # with projections of their own, see speech_xl.config_check
             for projection in (attention.sst_k_proj, attention.sst_v_proj):
                 for parameter in projection.parameters():
                     parameter.zero_()

@@ -17,7 +17,7 @@ from speech_xl.errors import SpeechXLError
 from speech_xl.schedule import Ratio
 
 PRECISIONS = ("float32", "mixed")
-KINDS = ("alignment", "answering", "summarization")
+KINDS = ("alignment", "recognition", "answering", "summarization")
 LOSSES = ("next_token", "ctc")
 PROJECTIONS = r"decoder\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 
@@ -63,6 +63,7 @@ class Stage:
     uniform: float = 0.0  # share of recordings that keep one ratio throughout
     loss: str = "next_token"  # one of LOSSES; "ctc" compares speech tokens with a transcript and runs no decoder
     ctc_classes: int = 1000  # tokens drawn at random beside those that are said
+    prompted: float = 0.5  # of a recognition stage: share of the windows that are read behind the words of the line before
     augment: float = 0.0  # strength, 0 to 1, of what is done to sound before it is heard, anew at every step
     questions: int = 8  # at most so many of a recording's questions in a step
     transcripts: float = 0.5  # share of a recording's intervals whose words are asked for
@@ -83,6 +84,7 @@ class Stage:
         """Which tensors train: those named, or the kind's own."""
         own = {
             "alignment": (r"speech\.adapter",),
+            "recognition": ("lora_",) if self.lora else (r"speech\.recognizer",),
             "answering": (r"speech\.adapter", "lora_"),
             "summarization": ("sst_", "lora_"),
         }
@@ -90,6 +92,7 @@ class Stage:
 
     @property
     def trains_encoder(self) -> bool:
+        """Whether the patterns reach into the encoder, so that its outputs cannot be cached."""
         return any(re.search(p, "speech.encoder.layers.0.fc1.weight") for p in self.patterns)
 
     @property
@@ -114,6 +117,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
+    """The stages of a training and what they share."""
+
     stages: tuple[Stage, ...]
     seed: int = 1
     save_minutes: float = 5.0

@@ -15,7 +15,8 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from speech_xl.checkpoints import fingerprint
-from speech_xl.config import SSTConfig, load_config
+from speech_xl.config import SSTConfig
+from speech_xl.config_file import load_config
 from speech_xl.errors import CheckpointError
 from speech_xl.prompt import Prompt
 from training.batch import Batcher
@@ -25,11 +26,14 @@ from training.hearing import Hearing
 from training.loop import Loop
 from training.network import choose_trained, export, load_network, replace_folder
 from training.recipe import Recipe, RecipeError, Stage, settings_of
+from training.recognition import RecognitionBatcher
 from training.samples import check_length
 from training.state import StageFolder, stage_fingerprint
 
 
 class Runner:
+    """Runs a recipe's stages one after another and keeps each one's result."""
+
     def __init__(self, recipe: Recipe, data: Sequence[Path], validation: Path | None, output: Path):
         self.recipe, self.data, self.output = recipe, list(data), output
         self.validation = [validation] if validation else []
@@ -70,10 +74,12 @@ class Runner:
             self._say(f"Stage {stage.name} is done already: {folder.model}")
             return folder.model
         config = load_config(source)
+        if stage.kind == "recognition" and config.recognizer is None:
+            raise RecipeError(f"Stage {stage.name!r} trains a recogniser, and {source} has none; leave the stage out.")
         prompt = Prompt.load(source, config)
         if prompt.end_id is None:
             raise CheckpointError(f"{source} names no token that ends an answer; add prompt.end_tokens to its config.json.")
-        network, config = load_network(source, config, sst, prompt.end_id)
+        network, config = load_network(source, config, sst, prompt.end_id, stage.kind == "recognition")
         check_ratios(stage, config.sst, source)
         trained = choose_trained(network, stage, self.recipe.seed)
         hear = Hearing(stage, source, config, prompt, network, self.output / "features", self.accelerator)
@@ -85,7 +91,7 @@ class Runner:
             + (f" ({too_long} longer than {stage.max_tokens} tokens, or silent, left out)" if too_long else "")
             + f", {len(held)} to validate, {count:,} parameters in {len(trained)} tensors, in {folder.path}"
         )
-        make = CTCBatcher if stage.loss == "ctc" else Batcher
+        make = CTCBatcher if stage.loss == "ctc" else RecognitionBatcher if stage.kind == "recognition" else Batcher
         batcher = make(prompt, config, stage, self.recipe.seed)
         loop = Loop(network, trained, stage, batcher, self.recipe.seed, folder, self.accelerator)
         finished = loop.run(samples, held)
@@ -113,8 +119,8 @@ def multiplies_bfloat16(precision: str | None) -> bool:
 
 
 def usable(recordings: list[Recording], stage: Stage) -> list[Recording]:
-    """Those that the stage can learn from: CTC needs a transcript."""
-    if stage.loss != "ctc" or not recordings:
+    """Those that the stage can learn from: CTC and a recogniser need a transcript."""
+    if (stage.loss != "ctc" and stage.kind != "recognition") or not recordings:
         return recordings
     if found := [r for r in recordings if r.text is not None]:
         return found

@@ -2,9 +2,10 @@
 
     python -m recipes.small --data DATA --work runs/small
 
-DATA holds the human recordings: orders/ and digits/, each with a manifest.jsonl, and kitchen.flac. The base parts are
-fetched, data are written, the stages of text.json, orders.json, answers.json, more.json and recall.json are trained,
-and what was learnt is stored by reference in WORK/small. Every step is skipped where its result is there; training goes on where it was stopped.
+DATA holds the human recordings: orders/, digits/ and speech/, each with a manifest.jsonl, and kitchen.flac. The base
+parts are fetched, data are written, the stages of recognition.json, text.json, orders.json, answers.json, more.json,
+recall.json and passages.json are trained, and what was learnt is stored by reference in WORK/small. Every step is skipped
+where its result is there; training goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -61,6 +62,18 @@ def train(work: Path, name: str, model: Path, data: Sequence[Path], held: Path) 
     return output / "model"
 
 
+def train_recogniser(data: Path, work: Path, base: Path) -> Path:
+    """The checkpoint whose recogniser writes spoken numbers; what the base one hears tells how the orders were said."""
+    cache, lines, held = work / "first_heard_orders.jsonl", work / "hearing.jsonl", work / "held_hearing.jsonl"
+    run(lines, "recipes.small.hear_orders", "--data", data, "--model", base, "--cache", cache, "--rounds", 1)
+    run(lines, "recipes.small.make_hearing_data", "--data", data, "--cache", cache, "--output", lines)
+    run(
+        held, "recipes.small.make_hearing_data", "--data", data, "--cache", cache, "--output", held, "--held", "--rounds", 1,
+        "--counts", 6, 10,
+    )  # fmt: skip
+    return train(work, "recognition", base, [lines], held)
+
+
 def make(data: Path, work: Path) -> Path:
     """Every step in order -> the by-reference checkpoint."""
     work.mkdir(parents=True, exist_ok=True)
@@ -76,11 +89,12 @@ def make(data: Path, work: Path) -> Path:
             work / name, "recipes.small.make_text_data", "--output", work / name, "--count", count, "--seed", seed,
             "--shortest", shortest, "--longest", longest, *options,
         )  # fmt: skip
+    ears = train_recogniser(data, work, base)
     cache, orders, held = work / "heard_orders.jsonl", work / "orders.jsonl", work / "held_orders.jsonl"
-    run(orders, "recipes.small.hear_orders", "--data", data, "--model", base, "--cache", cache)
+    run(orders, "recipes.small.hear_orders", "--data", data, "--model", ears, "--cache", cache)
     run(orders, "recipes.small.make_order_data", "--cache", cache, "--output", orders)
     run(held, "recipes.small.make_order_data", "--cache", cache, "--output", held, "--count", 60, "--held")
-    text = train(work, "text", base, [work / "short.jsonl", work / "long.jsonl"], work / "held.jsonl")
+    text = train(work, "text", ears, [work / "short.jsonl", work / "long.jsonl"], work / "held.jsonl")
     desk = train(work, "orders", text, [work / "more.jsonl", orders], held)
     answers = work / "answers.jsonl"
     run(
@@ -90,7 +104,13 @@ def make(data: Path, work: Path) -> Path:
     answering = train(work, "answers", desk, [answers], held)
     more = train(work, "more", answering, [work / "facts.jsonl", work / "stories.jsonl", orders], held)
     talks = [work / "brief.jsonl", work / "middling.jsonl", work / "talks.jsonl"]
-    whole = train(work, "recall", more, [*talks, orders], held)
+    recalling = train(work, "recall", more, [*talks, orders], held)
+    passages = work / "passages.jsonl"
+    run(
+        passages, "recipes.small.make_order_data", "--cache", cache, "--output", passages, "--count", 3500, "--seed", 2,
+        "--passages",
+    )  # fmt: skip
+    whole = train(work, "passages", recalling, [*talks, passages], held)
     small = work / "small"
     run(
         small, "converters", "--hf-path", whole, "--export-delta", small, "--parts", HERE / "parts.json", "--rank", RANK
@@ -99,6 +119,7 @@ def make(data: Path, work: Path) -> Path:
 
 
 def main() -> int:
+    """Make the model, or go on where that was stopped -> the exit code."""
     parser = argparse.ArgumentParser(prog="python -m recipes.small", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with orders/, digits/ and kitchen.flac")
     parser.add_argument("--work", type=Path, default=Path("runs/small"), help="where everything is made (runs/small)")

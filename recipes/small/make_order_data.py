@@ -6,7 +6,11 @@ together, and un-numbered orders between them. Some recordings are whole windows
 An order whose number was not heard is never asked for. Lines as in `make_text_data`; "kind" is the slot's name,
 "absent" for a slot or an order that was not spoken, "quote" for an order's words.
 
+With --passages a recording is a few orders whose first and last may be cut anywhere, as the intervals beside a number are,
+and questions spell numbers as they were heard: what the model reads once it has found where a number was said.
+
     python -m recipes.small.make_order_data --cache heard_orders.jsonl --output train_orders.jsonl --count 1500
+    python -m recipes.small.make_order_data --cache heard_orders.jsonl --output passages.jsonl --count 1500 --passages
     python -m recipes.small.make_order_data --cache heard_orders.jsonl --output valid_orders.jsonl --count 60 --held
 """
 
@@ -21,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.small.order_cache import read_cache
+from speech_xl.spoken_numbers import as_heard
 
 NOT_MENTIONED = "not mentioned"
 _UNITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -33,6 +38,7 @@ QUESTIONS = {
     "milkAmount": ("What milk is in order {n}?", "Which milk is in order {n}?", "What milk does order {n} have?"),
     "sugarAmount": ("What sweetener is in order {n}?", "What sugar is in order {n}?", "How is order {n} sweetened?"),
 }
+PASSAGE = 70  # words of three intervals, roughly
 _QUOTE = ("Transcribe order {n}.", "What was said in order {n}?", "Quote order {n}.")
 
 
@@ -124,6 +130,28 @@ def from_orders(orders: Sequence[HeardOrder], plain: Sequence[str], rng: random.
     return " ".join(texts), asked, told
 
 
+def from_passage(orders: Sequence[HeardOrder], plain: Sequence[str], rng: random.Random) -> tuple[str, dict, dict]:
+    """Two to five orders with new numbers, the outer ones perhaps cut -> as `from_orders`; only whole ones are asked for."""
+    chosen = rng.sample(list(orders), min(len(orders), 7))
+    numbers = rng.sample(range(100), len(chosen))
+    texts, whole = [], []
+    for number, order in zip(numbers, chosen, strict=True):
+        texts.append(tell(order, number).split())
+        whole.append((number, order))
+        if rng.random() < 0.15:
+            texts.append(rng.choice(plain).split() if plain else [])
+            whole.append(None)
+    start = rng.randrange(len(texts[0]) + 1) if rng.random() < 0.8 else 0
+    end = start + rng.randint(PASSAGE // 2, PASSAGE)
+    asked, told, at = {}, {}, 0
+    for words, order in zip(texts, whole, strict=True):
+        if order is not None and start <= at and at + len(words) <= end:
+            asked[order[0]], told[order[0]] = order[1].slots, " ".join(words)
+        at += len(words)
+    heard = " ".join([word for words in texts for word in words][start:end])
+    return heard, asked, told | {n: "" for n in numbers if n not in told}
+
+
 def from_windows(windows: Sequence[dict], rng: random.Random) -> tuple[str, dict, dict]:
     """Whole windows as they were heard, unheard numbers included -> as `from_orders`."""
     texts, asked, told, spoken = [], {}, {}, set()
@@ -138,7 +166,9 @@ def from_windows(windows: Sequence[dict], rng: random.Random) -> tuple[str, dict
     return " ".join(texts), asked, told | {n: "" for n in spoken if n not in told}
 
 
-def make_recordings(lines: Sequence[dict], count: int, seed: int, questions: int = 10) -> Iterator[list[dict]]:
+def make_recordings(
+    lines: Sequence[dict], count: int, seed: int, passages: bool = False, questions: int = 10
+) -> Iterator[list[dict]]:
     """Recordings, each as its lines, out of a split's windows; a recording depends on (seed, its number) alone."""
     orders = [order for line in lines for order in cut_window(line).values()]
     if not orders:
@@ -148,22 +178,29 @@ def make_recordings(lines: Sequence[dict], count: int, seed: int, questions: int
         rng = random.Random(f"{seed} {number}")
         asked_lines: list[dict] = []
         while not asked_lines:  # windows may hold no number that was heard
-            heard, asked, told = from_windows(lines, rng) if rng.random() < 0.3 else from_orders(orders, plain, rng)
+            if passages:
+                heard, asked, told = from_passage(orders, plain, rng)
+            else:
+                heard, asked, told = from_windows(lines, rng) if rng.random() < 0.3 else from_orders(orders, plain, rng)
             asked_lines = ask(asked, told, questions, rng)
+        if passages:
+            asked_lines = [line | {"question": as_heard(line["question"], heard)} for line in asked_lines]
         yield [{"heard": heard, **line} for line in asked_lines]
 
 
 def main() -> None:
+    """Write the lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="JSON lines that hear_orders wrote")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines to write")
     parser.add_argument("--count", type=int, default=1500, help="recordings (1500)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--passages", action="store_true", help="a few orders, as the intervals beside a number hold them")
     parser.add_argument("--held", action="store_true", help="people that are never trained on: for validation")
     args = parser.parse_args()
     lines = [line for line in read_cache(args.cache) if (line["split"] == "held") == args.held]
     with open(args.output, "w") as file:
-        for recording in make_recordings(lines, args.count, args.seed):
+        for recording in make_recordings(lines, args.count, args.seed, args.passages):
             file.writelines(json.dumps(line) + "\n" for line in recording)
 
 

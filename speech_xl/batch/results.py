@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import Any, BinaryIO
 
 from speech_xl.errors import OutputError
-from speech_xl.whole_file import do_with, remove_leftovers, whole_file, whole_lines
+from speech_xl.whole_file import do_with, hold_folder, remove_leftovers, whole_file, whole_lines
 
-RESULTS, SETTINGS, MEMORIES, LOCK = "results.jsonl", "batch.json", "memories", ".lock"
+RESULTS, SETTINGS, MEMORIES = "results.jsonl", "batch.json", "memories"
 MEMORY, TRANSCRIPT, ANSWER, SKIPPED = KINDS = ("memory", "transcript", "answer", "skipped")
 Line = dict[str, Any]  # of results.jsonl; docs/batch.md has the fields
 Key = tuple[str, str, str]  # the recording's name, one of KINDS, the question of an answer
@@ -40,9 +38,7 @@ class Results:
         self._path = folder / RESULTS
         self._places: dict[Key, tuple[int, int]] = {}  # offset and length in bytes
         self._size = 0
-        do_with(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
-        self._lock = FileLock(folder / LOCK)
-        do_with(folder, self._acquire)
+        self._lock = hold_folder(folder, "batch")
         try:
             remove_leftovers(folder)
             self._check(settings)
@@ -57,14 +53,6 @@ class Results:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
-
-    def _acquire(self) -> None:
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise OutputError(
-                f"Another batch is at work in {self.folder}; wait for it, or name another folder."
-            ) from None
 
     def _check(self, settings: dict[str, Any]) -> None:
         path = self.folder / SETTINGS
@@ -96,9 +84,11 @@ class Results:
             self._size += len(line)
 
     def has(self, key: Key) -> bool:
+        """Whether a line with that key is there."""
         return key in self._places
 
     def all_keys(self) -> list[Key]:
+        """Of all lines, in the file's order."""
         return list(self._places)
 
     def lines(self, keys: Iterable[Key]) -> Iterator[Line]:
@@ -142,6 +132,6 @@ class Results:
         self._places, self._size = places, at
 
 
-def _bytes(file: Any, place: tuple[int, int]) -> bytes:
+def _bytes(file: BinaryIO, place: tuple[int, int]) -> bytes:
     file.seek(place[0])
     return file.read(place[1])

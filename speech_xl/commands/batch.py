@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from speech_xl.arguments import parse_tokens, read_questions
 from speech_xl.batch.on_ray import Cluster, work_on_ray
+from speech_xl.batch.parquet import TABLE, check_parquet, write_parquet
 from speech_xl.batch.plan import in_order, make_jobs, questions_of
 from speech_xl.batch.recordings import Recording, find_recordings
 from speech_xl.batch.results import ANSWER, MEMORY, RESULTS, SKIPPED, TRANSCRIPT, Key, Results
@@ -37,6 +38,7 @@ SPANS_SHOWN = 3  # of each recording that a question about the corpus finds; the
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = argparse.ArgumentParser(prog=prog, description="Hear and ask many recordings; the same command goes on.")
     parser.add_argument("input", nargs="+", help="folders, globs, recordings, or .jsonl lists of recordings")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for results.jsonl and memories")
@@ -48,6 +50,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         help="asked of all together, such as: which recordings mention a bridge?",
     )
     parser.add_argument("--transcribe", action="store_true", help="write down what every recording says")
+    parser.add_argument("--parquet", action="store_true", help=f"the results as a table, too: {TABLE}")
     add_longest(parser)
     add_model(parser)
     add_memory(parser)
@@ -58,6 +61,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def parse_cluster(arguments: argparse.Namespace) -> Cluster | None:
+    """Ray's settings from the flags; None without --ray. ScheduleError for numbers that cannot be."""
     if arguments.ray is None:
         if arguments.workers is not None or arguments.num_gpus is not None:
             raise ScheduleError("--workers and --num-gpus are for Ray; add --ray, or leave them out.")
@@ -85,6 +89,7 @@ def find_settings(arguments: argparse.Namespace) -> tuple[Settings, Prompt]:
 
 
 def check_questions(prompt: Prompt, recordings: Iterable[Recording], questions: Sequence[str]) -> None:
+    """QuestionError, before anything is heard, for a question that the model cannot be asked."""
     for question in questions:
         prompt.question_ids(question)
     for recording in recordings:
@@ -129,6 +134,7 @@ def search_corpus(results: Results, recordings: Sequence[Recording], questions: 
 
 
 def describe(found: dict[str, Any]) -> str:
+    """A recording that was found, with its first spans, as a line of text."""
     spans = [f"[{clock(span['start'])}-{clock(span['end'])}]" for span in found["spans"]]
     more = len(spans) - SPANS_SHOWN
     return " ".join([plain_text(found["recording"]), *spans[:SPANS_SHOWN], *([f"and {more} more"] if more > 0 else [])])
@@ -150,7 +156,10 @@ def report(results: Results, recordings: Sequence[Recording], questions: Sequenc
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Do what the flags say; SpeechXLError in one sentence if that cannot be."""
     cluster = parse_cluster(arguments)
+    if arguments.parquet:
+        check_parquet()
     questions = [] if arguments.questions is None else read_questions(arguments.questions)
     of_corpus = [] if arguments.corpus_questions is None else read_questions(arguments.corpus_questions)
     for question in of_corpus:
@@ -169,12 +178,15 @@ def run(arguments: argparse.Namespace) -> None:
             events = work_here(settings, jobs) if cluster is None else work_on_ray(settings, jobs, cluster)
             keep(events, results, len(recordings), len(jobs))
         results.arrange(in_order(recordings, questions))
+        if arguments.parquet:
+            write_parquet(results.lines(results.all_keys()), output / TABLE)
         report(results, recordings, questions)
         if of_corpus:
             search_corpus(results, recordings, of_corpus)
 
 
 def main(words: list[str], prog: str) -> int:
+    """Run the command -> its exit code; 130 if it was stopped."""
     arguments = build_parser(prog).parse_args(words)
     try:
         run(arguments)
