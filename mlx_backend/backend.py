@@ -235,7 +235,7 @@ class Backend:
             tokens, shown = self._run(work)
             yield {text: Step(tokens[row], shown[row]) for row, text in enumerate(going)}
             rows = [row for row, token in enumerate(tokens) if token not in end_ids]
-            if len(rows) < len(going):  # finished texts leave the batch
+            if 0 < len(rows) < len(going):  # finished texts leave the batch
                 self._run(keep, rows)
             positions = [positions[row] + len(ids[row]) for row in rows]
             padding = np.pad(padding[rows], ((0, 0), (0, 1)))
