@@ -176,7 +176,7 @@ class Backend:
         self._run(work)
 
     def fork(self, state: State) -> State:
-        return State([layer.rows((0, layer.length)) for layer in state.memory], state.queued)
+        return State([layer.fork() for layer in state.memory], state.queued)
 
     def slice(self, state: State, prefix: int, first: int, last: int) -> State:
         def work() -> State:

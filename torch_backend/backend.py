@@ -148,7 +148,7 @@ class Backend:
         self.model.decoder.intervals(speech, state.memory, self._intervals(state, plans))
 
     def fork(self, state: State) -> State:
-        return State([layer.rows((0, layer.length)) for layer in state.memory], state.queued.clone())
+        return State([layer.fork() for layer in state.memory], state.queued.clone())
 
     def slice(self, state: State, prefix: int, first: int, last: int) -> State:
         parts = (0, prefix), (prefix + first, prefix + last)
