@@ -89,10 +89,12 @@ def read_variables(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
 
 
 def take(file: BinaryIO, kind: str) -> int:
+    """The next number of a file, by its struct letter, little-endian."""
     return struct.unpack(f"<{kind}", file.read(struct.calcsize(f"<{kind}")))[0]
 
 
 def take_string(file: BinaryIO) -> str:
+    """The next string: its length in two bytes, then UTF-8 that ends in a zero."""
     return file.read(take(file, "H")).rstrip(b"\0").decode()
 
 

@@ -22,7 +22,8 @@ from converters.source import Stored, read_json, tensors_of
 from converters.stream import shard_names
 from speech_xl.base_parts import parts_from
 from speech_xl.checkpoints import LOW_RANK, RECOGNIZER_TOKENIZER, base_name, check_checkpoint, expected_tensors
-from speech_xl.config import SSTConfig, save_config
+from speech_xl.config import SSTConfig
+from speech_xl.config_file import save_config
 from speech_xl.errors import CheckpointError, OutputError
 from speech_xl.fetching import cache_folder, fetch_part
 from speech_xl.schedule import format_bytes
@@ -30,6 +31,7 @@ from speech_xl.schedule import format_bytes
 LARGEST_FILE, LARGEST_TOTAL = 48 * 10**6, 64 * 10**6  # bytes that a repository may well hold
 HEADER = 2**17  # bytes that are left free in a file for the tensors' names and places
 LAYOUT = torch.float16
+LEFT_OUT = 1e-4  # share of a difference (its square) that factors may leave out to have fewer ranks
 
 
 def export_delta(full: Path, parts_file: Path, ranks: tuple[int, int], out: Path) -> list[str]:
@@ -116,9 +118,14 @@ def differences(
 
 
 def factors(difference: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(r, in) and (out, r) int8, (r,) float32 s: B @ diag(s) @ A is near the best of this rank to (out, in)."""
+    """(r, in) and (out, r) int8, (r,) float32 s: B @ diag(s) @ A is near the best of this rank to (out, in).
+
+    A difference that fewer ranks hold, as an adapter's, but for LEFT_OUT of it, gets those.
+    """
     tall = difference if difference.shape[0] >= difference.shape[1] else difference.T
-    _, vectors = torch.linalg.eigh(tall.T @ tall)  # of the smaller side: squared singular values, ascending
+    squares, vectors = torch.linalg.eigh(tall.T @ tall)  # of the smaller side: squared singular values, ascending
+    left_out = squares.clamp(min=0).cumsum(0) <= LEFT_OUT * squares.sum()
+    rank = max(1, min(rank, len(squares) - int(left_out.sum())))
     narrow = vectors[:, -rank:].T
     long = tall @ narrow.T
     a, b = (narrow, long) if tall is difference else (long.T, narrow.T)

@@ -61,11 +61,13 @@ class Packed(Stored):
     heads: int | None = None
 
     def rows(self, first: int, count: int) -> torch.Tensor:
+        """`count` rows from `first` on, (count, D) float32, dequantized."""
         if self.heads is not None:  # a row's neighbours are elsewhere in the file
             return self.whole()[first : first + count]
         return self._dequantized(first, count)
 
     def whole(self) -> torch.Tensor:
+        """The whole tensor, float32, dequantized."""
         numbers = self._dequantized(0, self.shape[0])
         return numbers if self.heads is None else unpermuted(numbers, self.heads)
 

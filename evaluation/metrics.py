@@ -70,6 +70,7 @@ def word_errors(said: str, text: str) -> tuple[int, int]:
 
 
 def score_transcript(said: str, text: str) -> Scores:
+    """{"wer"}: word error rate of what was said against the text, after Whisper's English normaliser."""
     return {"wer": word_errors(said, text)}
 
 

@@ -51,6 +51,7 @@ class Method:
 
     @property
     def label(self) -> str:
+        """What tables call it: the name, and the ratio if it has one."""
         return self.name if self.ratio is None else f"{self.name} {self.ratio}"
 
     @property
@@ -129,6 +130,7 @@ class ResultsFile:
             self._results[result.method, result.id] = result
 
     def has(self, method: Method, item: str) -> bool:
+        """Whether this method's answer to this item is there."""
         return (method, item) in self._results
 
     def add(self, result: Result) -> None:

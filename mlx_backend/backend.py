@@ -7,7 +7,7 @@ thread of its own and evaluates what it leaves behind; see speech_xl/backend.py 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,7 +211,7 @@ class Backend:
         end_ids: Collection[int],
         weighed: Collection[int] = (),
         choose: Choose | None = None,
-    ) -> Iterator[dict[int, Step]]:
+    ) -> Generator[dict[int, Step]]:
         """Steps, greedy without `choose`, of several texts, those that are not over by their numbers; padding (B, columns before the texts)."""
         longest = max(map(len, texts))
         before = [longest - len(ids) for ids in texts]  # texts end together: the shorter ones stand behind padding
@@ -248,13 +248,13 @@ class Backend:
 
         return self._run(work)
 
-    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Iterator[Step]:
+    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Generator[Step]:
         for steps in self._answers(state, [ids], position, (), choose):
             yield steps[0]
 
     def answer_together(
         self, state: State, texts: Sequence[list[int]], position: int, end_ids: Collection[int]
-    ) -> Iterator[dict[int, Step]]:
+    ) -> Generator[dict[int, Step]]:
         return self._answers(state, texts, position, end_ids)
 
     def _answers(
@@ -264,7 +264,7 @@ class Backend:
         position: int,
         end_ids: Collection[int],
         choose: Choose | None = None,
-    ) -> Iterator[dict[int, Step]]:
+    ) -> Generator[dict[int, Step]]:
         weighed = self.config.evidence_layers or range(self.config.decoder.num_hidden_layers)
         nothing, caches = np.zeros((len(texts), 0), bool), self._run(self._caches, len(texts))
         return self._go_on(texts, [position] * len(texts), state.memory, caches, nothing, end_ids, weighed, choose)

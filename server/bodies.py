@@ -26,6 +26,7 @@ MOST_FIELDS, LONGEST_FIELD = 32, 64 * 1024  # of a form, files not counted
 
 
 def too_large(limit: int) -> ApiError:
+    """The refusal of a body above the limit in bytes."""
     return ApiError(413, f"The body is larger than the {format_bytes(limit)} that are taken here.", "body_too_large")
 
 

@@ -52,6 +52,7 @@ def hours(text: str) -> float:
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The command's flags; defaults are those of Settings."""
     usual = Settings(store=Path())
     parser = argparse.ArgumentParser(prog=prog, description="Answer programs as OpenAI's API does.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
@@ -91,6 +92,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The server's settings from its flags, keys of the environment included."""
     keys = [*arguments.keys, *os.environ.get(KEYS_VARIABLE, "").split(",")]
     return Settings(
         store=arguments.store or cache_folder() / "memories",
@@ -121,11 +123,13 @@ class Server(uvicorn.Server):
     """Ends what is being heard before it waits for requests to end."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End what is being heard first: requests that wait for it could not end otherwise."""
         self.config.app.state.service.library.close()
         await super().shutdown(sockets)
 
 
 def main(words: list[str] | None = None, prog: str = "speech-xl serve") -> int:
+    """Run the server until it is stopped -> its exit code."""
     arguments = build_parser(prog).parse_args(words)
     settings = settings_of(arguments)
     try:

@@ -28,25 +28,35 @@ class Strict(BaseModel):
 
 
 class TextPart(Strict):
+    """Text in a message."""
+
     type: Literal["text"]
     text: str
 
 
 class InputAudio(Strict):
+    """A recording in the request itself."""
+
     data: str  # base64
     format: str
 
 
 class InputAudioPart(Strict):
+    """A recording in a message."""
+
     type: Literal["input_audio"]
     input_audio: InputAudio
 
 
 class AudioUrl(Strict):
+    """Where a recording lies: a data: URL, or one of the web where the server allows it."""
+
     url: str
 
 
 class AudioUrlPart(Strict):
+    """A recording in a message, by its address."""
+
     type: Literal["audio_url"]
     audio_url: AudioUrl
 
@@ -61,17 +71,21 @@ Content = Annotated[
 
 
 class ChatMessage(Strict):
+    """One message of the conversation."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Content | None = None
 
     @property
     def text(self) -> str:
+        """All text of the message, a line a part."""
         if isinstance(self.content, str):
             return self.content.strip()
         return "\n".join(part.text for part in self.content or () if isinstance(part, TextPart)).strip()
 
     @property
     def audio(self) -> list[AudioPart]:
+        """Its recordings."""
         return [p for p in self.content or () if isinstance(p, AudioPart)]
 
 
@@ -87,6 +101,7 @@ class Extras(Strict):
 
     @property
     def span(self) -> tuple[float | None, float | None]:
+        """Seconds of the recording that are asked about, start and end; None is the recording's own."""
         return self.start, self.end
 
     @field_validator("ratio")
@@ -169,10 +184,14 @@ class FileRequest(BaseModel):
 
 
 class StreamOptions(Strict):
+    """What a stream holds beside the answer."""
+
     include_usage: bool | None = None
 
 
 class ChatRequest(Strict):
+    """The body of POST /v1/chat/completions."""
+
     model: str
     messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
     stream: bool | None = None

@@ -81,6 +81,7 @@ class Seat:
             raise
 
     def close(self) -> None:
+        """Leave; a recording that nobody waits for any more is no longer heard."""
         hearing, self._hearing = self._hearing, None
         if hearing is not None:
             hearing.seats -= 1

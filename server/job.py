@@ -82,6 +82,7 @@ class Job:
             yield item
 
     def close(self) -> None:
+        """End what the request waits for and what it computes; any number of times."""
         if self._seat is not None:
             self._seat.close()
         if self._stream is not None:

@@ -37,6 +37,7 @@ class PublicNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
+        """Connect to a public address of the host; ConnectError if it has none."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         addresses = [entry[4][0] for entry in found]
@@ -45,6 +46,7 @@ class PublicNetwork(httpcore.AsyncNetworkBackend):
         return await self._inner.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
 
     async def sleep(self, seconds: float) -> None:
+        """As the network behind it does."""
         await self._inner.sleep(seconds)
 
 

@@ -36,6 +36,7 @@ class Workers:
 
     @property
     def in_line(self) -> int:
+        """Jobs that wait for a thread."""
         return max(0, self.jobs - self._at_once)
 
     def admit(self) -> None:
@@ -70,6 +71,7 @@ class Workers:
 
 
 def too_busy(reason: str, seconds: int) -> ApiError:
+    """A refusal with Retry-After, in seconds."""
     seconds = min(max(1, seconds), LONGEST_RETRY)
     return ApiError(429, f"{reason}; try again in {seconds} s.", "too_busy", headers={"Retry-After": str(seconds)})
 
@@ -104,6 +106,7 @@ class ThreadStream(Generic[T]):
             self._loop.call_soon_threadsafe(self._items.put_nowait, (kind, item))
 
     def close(self) -> None:
+        """Let the thread stop at its next item; what waits in line is never begun."""
         self._stopped.set()
         self._future.cancel()  # out of the line
 

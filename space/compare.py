@@ -44,16 +44,20 @@ class Attempt:
 
     @property
     def name(self) -> str:
+        """What its row is called."""
         if self.ratio is None:
             return "raw"
         return f"{'SSTs' if self.summarizer == 'sst' else self.summarizer}, {self.ratio} to 1"
 
 
 class Comparison:
+    """The tab that asks one question of several memories of the same recording."""
+
     def __init__(self, handlers: Handlers):
         self.handlers = handlers
 
     def empty(self) -> str:
+        """The table before anything was asked."""
         return draw(self._attempts(self.handlers.model), 0.0)
 
     def _attempts(self, model: SpeechModel) -> list[Attempt]:
@@ -71,9 +75,10 @@ class Comparison:
             raise gr.Error(str(error), print_exception=False) from error
 
     def _run(self, question: str, session: Session | None) -> Iterator[str]:
-        if session is None or session.source is None or session.memory is None:
+        run = session.run if session is not None else None
+        if run is None or run.source is None or run.memory is None:
             raise RecordingError("There is nothing to compare yet; listen to a recording on the first tab.")
-        model, source, memory = session.model, session.source, session.memory
+        model, source, memory = session.model, run.source, run.memory
         model.prompt.question_ids(question)  # says at once what is wrong with a question
         attempts = self._attempts(model)
         for attempt in attempts:
@@ -81,7 +86,7 @@ class Comparison:
             listening = Listening(model, source, attempt.ratio, summarizer=attempt.summarizer)
             for heard in listening:
                 attempt.curve.append((heard.seconds, heard.memory_bytes))
-                if session.memory is not memory:
+                if run.is_over:
                     return
                 if time.monotonic() - drawn > REDRAW_SECONDS:
                     drawn = time.monotonic()
@@ -95,6 +100,7 @@ class Comparison:
 
 
 def draw(attempts: Sequence[Attempt], seconds: float) -> str:
+    """HTML of the table and of its timeline over a recording of `seconds`."""
     rows = []
     for attempt, colour in zip(attempts, cycle(COLOURS), strict=False):
         cells = ["", "", "", "", ""]

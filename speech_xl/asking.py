@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speech_xl.evidence import Evidence, find_evidence
+from speech_xl.evidence import Evidence, evidence_heat, find_evidence
 from speech_xl.memory import AudioMemory
 from speech_xl.recall import recall
 from speech_xl.sampling import GREEDY, Sampling
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
+    """An answer, where it comes from and what it took."""
+
     question: str
     answer: str
     evidence: list[Evidence]
@@ -33,6 +35,7 @@ class Answer:
     finish_reason: str = "stop"  # "length": it was broken off at the most tokens that were allowed
     warnings: tuple[str, ...] = ()  # a sentence each
     tokens: int = 0  # that were spoken, the one that ends an answer left out
+    heat: tuple[float, ...] = ()  # how much it rests on equal parts of what was heard, see evidence_heat
 
 
 def find_stop(text: str, stop: Sequence[str]) -> int | None:
@@ -64,7 +67,14 @@ class Asking:
         self._longest = longest
         self._stop = tuple(stop)
         self._sampling = sampling
-        self.answer: Answer | None = None
+        self._answer: Answer | None = None
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; ValueError before the iteration has ended."""
+        if self._answer is None:
+            raise ValueError("the question has not been answered to its end")
+        return self._answer
 
     def __iter__(self) -> Iterator[str]:
         started = time.monotonic()
@@ -104,10 +114,12 @@ class Asking:
             yield text[len(shown) :]
         weights = attention[len(memory.prefix) :] / max(1, rows)
         evidence = find_evidence(weights, memory.slot_times)
+        heat = evidence_heat(weights, memory.slot_times, memory.seconds)
         warnings = model.position_warnings(memory.position + len(ids) + len(said))
-        self.answer = Answer(
-            self._question, text, evidence, time.monotonic() - started, memory.seconds, finish_reason, warnings, len(said)
-        )
+        self._answer = Answer(
+            self._question, text, evidence, time.monotonic() - started, memory.seconds, finish_reason, warnings, len(said),
+            heat,
+        )  # fmt: skip
 
     def _spelled(self, said: list[int], is_over: bool) -> str:
         """The answer so far, less what may still change."""

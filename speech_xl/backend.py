@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import platform
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -89,7 +89,7 @@ class Backend(Protocol):
         Keys stay as they were rotated, so text behind it starts at position prefix + last.
         """
 
-    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Iterator[Step]:
+    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Generator[Step]:
         """Read the text `ids` at `position` behind the memory and go on, without end: greedily, or as `choose` picks.
 
         The state is not changed; the caller stops the iteration.
@@ -97,7 +97,7 @@ class Backend(Protocol):
 
     def answer_together(
         self, state: State, texts: Sequence[list[int]], position: int, end_ids: Collection[int]
-    ) -> Iterator[dict[int, Step]]:
+    ) -> Generator[dict[int, Step]]:
         """Several texts read and gone on from greedily as `answer` does with each, in one batch that shares the memory.
 
         Each item has the next step of every text that is not over, by its number. A text is over with the step of an end
@@ -149,7 +149,7 @@ class Registration:
     module: str  # that holds its class `Backend`
     framework: str  # the package that it needs, by the name that it is imported and installed under
     install: str  # how to get that package, as words for the middle of a sentence
-    layout: str = "torch"  # of speech_xl.config.LAYOUTS: the axis order that needs no translation
+    layout: str = "torch"  # of speech_xl.config_check.LAYOUTS: the axis order that needs no translation
     home: tuple[str, str] | None = None  # platform.system() and platform.machine() of the machines it is made for
     library: Library | None = None
 
@@ -209,4 +209,5 @@ def load_backend(name: str, folder: Path, config: ModelConfig, memory_bits: int 
         raise BackendError(
             f"The {chosen} backend does not start here ({error}); {install_hint(chosen)}."
         ) from error
-    return module.Backend.load(folder, config, memory_bits)
+    loaded: Backend = module.Backend.load(folder, config, memory_bits)
+    return loaded

@@ -31,14 +31,16 @@ def call(name: str, words: list[str]) -> int:
     """Import a subcommand and run it -> its exit code."""
     command = COMMANDS[name]
     try:
-        return importlib.import_module(command.module).main(words, f"{PROG} {name}")
+        code: int = importlib.import_module(command.module).main(words, f"{PROG} {name}")
     except ModuleNotFoundError as error:
         if command.extra is None:
             raise
         raise MissingPackageError.of(name, error.name, command.extra) from error
+    return code
 
 
 def main(words: list[str] | None = None) -> int:
+    """Run a subcommand -> the exit code: 0, 2 for wrong input, 130 if it was stopped."""
     words = sys.argv[1:] if words is None else words
     if not words or words[0] not in COMMANDS:
         parser = build_parser()

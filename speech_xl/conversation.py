@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -210,7 +211,7 @@ class Listening:
         per_second = SAMPLING_RATE / samples_per_level(self._model.config)
         blocks = np.array([start, end]) * per_second - self._energy_start
         part = self._energy[max(0, int(blocks[0] + 0.1)) : max(0, int(np.ceil(blocks[1] - 0.1)))]
-        return 10 * np.log10(max(float(part.mean()) if len(part) else 0.0, 1e-10))
+        return 10 * math.log10(max(float(part.mean()) if len(part) else 0.0, 1e-10))
 
     def _forget_energy(self, end: float) -> None:
         """No event will ask for the level of what lies before `end`."""

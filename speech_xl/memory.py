@@ -81,10 +81,12 @@ class AudioMemory:
 
     @property
     def intervals(self) -> int:
+        """How many were heard."""
         return len(self.ratios)
 
     @property
     def seconds(self) -> float:
+        """Of the recording that were heard."""
         return self.recording.seconds_heard
 
     @property

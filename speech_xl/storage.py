@@ -26,12 +26,13 @@ class MemoryStorage:
 
     @property
     def is_packed(self) -> bool:
+        """Whether numbers are kept as codes with scales."""
         return self.bits < 16
 
     @property
     def levels(self) -> int:
         """The largest code."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     def bytes_per_slot(self, config: ModelConfig, itemsize: int) -> int:
         """Bytes of one slot's keys and values in all layers; `itemsize` is that of the model's own type."""

@@ -22,11 +22,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from converters.__main__ import main
+from converters.export import factors
 from speech_xl import assembly, checkpoints, fetching
 from speech_xl.base_parts import parts_from
 from speech_xl.checkpoints import LOW_RANK, check_checkpoint, resolve_checkpoint, resolve_default
 from speech_xl.cli import main as speech_xl
-from speech_xl.config import load_config, to_dict
+from speech_xl.config_file import load_config, to_dict
 from speech_xl.errors import CheckpointError
 from tests import published
 
@@ -288,7 +289,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from speech_xl import assembly
-from speech_xl.config import load_config
+from speech_xl.config_file import load_config
 assembly.ASSEMBLER = "stub_assembler"
 folder = Path(sys.argv[1])
 print(assembly.assembled(folder, load_config(folder)))
@@ -443,3 +444,17 @@ def test_export_refuses_what_is_too_large_or_there(shipped, tmp_path: Path, monk
     (tmp_path / "out").mkdir()
     assert export(shipped, tmp_path / "out") == 2
     assert "exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (50, 40)])
+def test_a_difference_of_few_ranks_is_stored_with_them(shape: tuple[int, int]) -> None:
+    """As adapters leave it, beside the rounding of 16-bit weights."""
+    generator = torch.Generator().manual_seed(0)
+    out, into = shape
+    difference = torch.randn(out, 3, generator=generator) @ torch.randn(3, into, generator=generator)
+    noisy = (difference + 1e-3 * torch.randn(shape, generator=generator)).double()
+    a, b, scale = factors(noisy, 20)
+    assert a.shape == (3, into) and b.shape == (out, 3) and scale.shape == (3,)
+    again = b.double() @ (a.double() * scale.double()[:, None])
+    assert (again - difference).norm() / difference.norm() < 0.02
+    assert factors(torch.randn(shape, generator=generator).double(), 20)[0].shape == (20, into)

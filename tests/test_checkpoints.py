@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from speech_xl import checkpoints
 from speech_xl.checkpoints import check_checkpoint, expected_tensors, fingerprint, resolve_checkpoint
-from speech_xl.config import ModelConfig, from_dict, to_dict
+from speech_xl.config import ModelConfig
+from speech_xl.config_file import from_dict, to_dict
 from speech_xl.errors import CheckpointError
 from speech_xl.model import SpeechModel
 from tests.tiny import configs, save_checkpoint, tiny_config

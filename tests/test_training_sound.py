@@ -12,7 +12,8 @@ import torch
 from converters.__main__ import main as convert
 from speech_xl import word_reader
 from speech_xl.checkpoints import check_checkpoint
-from speech_xl.config import SAMPLING_RATE, load_config
+from speech_xl.config import SAMPLING_RATE
+from speech_xl.config_file import load_config
 from speech_xl.recognition import Word
 from tests import families
 from tests.tiny import save_checkpoint, sound, tiny_config, write_sound

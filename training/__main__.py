@@ -10,6 +10,7 @@ from speech_xl.errors import SpeechXLError
 
 
 def main(command: list[str] | None = None, prog: str = "python -m training") -> int:
+    """Run the command -> its exit code."""
     parser = argparse.ArgumentParser(prog=prog, description="Train a checkpoint on JSON lines, each stage from where it left off.")
     parser.add_argument("--model", required=True, help="checkpoint folder, Hub id, or the name of a shipped model")
     parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="JSONL", help="recordings to train on")

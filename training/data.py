@@ -28,6 +28,8 @@ class DataError(SpeechXLError):
 
 @dataclass(frozen=True)
 class Question:
+    """A question about a recording, or the order to transcribe it."""
+
     text: str
     answer: str
     kind: str = "question"

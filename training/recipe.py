@@ -92,6 +92,7 @@ class Stage:
 
     @property
     def trains_encoder(self) -> bool:
+        """Whether the patterns reach into the encoder, so that its outputs cannot be cached."""
         return any(re.search(p, "speech.encoder.layers.0.fc1.weight") for p in self.patterns)
 
     @property
@@ -116,6 +117,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
+    """The stages of a training and what they share."""
+
     stages: tuple[Stage, ...]
     seed: int = 1
     save_minutes: float = 5.0

@@ -54,6 +54,7 @@ SIZES = dict(zip(COLUMNS, (490, 820, 204, 254, 120, 1145, 776, 185, 959, 1614), 
 
 
 def read(folder: Path) -> list[Line]:
+    """The lines of all tasks that are in the folder; BenchmarkError where there is none, or a file is not as published."""
     lines = _read_speech(folder) + _read_half_truth(folder)
     for kind, task in TASKS.items():
         path = find(folder, task.file)
@@ -165,6 +166,7 @@ def word_error_rate(said: str, words: str) -> float:
 
 
 def score(answered: Sequence[Answered]) -> Scores:
+    """In percent, a figure a task as the benchmark's own scripts compute it; None where a task was not asked."""
     by_kind: dict[str, list[Answered]] = {kind: [] for kind in COLUMNS}
     for each in answered:
         by_kind[each.item.kind].append(each)

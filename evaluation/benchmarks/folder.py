@@ -20,6 +20,7 @@ def find(folder: Path, name: str) -> Path | None:
 
 
 def read_text(path: Path) -> str:
+    """A UTF-8 file; BenchmarkError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -29,6 +30,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
+    """A JSON file's value; BenchmarkError if it is none."""
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError):
@@ -56,4 +58,5 @@ def checked(value: Any, kind: type, where: str, what: str) -> Any:
 
 
 def text(entry: dict[str, Any], name: str, where: str) -> str:
+    """A field that must be text; BenchmarkError, naming the place, if it is not."""
     return checked(entry.get(name), str, where, f'"{name}"')

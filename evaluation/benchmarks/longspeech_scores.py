@@ -37,6 +37,7 @@ LANGUAGE = re.compile(rf"\b(?:{'|'.join(sorted(TO_LANGUAGE_CODE, key=len, revers
 
 
 def score(answered: Sequence[Answered]) -> Scores:
+    """The figures of each task that was asked, and notes on how they differ from the published ones."""
     by_task: dict[str, list[Answered]] = {}
     for each in answered:
         by_task.setdefault(each.item.kind, []).append(each)

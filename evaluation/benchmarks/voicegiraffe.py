@@ -33,6 +33,7 @@ STANDING = re.compile(r"\b([A-D])\b")  # ... and at last the last one that stand
 
 
 def read(folder: Path) -> list[Line]:
+    """The lines of the benchmark's one file; BenchmarkError if the folder is not as published."""
     files = sorted((folder / "benchmark").glob("*.jsonl"))
     if len(files) != 1:
         raise BenchmarkError(
@@ -69,6 +70,7 @@ def _recording(folder: Path, named: str) -> str:
 
 
 def read_letter(said: str) -> str | None:
+    """The option that an answer names, A to D; None if it names none."""
     for pattern in PATTERNS:
         if found := pattern.search(said):
             return found[1].upper()
@@ -77,6 +79,7 @@ def read_letter(said: str) -> str | None:
 
 
 def score(answered: Sequence[Answered]) -> Scores:
+    """Share of right options, overall and by the benchmark's own groups."""
     letters = [read_letter(each.said) for each in answered]
     rights = [letter == each.item.answer for letter, each in zip(letters, answered, strict=True)]
     groups: list[dict[str, list[bool]]] = [{"overall": rights}, *({} for _ in GROUPS), {}]

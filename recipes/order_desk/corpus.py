@@ -178,6 +178,7 @@ def split_human(
 
 
 def main() -> None:
+    """Speak the clips that the cache lacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder of the cache, made if missing")
     parser.add_argument("--orders", type=int, default=4000, help="spoken orders to hold (4000)")

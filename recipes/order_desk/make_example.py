@@ -31,6 +31,7 @@ VOICES = (
 
 
 def clip(words: list[str], voice: Voice, **meaning: object) -> Clip:
+    """Spoken words at half of full scale, with what they mean."""
     samples = speak(" ".join(words), voice)
     samples = (samples * (16384 / np.abs(samples).max())).astype(np.int16)
     fields = {"slots": None, "digit": None} | meaning
@@ -38,6 +39,7 @@ def clip(words: list[str], voice: Voice, **meaning: object) -> Clip:
 
 
 def main() -> None:
+    """Write the example recording and its questions into space/examples."""
     rng = random.Random(SEED)
     orders = []
     for i in range(NUMBERED + PLAIN):

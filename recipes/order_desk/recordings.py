@@ -19,6 +19,8 @@ from speech_xl.config import SAMPLING_RATE
 
 @dataclass(frozen=True)
 class AskedQuestion:
+    """A question about one numbered order, and where that is spoken."""
+
     text: str
     answer: str
     slot: str
@@ -29,6 +31,8 @@ class AskedQuestion:
 
 @dataclass(frozen=True)
 class DeskRecording:
+    """Orders one after another, and questions about them."""
+
     samples: np.ndarray  # (n,) float32, 16 kHz
     questions: list[AskedQuestion]
 

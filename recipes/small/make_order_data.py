@@ -189,6 +189,7 @@ def make_recordings(
 
 
 def main() -> None:
+    """Write the lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="JSON lines that hear_orders wrote")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines to write")

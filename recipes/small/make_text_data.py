@@ -49,6 +49,8 @@ _COMMON = set(" ".join(json.loads(Path(__file__).with_name("words.json").read_te
 
 @dataclass(frozen=True)
 class Sentence:
+    """A sentence as it was said and as it was heard."""
+
     text: str  # as it was said
     heard: str  # as the recogniser wrote it
     fact: Fact | None = None
@@ -100,6 +102,7 @@ class Library:
         return texts or rng.sample(self.facts.fillers, min(len(self.facts.fillers), max(1, words // 8)))
 
     def draw_fact(self, rng: random.Random) -> Fact:
+        """A fact, or a word's definition."""
         if self.definitions and rng.random() < 0.1:
             return defined(*rng.choice(self.definitions))
         return self.facts.draw(rng)
@@ -239,6 +242,7 @@ def make_recording(library: Library, rng: random.Random, shortest: int, longest:
 
 
 def main() -> None:
+    """Write the lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="JSON lines to write")
     parser.add_argument("--count", type=int, default=6000, help="recordings (6000)")

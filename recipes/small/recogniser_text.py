@@ -49,6 +49,7 @@ class Style:
 
     @staticmethod
     def draw(rng: random.Random) -> Style:
+        """The habits of one recording, by chance."""
         noisy = rng.random() < 0.35
         return Style(
             digits_from=rng.choice((10, 10, 10, 2, 10**12)),

@@ -63,6 +63,7 @@ def definitions() -> list[tuple[str, str]]:
 
 
 def fortunes() -> list[list[str]]:
+    """Passages of Debian's fortunes, each a list of sentences."""
     passages = []
     for path in sorted(_FORTUNES.glob("*")):
         if path.suffix in (".dat", ".u8"):

@@ -37,6 +37,7 @@ SPANS_SHOWN = 3  # of each recording that a question about the corpus finds; the
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = argparse.ArgumentParser(prog=prog, description="Hear and ask many recordings; the same command goes on.")
     parser.add_argument("input", nargs="+", help="folders, globs, recordings, or .jsonl lists of recordings")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for results.jsonl and memories")
@@ -59,6 +60,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def parse_cluster(arguments: argparse.Namespace) -> Cluster | None:
+    """Ray's settings from the flags; None without --ray. ScheduleError for numbers that cannot be."""
     if arguments.ray is None:
         if arguments.workers is not None or arguments.num_gpus is not None:
             raise ScheduleError("--workers and --num-gpus are for Ray; add --ray, or leave them out.")
@@ -86,6 +88,7 @@ def find_settings(arguments: argparse.Namespace) -> tuple[Settings, Prompt]:
 
 
 def check_questions(prompt: Prompt, recordings: Iterable[Recording], questions: Sequence[str]) -> None:
+    """QuestionError, before anything is heard, for a question that the model cannot be asked."""
     for question in questions:
         prompt.question_ids(question)
     for recording in recordings:
@@ -135,6 +138,7 @@ def search_corpus(results: Results, recordings: Sequence[Recording], questions: 
 
 
 def describe(found: dict[str, Any]) -> str:
+    """A recording that was found, with its first spans, as a line of text."""
     spans = [f"[{clock(span['start'])}-{clock(span['end'])}]" for span in found["spans"]]
     more = len(spans) - SPANS_SHOWN
     return " ".join([shown(found["recording"]), *spans[:SPANS_SHOWN], *([f"and {more} more"] if more > 0 else [])])
@@ -156,6 +160,7 @@ def report(results: Results, recordings: Sequence[Recording], questions: Sequenc
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Do what the flags say; SpeechXLError in one sentence if that cannot be."""
     cluster = parse_cluster(arguments)
     if arguments.parquet:
         check_parquet()
@@ -185,6 +190,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(words: list[str], prog: str) -> int:
+    """Run the command -> its exit code; 130 if it was stopped."""
     arguments = build_parser(prog).parse_args(words)
     try:
         run(arguments)
