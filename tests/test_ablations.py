@@ -12,7 +12,7 @@ from recipes.ablations.arms import ALIGNED, REFERENCE, SPEECH_ARMS, TEXT_ARMS, A
 from recipes.ablations.checkpoint import word_tokenizer
 from recipes.ablations.data import text_lines
 from recipes.ablations.report import Judged, as_csv, table
-from speech_xl.config import load_config
+from speech_xl.config_file import load_config
 from training.loop import Loop
 from training.recipe import Recipe
 
