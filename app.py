@@ -7,12 +7,15 @@ import importlib.util
 import os
 import sys
 import warnings
+from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry; read when gradio is imported
 
 from space.page import build_page, look
+from space.shelf import LEASE_DAYS, Shelf
 from speech_xl.backend import BACKENDS
 from speech_xl.errors import SpeechXLError
+from speech_xl.fetching import cache_folder
 from speech_xl.model import SpeechModel
 
 LARGEST_UPLOAD = "2gb"  # some hours of uncompressed sound
@@ -26,10 +29,13 @@ def main() -> int:
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
     parser.add_argument("--auth", metavar="NAME:PASSWORD", help="ask visitors for this name and password")
     parser.add_argument("--max-hours", type=float, default=10.0, help="longest recording that is accepted")
+    parser.add_argument("--shelf", type=Path, metavar="FOLDER", help="where visitors keep memories (default: the user's cache)")
+    parser.add_argument("--shelf-days", type=float, default=LEASE_DAYS, help="how long a memory that nobody opens is kept")
     parser.add_argument("--model", help="small, nano, a checkpoint folder or a Hub id (default: small, else nano)")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
     arguments = parser.parse_args()
     try:
+        shelf = Shelf(arguments.shelf or cache_folder() / "shelf", arguments.shelf_days)
         model = SpeechModel.load(arguments.model, arguments.backend)
     except SpeechXLError as error:
         print(error, file=sys.stderr)
@@ -43,7 +49,7 @@ def main() -> int:
     # A choice of models reads folders of this machine, so only a page for this machine alone offers it.
     is_private = not arguments.share and arguments.host in (None, "localhost", "127.0.0.1")
     is_private = is_private and not {"SPACE_ID", "GRADIO_SERVER_NAME", "GRADIO_SHARE"} & set(os.environ)
-    page = build_page(model, arguments.max_hours, can_choose=is_private)
+    page = build_page(model, arguments.max_hours, can_choose=is_private, shelf=shelf)
     # Agents have no session: docs/space.md says which endpoint is theirs.
     warnings.filterwarnings("ignore", message="This MCP server includes a tool that has a gr.State input")
     page.queue(default_concurrency_limit=4, max_size=64).launch(

@@ -141,7 +141,7 @@ def our_logits(out: Path, config: ModelConfig, name: str, sound: np.ndarray, tex
         tokens = config.tokens_of_window(samples)
         backend.hear(state, mel, np.array([-(-samples // (2 * HOP_LENGTH))]), [tokens])
         for plan in scheduler.plan_all(tokens):
-            backend.close_interval(state, plan)
+            backend.close_intervals(state, [plan])
     return backend.logits(state, after, scheduler.base)
 
 

@@ -46,13 +46,13 @@ class Endpoints:
         try:
             for _ in self._handlers.hear(file, ratio, session):
                 pass
-            if session.memory is None:
+            if session.run.memory is None:
                 raise RecordingError("Listening was cancelled; listen again.")
         except Superseded:
             raise refuse(RecordingError(SUPERSEDED)) from None
         except SpeechXLError as error:
             raise refuse(error) from error
-        m = session.memory
+        m = session.run.memory
         heard = {
             "seconds": m.seconds, "tokens": m.tokens, "slots": m.slots, "bytes": m.bytes, "ratio": m.ratio,
             "warnings": list(m.warnings),
@@ -70,10 +70,11 @@ class Endpoints:
         """
         session = session or self._handlers.known(request)
         try:
-            memory, partly = session.askable() if session else (None, False)
+            run = session.run if session else None
+            memory, partly = run.askable() if run else (None, False)
             if memory is None:
                 raise RecordingError(nothing_to_ask(session))
-            *_, answer = self._handlers.answer(session, memory, question)
+            *_, answer = self._handlers.answer(session.model, run, memory, question)
         except SpeechXLError as error:
             raise refuse(error) from error
         evidence = [{"start": e.start, "end": e.end, "weight": e.weight} for e in answer.evidence]
@@ -94,12 +95,12 @@ class Endpoints:
         try:
             if source not in ("", "heard", "memory"):
                 raise RecordingError(f"There is no transcript {source[:40]!r}; take heard or memory.")
-            if session is None or session.memory is None:
+            if session is None or session.run.memory is None:
                 raise RecordingError("There is nothing to transcribe yet; listen to a recording first.")
-            if source == "heard" and not session.has_words:
+            if source == "heard" and not session.run.has_words:
                 raise RecordingError("No words were recognised while listening; ask for the memory's transcript.")
-            source = source or ("heard" if session.has_words else "memory")
-            segments = session.recognized() if source == "heard" else list(self._handlers.transcribe(session))
+            source = source or ("heard" if session.run.has_words else "memory")
+            segments = session.run.recognized() if source == "heard" else list(self._handlers.transcribe(session))
         except Superseded:
             raise refuse(RecordingError(SUPERSEDED)) from None
         except SpeechXLError as error:

@@ -75,9 +75,10 @@ class Comparison:
             raise gr.Error(str(error), print_exception=False) from error
 
     def _run(self, question: str, session: Session | None) -> Iterator[str]:
-        if session is None or session.source is None or session.memory is None:
+        run = session.run if session is not None else None
+        if run is None or run.source is None or run.memory is None:
             raise RecordingError("There is nothing to compare yet; listen to a recording on the first tab.")
-        model, source, memory = session.model, session.source, session.memory
+        model, source, memory = session.model, run.source, run.memory
         model.prompt.question_ids(question)  # says at once what is wrong with a question
         attempts = self._attempts(model)
         for attempt in attempts:
@@ -85,7 +86,7 @@ class Comparison:
             listening = Listening(model, source, attempt.ratio, summarizer=attempt.summarizer)
             for heard in listening:
                 attempt.curve.append((heard.seconds, heard.memory_bytes))
-                if session.memory is not memory:
+                if run.is_over:
                     return
                 if time.monotonic() - drawn > REDRAW_SECONDS:
                     drawn = time.monotonic()

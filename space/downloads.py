@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from space.pictures import times
-from space.session import Session
+from space.session import Run, Session
+from speech_xl.asking import Answer
 from speech_xl.clock import clock
 from speech_xl.errors import OutputError, RecordingError
 from speech_xl.memory import save_memory
+from speech_xl.model import SpeechModel
 from speech_xl.transcript import text_lines
 from speech_xl.whole_file import whole_file
 
@@ -27,48 +30,54 @@ def download(kind: str, session: Session | None) -> str:
     """
     try:
         if kind == "sxl":
-            return str(memory_file(session))
+            return str(memory_file(session and session.run, session and session.model))
         if kind in SUBTITLES:
-            return str(_transcript(kind, session))
-        return str(_conversation(kind, session))
+            return str(_transcript(kind, session and session.run))
+        return str(_conversation(kind, session and session.run))
     except (OutputError, OSError):
         raise OutputError("The file cannot be written: this page's disk may be full; try again later.") from None
 
 
-def memory_file(session: Session | None) -> Path:
-    """The .sxl file of a session, written once."""
-    if session is None or session.memory is None:
+def memory_file(run: Run | None, model: SpeechModel | None) -> Path:
+    """The .sxl file of a recording that `model` has heard, written once."""
+    memory = run.memory if run is not None else None
+    if memory is None:
         raise RecordingError("There is no memory yet; listen to a recording first.")
-    path = session.memory_path(session.memory.recording.path)
+    path = run.memory_path(run.name)
     if not path.exists():
-        save_memory(session.memory, path, session.model)
+        save_memory(memory, path, model)
     return path
 
 
-def _conversation(kind: str, session: Session | None) -> Path:
+def _conversation(kind: str, run: Run | None) -> Path:
     """Questions and answers, with times, as Markdown or JSON."""
-    if session is None or not session.answers:
+    if run is None or not run.answers:
         raise RecordingError("There is no conversation to export yet; ask something first.")
     if kind == "json":
-        text = json.dumps({"recording": session.name, "answers": [asdict(a) for a in session.answers]}, indent=2)
+        text = json.dumps({"recording": run.name, "answers": [_plain(a) for a in run.answers]}, indent=2)
     else:
-        lines = [f"# {session.name}", ""]
-        for a in session.answers:
+        lines = [f"# {run.name}", ""]
+        for a in run.answers:
             spans = ", ".join(times(e) for e in a.evidence[:3])
-            partly = session.memory is None or a.heard_seconds < session.memory.seconds
+            partly = run.memory is None or a.heard_seconds < run.memory.seconds
             said = f"Of the first {clock(a.heard_seconds)}: {a.answer}" if partly else a.answer
             lines += [f"**{a.question}**", "", said + (f" ({spans})" if spans else ""), ""]
         text = "\n".join(lines)
-    return _write(session.folder_path / f"conversation.{kind}", text)
+    return _write(run.folder_path / f"conversation.{kind}", text)
 
 
-def _transcript(kind: str, session: Session | None) -> Path:
+def _plain(answer: Answer) -> dict[str, Any]:
+    """An answer's fields but its heat, which evidence says in words."""
+    return {name: value for name, value in asdict(answer).items() if name != "heat"}
+
+
+def _transcript(kind: str, run: Run | None) -> Path:
     """What the page shows of it: the words as recognised, or as read back from the memory."""
-    segments = session.segments() if session is not None else []
+    segments = run.segments() if run is not None else []
     if not segments:
         raise RecordingError("There is no transcript yet; listen to a recording, then press Transcribe.")
     text = "".join(f"{line}\n" for line in text_lines(segments, kind))
-    return _write(session.folder_path / f"{Path(session.name).stem[:80]}.{kind}", text)
+    return _write(run.folder_path / f"{Path(run.name).stem[:80]}.{kind}", text)
 
 
 def _write(path: Path, text: str) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 from space import pictures
 from space.downloads import memory_file
-from space.session import Session
+from space.session import Run, Session
 from space.zero import borrow
 from speech_xl.arguments import parse_bytes, parse_ratio
 from speech_xl.asking import Answer
@@ -38,7 +38,7 @@ def parse_compression(text: str | None) -> tuple[int | str | None, int | None]:
 
 def nothing_to_ask(session: Session | None) -> str:
     """What a visitor reads who asks too early."""
-    if session is not None and session.source is not None:
+    if session is not None and session.run.source is not None:
         return "Nothing of the recording can be asked about yet; wait until more of it is heard."
     return "There is nothing to ask about yet; listen to a recording first."
 
@@ -63,71 +63,69 @@ class Worker:
         run = session.begin()
         try:
             for status in self._hear(path, compression, session, run):
-                if session.run is not run:
+                if run.is_over:
                     raise Superseded
                 yield status
         except SpeechXLError:
-            if session.run is not run:
+            if run.is_over:
                 raise Superseded from None
             session.forget()
             raise
 
-    def _hear(self, path: str | None, compression: str | None, session: Session, run: object) -> Iterator[str]:
-        if session.cancelled is run:  # while it waited for its turn
+    def _hear(self, path: str | None, compression: str | None, session: Session, run: Run) -> Iterator[str]:
+        if run.is_cancelled:  # while it waited for its turn
             yield CANCELLED
             return
         if not path:
             raise RecordingError("Choose a recording first: drop a file, record one, or take the example.")
         name = pictures.shown_name(path)
         if Path(path).suffix.lower() == ".sxl":
-            session.memory = load_memory(Path(path), session.model)
-            yield f"{name}: a memory of {pictures.clock(session.memory.seconds)}. Ask; the audio is not needed."
+            run.memory = load_memory(Path(path), session.model)
+            yield f"{name}: a memory of {pictures.clock(run.memory.seconds)}. Ask; the audio is not needed."
             return
         ratio, budget = parse_compression(compression)
         self._check_length(probe(Path(path)).seconds)
-        session.source = path
+        run.source = path
         yield f"Listening to {name} ..."
         hear = self._hear_borrowed if self._borrowed else self._hear_here
-        memory = yield from hear(path, ratio, budget, session, run)
-        if session.run is not run:
+        memory = yield from hear(path, ratio, budget, session.model, run)
+        if run.is_over:
             raise Superseded
         if memory is None:
             yield CANCELLED
             return
-        session.memory = memory
+        run.memory = memory
         notes = " ".join(memory.warnings)
         heard_time = pictures.clock(memory.seconds)
         yield f"{name}: {heard_time} heard, all of it. Ask as often as you like. {escape(notes)}".strip()
 
     def _hear_here(
-        self, path: str, ratio: Any, budget: int | None, session: Session, run: object
+        self, path: str, ratio: Any, budget: int | None, model: SpeechModel, run: Run
     ) -> Generator[str, None, AudioMemory | None]:
         status = f"Listening to {pictures.shown_name(path)} ... you can ask already."
-        events = session.events  # this run's own list, whatever the session goes on to
-        listening = Listening(session.model, path, ratio, budget)
-        session.listening = listening if session.run is run else session.listening
-        if session.run is not run or session.cancelled is run:
+        run.listening = listening = Listening(model, path, ratio, budget)
+        if run.is_over or run.is_cancelled:  # looked at behind the line above: either sees the other
             listening.cancel()
         for heard in listening:
             self._check_length(heard.seconds)  # a file may hold more than it declares
-            events.append(heard)
+            run.events.append(heard)
             yield status
         return None if listening.cancelled else listening.memory
 
     def _hear_borrowed(
-        self, path: str, ratio: Any, budget: int | None, session: Session, run: object
+        self, path: str, ratio: Any, budget: int | None, model: SpeechModel, run: Run
     ) -> Generator[str, None, AudioMemory | None]:
-        kept, events = session.memory_path(path), session.events
+        kept = run.memory_path(path)
         hearing = self._borrowed.hear(path, ratio, budget, str(kept))
         try:
             for heard in hearing:
-                if session.cancelled is run:
+                if run.is_cancelled:
                     return None
-                events.append(heard)
+                run.events.append(heard)
                 yield f"Listening to {pictures.shown_name(path)} ..."
         finally:
             hearing.close()
-        return load_memory(kept, session.model)
+        return load_memory(kept, model)
 
     def _check_length(self, seconds: float | None) -> None:
         if seconds is not None and seconds > self.max_hours * 3600:
@@ -136,16 +134,15 @@ class Worker:
                 "cut it, or run the app yourself."
             )
 
-    def answer(self, session: Session, memory: AudioMemory, question: str) -> Iterator[str | Answer]:
-        """Pieces of the answer's text, then the whole Answer, which the session keeps."""
+    def answer(self, model: SpeechModel, run: Run, memory: AudioMemory, question: str) -> Iterator[str | Answer]:
+        """Pieces of the answer's text, then the whole Answer, which the run keeps."""
         if self._borrowed:
-            said = self._borrowed.answer(str(memory_file(session)), question)
+            said = self._borrowed.answer(str(memory_file(run, model)), question)
         else:
-            said = self._answer_here(session.model, memory, question)
-        answers = session.answers  # of this recording, whatever the session goes on to
+            said = self._answer_here(model, memory, question)
         for piece in said:
             if isinstance(piece, Answer):
-                answers.append(piece)
+                run.answers.append(piece)
             yield piece
 
     def _answer_here(self, model: SpeechModel, memory: AudioMemory, question: str) -> Iterator[str | Answer]:
@@ -154,17 +151,18 @@ class Worker:
         yield asking.answer
 
     def transcribe(self, session: Session) -> Iterator[Segment]:
-        """What the memory says was said, as it is read back; the session keeps it. Superseded as in `hear`."""
-        memory, _ = session.askable()
+        """What the memory says was said, as it is read back; the run keeps it. Superseded as in `hear`."""
+        run = session.run
+        memory, _ = run.askable()
         if memory is None:
             raise RecordingError(nothing_to_ask(session))
-        read = session.read_back = []
+        read = run.read_back = []
         if self._borrowed:
-            segments = self._borrowed.transcribe(str(memory_file(session)))
+            segments = self._borrowed.transcribe(str(memory_file(run, session.model)))
         else:
             segments = transcribe(session.model, memory)
         for segment in segments:
-            if session.read_back is not read:
+            if run.is_over or run.read_back is not read:
                 raise Superseded
             read.append(segment)
             yield segment

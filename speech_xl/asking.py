@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speech_xl.evidence import Evidence, find_evidence
+from speech_xl.evidence import Evidence, evidence_heat, find_evidence
 from speech_xl.memory import AudioMemory
 from speech_xl.recall import recall
 from speech_xl.sampling import GREEDY, Sampling
@@ -35,6 +35,7 @@ class Answer:
     finish_reason: str = "stop"  # "length": it was broken off at the most tokens that were allowed
     warnings: tuple[str, ...] = ()  # a sentence each
     tokens: int = 0  # that were spoken, the one that ends an answer left out
+    heat: tuple[float, ...] = ()  # how much it rests on equal parts of what was heard, see evidence_heat
 
 
 def find_stop(text: str, stop: Sequence[str]) -> int | None:
@@ -113,10 +114,12 @@ class Asking:
             yield text[len(shown) :]
         weights = attention[len(memory.prefix) :] / max(1, rows)
         evidence = find_evidence(weights, memory.slot_times)
+        heat = evidence_heat(weights, memory.slot_times, memory.seconds)
         warnings = model.position_warnings(memory.position + len(ids) + len(said))
         self._answer = Answer(
-            self._question, text, evidence, time.monotonic() - started, memory.seconds, finish_reason, warnings, len(said)
-        )
+            self._question, text, evidence, time.monotonic() - started, memory.seconds, finish_reason, warnings, len(said),
+            heat,
+        )  # fmt: skip
 
     def _spelled(self, said: list[int], is_over: bool) -> str:
         """The answer so far, less what may still change."""

@@ -83,7 +83,7 @@ def compute_probe(name: str) -> tuple[dict[str, Any], int]:
     state, scheduler = backend.start([1]), Scheduler(16, FixedRatio(8), 1)
     backend.hear(state, 2 * made_up((2, 80, 192), 1000), np.array([96, 32]), [16, 4])
     for plan in scheduler.plan_all(20):
-        backend.close_interval(state, plan)
+        backend.close_intervals(state, [plan])
     steps = backend.answer(state, [2, 3, 5], scheduler.base)
     found: dict[str, Any] = {"tokens": [next(steps).token for _ in range(ANSWER_LENGTH)]}
     steps.close()

@@ -13,6 +13,7 @@ import numpy as np
 LEAST_SHARE = 0.15  # of the strongest slot's attention: weaker slots are background
 LARGEST_GAP = 1.0  # seconds: slots no further apart than this are one stretch of talk
 MOST_SPANS = 5
+HEAT_PARTS = 300  # of the recording: what a person tells apart on a line
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,21 @@ def find_evidence(weights: np.ndarray, slot_times: np.ndarray) -> list[Evidence]
         Evidence(round(start, 2), round(end, 2), math.floor(weight / total * 1e4) / 1e4)
         for start, end, weight in found[:MOST_SPANS]
     ]
+
+
+def evidence_heat(weights: np.ndarray, slot_times: np.ndarray, seconds: float) -> tuple[float, ...]:
+    """How much an answer rests on each of HEAT_PARTS equal parts of the recording's `seconds`: 0 to 1, 1 the strongest.
+
+    weights (M,) float and slot_times (M, 2) as in `find_evidence`. A slot's weight is spread over the time it stands
+    for; slots below LEAST_SHARE of the strongest are background, as there. () where there is no evidence.
+    """
+    durations = slot_times[:, 1] - slot_times[:, 0]
+    weights = np.where(durations > 0, weights, 0)
+    if not len(weights) or weights.max() <= 0 or seconds <= 0:
+        return ()
+    strong = np.flatnonzero(weights >= LEAST_SHARE * weights.max())
+    heat, edges = np.zeros(HEAT_PARTS), np.linspace(0, seconds, HEAT_PARTS + 1)
+    for slot in strong:
+        overlap = np.minimum(edges[1:], slot_times[slot, 1]) - np.maximum(edges[:-1], slot_times[slot, 0])
+        heat += weights[slot] * np.maximum(overlap, 0) / durations[slot]
+    return tuple(np.round(heat / max(heat.max(), 1e-12), 3).tolist())

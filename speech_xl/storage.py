@@ -1,8 +1,8 @@
 """In how many bits a memory keeps its keys and values, and how many bytes a slot then takes.
 
 Quantized rows are kept per group of neighbouring numbers of one head: each number a code of `bits`, each
-group a scale and a lowest value in the model's own type; number = lowest + code * scale. Both backends
-execute this layout. It knows no tensors.
+group a scale and a lowest value in the model's own type; number = lowest + code * scale. A memory grows by pages of one
+size, which are never moved. Both backends execute this layout. It knows no tensors.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from speech_xl.errors import BackendError
 
 MEMORY_BITS = (16, 8, 4)
 LARGEST_GROUP = 64  # numbers that share a scale; MLX's usual size for weights
+PAGE_SLOTS = 512  # slots of one layer that are allocated at a time: larger ones are read a little faster, smaller ones waste less
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from speech_xl.allocator import release_free_memory
 from speech_xl.asking import before_stop, find_stop
 from speech_xl.conversation import Listening, ask
 from speech_xl.errors import QuestionError
-from speech_xl.evidence import find_evidence
+from speech_xl.evidence import HEAT_PARTS, evidence_heat, find_evidence
 from speech_xl.model import SpeechModel
 from speech_xl.prefetch import Levels, WindowReader
 from tests.tiny import sound, write_sound
@@ -148,6 +148,16 @@ def test_a_question_that_cannot_be_asked_is_refused_at_once(
     list(listening)
     with pytest.raises(QuestionError):
         ask(tiny_speech_model, listening.memory, question)
+
+
+def test_heat_is_strongest_where_the_attention_is_and_nowhere_else() -> None:
+    times = np.array([[0, 10], [10, 20], [20, 30], [30, 30]], np.float32)
+    heat = np.array(evidence_heat(np.array([0.01, 0.4, 0.2, 9.0]), times, 40.0))
+    tenth = HEAT_PARTS // 4
+    assert heat.shape == (HEAT_PARTS,) and heat.max() == 1.0
+    assert not heat[:tenth].any() and not heat[3 * tenth :].any()  # background; a slot of the padding
+    assert (heat[tenth : 2 * tenth] == 1.0).all() and np.allclose(heat[2 * tenth : 3 * tenth], 0.5)
+    assert evidence_heat(np.zeros(3), times[:3], 40.0) == () == evidence_heat(np.zeros(0), times[:0], 0.0)
 
 
 def test_evidence_joins_neighbours_and_puts_the_strongest_first() -> None:

@@ -21,7 +21,7 @@ from space.api import Endpoints
 from space.downloads import download
 from space.handlers import Handlers
 from space.page import build_page, look
-from space.pictures import file_url, shown_name
+from space.pictures import shown_name
 from space.session import Session
 from space.work import CANCELLED, Superseded
 from speech_xl.errors import SpeechXLError
@@ -108,7 +108,6 @@ def test_a_name_that_climbs_stays_in_the_upload_folder(address: str) -> None:
 
 def test_names_are_escaped_before_they_are_shown() -> None:
     assert "<" not in shown_name("/a/<b onmouseover=x>.wav")
-    assert file_url('/a/b "c#d?.wav') == "gradio_api/file=/a/b%20%22c%23d%3F.wav"
 
 
 def test_a_recording_over_the_limit_is_refused(client: Client, tmp_path: Path) -> None:
@@ -122,14 +121,17 @@ def test_an_answer_given_while_listening_keeps_its_evidence(
     monkeypatch.setattr("space.handlers.REDRAW_SECONDS", 0.0)
     handlers = Handlers(tiny_speech_model, 1.0)
     redraws = handlers.listen(str(write_sound(tmp_path / "long.wav", 60)), "", Session(tiny_speech_model), None)
-    session, *first = next(redraws)
-    assert "sxl-empty" in first[4]  # a new recording starts without evidence
-    while not session.events:
+    session = next(redraws).session
+    while not session.run.events:
         next(redraws)
-    *_, (_, chat, buttons, timeline) = handlers.ask(QUESTION, [], session)
-    assert chat[-1]["content"].startswith("Of the first ") and "<button" in buttons and "evidence" in timeline
-    _, _, _, timeline, player, evidence, *_ = next(redraws)
-    assert player == evidence == gr.skip() and 'class="evidence"' in timeline
+    *_, (_, chat, buttons, timeline, player) = handlers.ask(QUESTION, [], session)
+    assert chat[-1]["content"].startswith("Of the first ") and "<button" in buttons and "data-heat" in timeline
+    assert player.playback_position == session.run.answers[-1].evidence[0].start
+    drawn = next(redraws)
+    assert drawn.player == gr.skip() and 'class="evidence"' in drawn.timeline
+    handlers.plays(True, session)
+    *_, (*_, player) = handlers.ask(QUESTION, [], session)
+    assert player == gr.skip()  # somebody is listening: the player is not moved
     redraws.close()
 
 
@@ -137,24 +139,24 @@ def test_a_session_that_ends_in_mid_listening_leaves_nothing(tiny_speech_model: 
     session, handlers = Session(tiny_speech_model), Handlers(tiny_speech_model, 1.0)
     hearing = handlers.hear(str(write_sound(tmp_path / "talk.wav", 60)), "8", session)
     next(hearing), next(hearing)
-    listening = session.listening
+    listening = session.run.listening
     session.forget()
     with pytest.raises(Superseded):
         next(hearing)
-    assert listening.cancelled and session.memory is None
+    assert listening.cancelled and session.run.memory is None
 
 
 def test_a_second_recording_takes_the_first_ones_place(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
     handlers, session = Handlers(tiny_speech_model, 1.0), Session(tiny_speech_model)
     first = handlers.listen(str(write_sound(tmp_path / "first.wav", 60)), "8", session, None)
-    while not session.events:
+    while not session.run.events:
         next(first)
-    second, session, _ = handlers.prepare(str(write_sound(tmp_path / "second.wav", 5)), None, session, None)
+    second, session, *_ = handlers.prepare(str(write_sound(tmp_path / "second.wav", 5)), None, session, None)
     draws = list(handlers.listen(second, "8", session, None))
     assert "second.wav: 0:05 heard" in draws[-1][1]
     assert list(first) == []  # it says nothing more, and takes nothing away
-    assert session.memory.seconds == pytest.approx(5, abs=0.1) and session.source == second
-    assert sum(e.interval_slots for e in session.events) < 10
+    assert session.run.memory.seconds == pytest.approx(5, abs=0.1) and session.run.source == second
+    assert sum(e.interval_slots for e in session.run.events) < 10
 
 
 def test_cancel_holds_before_while_and_after(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
@@ -164,26 +166,26 @@ def test_cancel_holds_before_while_and_after(tiny_speech_model: SpeechModel, tmp
     handlers.prepare(path, None, session, None)
     assert handlers.cancel(session) == CANCELLED  # before its turn came
     assert [draw[1] for draw in handlers.listen(path, "8", session, None)][-1] == CANCELLED
-    assert session.memory is None and not session.events
+    assert session.run.memory is None and not session.run.events
     hearing = handlers.hear(path, "8", session)
     next(hearing), next(hearing)
     assert handlers.cancel(session) == CANCELLED
-    assert list(hearing)[-1] == CANCELLED and session.memory is None
+    assert list(hearing)[-1] == CANCELLED and session.run.memory is None
     assert handlers.cancel(session) == "Nothing is being heard."
 
 
 def test_retry_and_clear_follow_the_chat(tiny_speech_model: SpeechModel, recording: Path) -> None:
     handlers, session = Handlers(tiny_speech_model, 1.0), Session(tiny_speech_model)
     list(handlers.hear(str(recording), "8", session))
-    *_, (_, chat, _, _) = handlers.ask("What drink is order 4?", [], session)
-    *_, (box, chat, _, _) = handlers.ask(" ", chat, session)
-    assert box == " " and len(chat) == 4 and len(session.answers) == 1
-    *_, (_, chat, _, _) = handlers.retry(chat, session)  # the question that was refused, not the one before
+    *_, (_, chat, *_) = handlers.ask("What drink is order 4?", [], session)
+    *_, (box, chat, *_) = handlers.ask(" ", chat, session)
+    assert box == " " and len(chat) == 4 and len(session.run.answers) == 1
+    *_, (_, chat, *_) = handlers.retry(chat, session)  # the question that was refused, not the one before
     assert len(chat) == 4 and chat[0]["content"] == "What drink is order 4?"
-    *_, (_, chat, _, _) = handlers.retry(chat[:2], session)
-    assert len(chat) == 2 and [a.question for a in session.answers] == ["What drink is order 4?"]
+    *_, (_, chat, *_) = handlers.retry(chat[:2], session)
+    assert len(chat) == 2 and [a.question for a in session.run.answers] == ["What drink is order 4?"]
     chat, _, timeline = handlers.clear(session)
-    assert chat == [] and session.answers == [] and 'class="evidence"' not in timeline
+    assert chat == [] and session.run.answers == [] and 'class="evidence"' not in timeline
 
 
 def test_a_program_may_ask_while_its_first_recording_is_heard(client: Client, tmp_path: Path) -> None:
@@ -220,22 +222,22 @@ def test_a_file_that_hides_its_length_is_held_to_the_limit_too(tiny_speech_model
     subprocess.run(command, check=True)
     with pytest.raises(SpeechXLError, match=r"this page takes 0\.005 h"):
         list(Handlers(tiny_speech_model, 0.005).hear(str(path), "8", session))
-    assert session.memory is None and session.listening is None
+    assert session.run.memory is None and session.run.listening is None
 
 
 def test_an_export_says_what_was_heard_when_it_was_asked(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
     handlers, session = Handlers(tiny_speech_model, 1.0), Session(tiny_speech_model)
     hearing = handlers.hear(str(write_sound(tmp_path / "talk.wav", 60)), "8", session)
-    while not session.events:
+    while not session.run.events:
         next(hearing)
-    early = session.askable()[0]
-    list(handlers.answer(session, early, "What drink is order 4?"))
+    early = session.run.askable()[0]
+    list(handlers.answer(session.model, session.run, early, "What drink is order 4?"))
     list(hearing)
-    list(handlers.answer(session, session.memory, "What drink is order 5?"))
+    list(handlers.answer(session.model, session.run, session.run.memory, "What drink is order 5?"))
     first, second = Path(download("md", session)).read_text().split("**What drink")[1:]
     assert "Of the first 0:" in first and "Of the first" not in second
     kept = json.loads(Path(download("json", session)).read_text())["answers"]
-    assert [a["heard_seconds"] for a in kept] == [early.seconds, session.memory.seconds]
+    assert [a["heard_seconds"] for a in kept] == [early.seconds, session.run.memory.seconds]
 
 
 def test_a_chosen_model_is_the_visitors_own(
@@ -245,13 +247,13 @@ def test_a_chosen_model_is_the_visitors_own(
     mine, others = Session(tiny_speech_model), Session(tiny_speech_model)
     Endpoints(handlers).listen(str(recording), "8", mine)
     model, _ = handlers.choose(str(tiny_checkpoint), "torch", mine, None)
-    assert mine.model is model is not tiny_speech_model and mine.memory is None
+    assert mine.model is model is not tiny_speech_model and mine.run.memory is None
     assert handlers.choice.load(str(tiny_checkpoint), "torch") is model
     assert others.model is tiny_speech_model
     Endpoints(handlers).listen(str(recording), "8", mine)
     with pytest.raises(gr.Error, match="no checkpoint folder"):
         handlers.choose("/nowhere", "torch", mine, None)
-    assert mine.model is model and mine.memory is not None
+    assert mine.model is model and mine.run.memory is not None
 
 
 def test_a_public_page_loads_no_other_model(tiny_speech_model: SpeechModel, tiny_checkpoint: Path) -> None:

@@ -6,7 +6,6 @@ Screenshots are left in screenshots/ for people to look at.
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -14,32 +13,30 @@ from pathlib import Path
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api")
+from speech_xl.checkpoints import EMBEDDED_FOLDER
+from speech_xl.example import load_example
+from speech_xl.model import SpeechModel
+from tests.browsing import (
+    DESK,
+    PATIENCE,
+    choose_file,
+    chromium,
+    hear,
+    hear_example,
+    needs_chromium,
+    playwright,
+    position_is,
+    press,
+    put,
+    says,
+    serve,
+    shoot,
+    visit,
+    words_model,
+)
+from tests.tiny import write_sound
 
-from speech_xl.checkpoints import EMBEDDED_FOLDER  # noqa: E402
-from speech_xl.example import load_example  # noqa: E402
-from speech_xl.model import SpeechModel  # noqa: E402
-from tests.tiny import save_checkpoint, tiny_recognizer_config, write_sound  # noqa: E402
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-ROOT = Path(__file__).parent.parent
-SHOTS = ROOT / "screenshots"
-DESK = ROOT / "recipes" / "order_desk" / "example.ogg"  # what the embedded model understands
-PATIENCE = 120_000  # ms: a slow machine is not a broken page
-
-
-def serve(model: SpeechModel) -> Iterator[str]:
-    from space.page import build_page, look
-
-    page = build_page(model, max_hours=1.0, can_choose=True)
-    _, url, _ = page.queue(default_concurrency_limit=4).launch(prevent_thread_lock=True, quiet=True, **look())
-    yield url
-    page.close()
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -52,58 +49,19 @@ def address(tiny_checkpoint: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def words_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page, served with a random model whose speech tokens are recognised words."""
-    folder = save_checkpoint(tmp_path_factory.mktemp("words") / "tiny", tiny_recognizer_config())
-    yield from serve(SpeechModel.load(str(folder), "torch"))
+    yield from serve(words_model(tmp_path_factory.mktemp("words")))
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as p:
-        running = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture
 def page(browser: playwright.Browser, address: str) -> Iterator[playwright.Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    opened = context.new_page()
-    outside: list[str] = []
-    opened.on("request", lambda r: outside.append(r.url) if not r.url.startswith((address, "data:", "blob:")) else None)
-    opened.set_default_timeout(PATIENCE)
-    opened.goto(address)
-    opened.get_by_role("button", name="Listen", exact=True).wait_for()
-    yield opened
-    context.close()
-    assert not outside, f"the page asked others for {outside}"
-
-
-def shoot(page: playwright.Page, name: str) -> None:
-    SHOTS.mkdir(exist_ok=True)
-    page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
-
-
-def hear_example(page: playwright.Page) -> None:
-    page.get_by_role("button", name="Example", exact=True).click()
-    page.locator("#sxl-status", has_text="heard, all of it").wait_for()
-
-
-def hear(page: playwright.Page, path: Path) -> None:
-    page.locator("input[type=file]").first.set_input_files(path)
-    page.get_by_text(path.name).first.wait_for()
-    page.get_by_role("button", name="Listen", exact=True).click()
-    page.locator("#sxl-status", has_text="heard, all of it").wait_for()
-
-
-def put(page: playwright.Page, question: str, turn: int) -> str:
-    """Ask and wait for the answer of that turn (0, 1, ...)."""
-    page.get_by_label("Question", exact=True).fill(question)
-    page.get_by_role("button", name="Ask", exact=True).click()
-    answer = page.get_by_test_id("bot").nth(turn)
-    answer.wait_for()
-    page.locator(".sxl-evidence button").first.wait_for()
-    return answer.inner_text().strip()
+    with visit(browser, address) as opened:
+        yield opened
 
 
 def test_hear_ask_and_play_the_evidence(page: playwright.Page) -> None:
@@ -115,8 +73,10 @@ def test_hear_ask_and_play_the_evidence(page: playwright.Page) -> None:
     shoot(page, "asked")
     start = page.locator(".sxl-evidence button").first.get_attribute("onclick")
     seconds = float(start.split("(")[1].split(",")[0])
+    position_is(page, seconds)  # the player waits where the answer comes from
     page.locator(".sxl-evidence button").first.click()
-    page.wait_for_function(f"Math.abs(document.getElementById('sxl-player').currentTime - {seconds}) < 3")
+    page.wait_for_function("!document.querySelector('#sxl-player audio').paused")
+    position_is(page, seconds)
     put(page, "How many shots are in order 64?", 1)
     playwright.expect(page.get_by_test_id("bot").nth(1)).to_have_text("double shot")
     assert page.locator(".sxl-timeline rect.evidence").count() >= 1
@@ -124,7 +84,7 @@ def test_hear_ask_and_play_the_evidence(page: playwright.Page) -> None:
 
 def test_a_question_before_any_recording_is_a_sentence(page: playwright.Page) -> None:
     page.get_by_label("Question", exact=True).fill("What drink is order 4?")
-    page.get_by_role("button", name="Ask", exact=True).click()
+    press(page, "Ask")
     page.get_by_test_id("bot").first.wait_for()
     assert "listen to a recording first" in page.get_by_test_id("bot").first.inner_text()
 
@@ -134,7 +94,7 @@ def test_a_file_that_is_no_sound_is_a_sentence_and_the_page_goes_on(page: playwr
     bad.write_text("no sound at all")
     page.locator("input[type=file]").first.set_input_files(bad)
     page.get_by_text("bad").first.wait_for()
-    page.get_by_role("button", name="Listen", exact=True).click()
+    press(page, "Listen")
     page.locator("#sxl-status strong").wait_for()
     assert "Traceback" not in page.content()
     assert page.locator("#sxl-status b").count() == 0
@@ -143,55 +103,46 @@ def test_a_file_that_is_no_sound_is_a_sentence_and_the_page_goes_on(page: playwr
 
 def test_a_long_recording_can_be_cancelled(page: playwright.Page, tmp_path: Path) -> None:
     long = write_sound(tmp_path / "long.wav", 1800)
-    page.locator("input[type=file]").first.set_input_files(long)
-    page.get_by_text("long.wav").first.wait_for()
-    page.get_by_role("button", name="Listen", exact=True).click()
+    choose_file(page, long)
     page.locator(".sxl-timeline rect").first.wait_for()
-    page.get_by_role("button", name="Cancel").click()
-    page.locator("#sxl-status", has_text="Cancelled").wait_for()
+    press(page, "Cancel")
+    says(page, "Cancelled")
     assert not [t for t in threading.enumerate() if t.name == "speech-xl-reader"]
 
 
 def test_two_visitors_do_not_see_each_other(browser: playwright.Browser, page: playwright.Page, address: str) -> None:
     hear_example(page)
-    other = browser.new_context().new_page()
-    other.set_default_timeout(PATIENCE)
-    other.goto(address)
-    other.get_by_label("Question", exact=True).fill("What drink is order 46?")
-    other.get_by_role("button", name="Ask", exact=True).click()
-    other.get_by_test_id("bot").first.wait_for()
-    assert "listen to a recording first" in other.get_by_test_id("bot").first.inner_text()
-    other.context.close()
+    with visit(browser, address) as other:
+        other.get_by_label("Question", exact=True).fill("What drink is order 46?")
+        press(other, "Ask")
+        other.get_by_test_id("bot").first.wait_for()
+        assert "listen to a recording first" in other.get_by_test_id("bot").first.inner_text()
 
 
 @pytest.mark.parametrize(("name", "width", "scheme"), [("phone", 390, "light"), ("dark", 1280, "dark")])
 def test_it_fits_a_phone_and_the_dark(
     browser: playwright.Browser, address: str, name: str, width: int, scheme: str
 ) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE)
-    page.goto(address)
-    hear_example(page)
-    shoot(page, name)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    context.close()
+    with visit(browser, address, viewport={"width": width, "height": 844}, color_scheme=scheme) as page:
+        hear_example(page)
+        shoot(page, name)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_questions_while_a_long_recording_is_being_heard(page: playwright.Page, tmp_path: Path) -> None:
     long = write_sound(tmp_path / "long.wav", 1800)
-    page.locator("input[type=file]").first.set_input_files(long)
-    page.get_by_text("long.wav").first.wait_for()
-    page.get_by_role("button", name="Listen", exact=True).click()
-    page.locator("#sxl-status", has_text="you can ask already").wait_for()
+    choose_file(page, long)
+    says(page, "you can ask already")
     answer = put(page, "What drink is order 46?", 0)
     assert answer.startswith("Of the first ")
-    seen = page.locator(".sxl-timeline").get_attribute("aria-label")
-    page.wait_for_function(f"document.querySelector('.sxl-timeline').ariaLabel != '{seen}'")
+    seen = page.locator(".sxl-timeline svg").get_attribute("aria-label")
+    page.wait_for_function(
+        "seen => document.querySelector('.sxl-timeline svg').getAttribute('aria-label') != seen", arg=seen
+    )
     assert page.locator(".sxl-evidence button").count() >= 1, "listening on has wiped the evidence"
     shoot(page, "while_listening")
-    page.get_by_role("button", name="Cancel").click()
-    page.locator("#sxl-status", has_text="Cancelled").wait_for()
+    press(page, "Cancel")
+    says(page, "Cancelled")
 
 
 def test_compare_hears_the_recording_at_every_ratio(page: playwright.Page) -> None:
@@ -217,13 +168,11 @@ def test_a_kept_memory_goes_on_answering_without_the_audio(page: playwright.Page
     hear(page, DESK)
     said = put(page, "What drink is order 28?", 0)
     with page.expect_download() as kept:
-        page.get_by_role("button", name="Keep memory").click()
+        page.get_by_role("button", name="Download memory").click()
     kept.value.save_as(tmp_path / "kept.sxl")
     page.reload()
-    page.locator("input[type=file]").first.set_input_files(tmp_path / "kept.sxl")
-    page.get_by_text("kept.sxl").first.wait_for()
-    page.get_by_role("button", name="Listen", exact=True).click()
-    page.locator("#sxl-status", has_text="a memory of 5:19").wait_for()
+    choose_file(page, tmp_path / "kept.sxl")
+    says(page, "a memory of 5:19")
     assert put(page, "What drink is order 28?", 0) == said
 
 
@@ -244,57 +193,22 @@ def test_another_model_can_be_chosen(page: playwright.Page, tiny_checkpoint: Pat
     page.get_by_text(f"({tiny_checkpoint.name})").first.wait_for()
     page.get_by_text("tiny answers here.").wait_for()
     page.get_by_role("tab", name="Ask").click()
-    page.locator("#sxl-status", has_text="is loaded").wait_for()
-    offered = page.get_by_text(load_example().suggestions[1])  # in place of the first model's own
-    offered.click()
-    playwright.expect(page.get_by_label("Question", exact=True)).to_have_value(load_example().suggestions[1])
+    says(page, "is loaded")
+    offered = page.locator("#sxl-suggestions").get_by_text(
+        load_example().suggestions[1]
+    )  # in place of the first model's own
+    offered.click()  # asks at once
+    playwright.expect(page.get_by_test_id("user").first).to_have_text(load_example().suggestions[1])
 
 
 def test_a_page_closed_in_mid_listening_stops_listening(
     browser: playwright.Browser, address: str, tmp_path: Path
 ) -> None:
     long = write_sound(tmp_path / "long.wav", 1800)
-    context = browser.new_context()
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE)
-    page.goto(address)
-    page.locator("input[type=file]").first.set_input_files(long)
-    page.get_by_text("long.wav").first.wait_for()
-    page.get_by_role("button", name="Listen", exact=True).click()
-    page.locator(".sxl-timeline rect").first.wait_for()
-    context.close()
+    with visit(browser, address) as page:
+        choose_file(page, long)
+        page.locator(".sxl-timeline rect").first.wait_for()
     deadline = time.monotonic() + PATIENCE / 1000
     while [t for t in threading.enumerate() if t.name == "speech-xl-reader"]:
         assert time.monotonic() < deadline, "the recording is still being heard"
         time.sleep(0.2)
-
-
-def test_the_transcript_is_searched_played_and_downloaded(
-    browser: playwright.Browser, words_address: str, tmp_path: Path
-) -> None:
-    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
-    page.set_default_timeout(PATIENCE)
-    page.goto(words_address)
-    hear(page, write_sound(tmp_path / "talk.wav", 20))
-    assert page.locator(".sxl-caption time").count() == 1
-    page.get_by_role("tab", name="Transcript").click()
-    page.get_by_text("As recognised while listening").wait_for()
-    lines = page.locator("#sxl-transcript li")
-    assert lines.count() > 1
-    last = lines.last.locator("span").inner_text()
-    page.get_by_label("Search the transcript").fill(last.upper())
-    playwright.expect(lines.last).to_be_visible()
-    playwright.expect(lines.first).to_be_hidden()
-    shoot(page, "transcript")
-    lines.last.click()
-    start = lines.last.get_attribute("onclick").split("(")[1].split(",")[0]
-    page.wait_for_function(f"Math.abs(document.getElementById('sxl-player').currentTime - {start}) < 3")
-    with page.expect_download() as saved:
-        page.get_by_role("button", name="SRT").click()
-    saved.value.save_as(tmp_path / "talk.srt")
-    assert saved.value.suggested_filename == "talk.srt" and last in (tmp_path / "talk.srt").read_text()
-    page.get_by_role("button", name="Transcribe from memory").click()
-    page.get_by_text("From the memory").wait_for()
-    page.get_by_role("button", name="As heard").click()
-    page.get_by_text("As recognised while listening").wait_for()
-    page.context.close()

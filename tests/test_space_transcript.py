@@ -13,7 +13,7 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from space import pictures
+from space import transcript as cards
 from space.api import Endpoints
 from space.handlers import Handlers
 from space.session import Session
@@ -57,28 +57,29 @@ def test_words_are_drawn_while_the_recording_is_heard(
     monkeypatch.setattr("space.handlers.REDRAW_SECONDS", 0.0)
     handlers = Handlers(words_model, 1.0)
     draws = handlers.listen(str(write_sound(tmp_path / "talk.wav", 30)), "raw", Session(words_model), None)
-    seen = [(d[0].memory is None, d[6], d[7]) for d in draws]
-    early = [transcript for is_early, _, transcript in seen if is_early and "<li" in str(transcript)]
-    assert early and pictures.AS_RECOGNISED in early[0] and "sxl-caption" in seen[-1][1]
-    lines = [re.findall("<span>(.*?)</span>", t) for _, _, t in seen if "<li" in str(t)]
+    seen = [(d.session.run.memory is None, d.caption, d.transcript) for d in draws]
+    early = [transcript for is_early, _, transcript in seen if is_early and "sxl-card" in str(transcript)]
+    assert early and cards.AS_RECOGNISED in early[0]
+    assert any("sxl-caption" in caption for is_early, caption, _ in seen if is_early) and seen[-1][1] == ""
+    lines = [re.findall("<span>(.*?)</span>", t) for _, _, t in seen if "sxl-card" in str(t)]
     assert len(lines[0]) < len(lines[-1])
 
 
 def test_the_transcript_says_where_its_words_come_from(words_model: SpeechModel, recording: Path) -> None:
     handlers, session = heard(words_model, recording)
-    as_heard = handlers.as_heard(session)
-    assert pictures.AS_RECOGNISED in as_heard and "<button" in as_heard and "sxlPlay(" in as_heard
-    *_, from_memory = handlers.read_memory(session)
-    assert pictures.FROM_MEMORY in from_memory
-    assert session.segments() == list(transcribe(words_model, session.memory))
-    assert handlers.as_heard(session) == as_heard and session.read_back is None
+    as_heard, _ = handlers.as_heard(session)
+    assert cards.AS_RECOGNISED in as_heard and "<button" in as_heard and "sxlPlay(" in as_heard
+    *_, (from_memory, _) = handlers.read_memory(session)
+    assert cards.FROM_MEMORY in from_memory
+    assert session.run.segments() == list(transcribe(words_model, session.run.memory))
+    assert handlers.as_heard(session)[0] == as_heard and session.run.read_back is None
 
 
 def test_a_model_without_words_transcribes_on_demand(tiny_speech_model: SpeechModel, recording: Path) -> None:
     handlers, session = heard(tiny_speech_model, recording)
-    assert "Transcribe" in handlers.as_heard(session) and not session.has_words
-    *_, drawn = handlers.read_memory(session)
-    assert len(re.findall("<li", drawn)) == len(session.segments()) > 0
+    assert "Transcribe" in handlers.as_heard(session)[0] and not session.run.has_words
+    *_, (drawn, _) = handlers.read_memory(session)
+    assert len(re.findall("<li", drawn)) == len(session.run.segments()) > 0
 
 
 def test_a_new_recording_ends_a_transcript_that_is_being_made(
@@ -89,7 +90,7 @@ def test_a_new_recording_ends_a_transcript_that_is_being_made(
     reading = handlers.read_memory(session)
     next(reading)
     session.forget()
-    assert list(reading) == [] and session.read_back is None and session.askable() == (None, False)
+    assert list(reading) == [] and session.run.read_back is None and session.run.askable() == (None, False)
 
 
 def test_nothing_heard_is_a_sentence(tiny_speech_model: SpeechModel) -> None:
@@ -104,7 +105,7 @@ def test_nothing_heard_is_a_sentence(tiny_speech_model: SpeechModel) -> None:
 
 
 def test_text_of_strangers_is_escaped() -> None:
-    drawn = pictures.transcript([Segment(0.0, 1.0, "<img src=x onerror=alert(1)>")], pictures.FROM_MEMORY, True)
+    drawn = cards.transcript([Segment(0.0, 1.0, "<img src=x onerror=alert(1)>")], (), cards.FROM_MEMORY, True)
     assert "<img" not in drawn and "&lt;img" in drawn
 
 
@@ -112,16 +113,16 @@ def test_transcripts_download_as_subtitles_and_text(words_model: SpeechModel, re
     handlers, session = heard(words_model, recording)
     srt, vtt, txt = (Path(handlers.download(kind, session)) for kind in ("srt", "vtt", "txt"))
     assert [p.name for p in (srt, vtt, txt)] == ["talk.srt", "talk.vtt", "talk.txt"]
-    first = session.segments()[0]
+    first = session.run.segments()[0]
     assert re.match(r"1\n\d\d:\d\d:\d\d,\d{3} --> \d\d:\d\d:\d\d,\d{3}\n", srt.read_text())
     assert vtt.read_text().startswith("WEBVTT\n\n") and txt.read_text().splitlines()[0] == first.text
-    assert len(txt.read_text().splitlines()) == len(session.segments())
+    assert len(txt.read_text().splitlines()) == len(session.run.segments())
 
 
 def test_listening_writes_no_file_of_its_own(words_model: SpeechModel, recording: Path) -> None:
     handlers, session = Handlers(words_model, 1.0), Session(words_model)
     *_, last = handlers.listen(str(recording), "8", session, None)
-    assert "heard, all of it" in last[1] and session.folder is None
+    assert "heard, all of it" in last.status and session.run.folder is None
     kept = Path(handlers.download("sxl", session))
     assert kept.exists() and handlers.download("sxl", session) == str(kept)
 
@@ -136,12 +137,12 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
     monkeypatch.setattr(Path, "write_text", full)
     handlers, session = Handlers(words_model, 1.0), Session(words_model)
     *_, last = handlers.listen(str(recording), "8", session, None)
-    assert "heard, all of it" in last[1]
-    list(handlers.answer(session, session.memory, "what drink is order 47?"))
+    assert "heard, all of it" in last.status
+    list(handlers.answer(session.model, session.run, session.run.memory, "what drink is order 47?"))
     for kind in ("sxl", "json", "srt"):
         with pytest.raises(gr.Error, match="disk may be full"):
             handlers.download(kind, session)
-    assert list(session.folder_path.iterdir()) == []
+    assert list(session.run.folder_path.iterdir()) == []
 
 
 def test_the_endpoint_gives_either_transcript(words_model: SpeechModel, recording: Path) -> None:

@@ -68,12 +68,12 @@ SCRIPT = [
      "the morning until nine at night."),
     ("chair", "Thank you all. The next meeting is on the second of September, here in the hall. Before you go, one small thing. Somebody has left a green umbrella by the door. Please ask me for it. Good night, and a safe way home."),
 ]  # fmt: skip
-QUESTIONS = [
-    ("Why was the bridge closed?", "the ice washed away the soil under the eastern bank"),
-    ("How many jars of honey did they take last autumn?", "ninety"),
-    ("Who is the engineer?", "Daniel Reed"),
+QUESTIONS = [  # those that `small` answers rightly at its usual ratio: a visitor begins with them
     ("When does the work on the bridge begin?", "the tenth of June"),
-    ("What happens if it rains?", "the market moves into the fish hall"),
+    ("Who is the engineer?", "Daniel Reed"),
+    ("Where is the nearest crossing for cars?", "Miller's Ford"),
+    ("How much did the new roof cost?", "nineteen thousand dollars"),
+    ("What did the school buy?", "a telescope"),
     ("What color is the umbrella?", "green"),
 ]
 

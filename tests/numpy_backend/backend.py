@@ -84,7 +84,11 @@ class Backend:
     def hear_words(self, state: State, ids: list[int]) -> None:
         state.queued = np.concatenate([state.queued, self._weights["decoder.embed_tokens.weight"][ids]])
 
-    def close_interval(self, state: State, plan: IntervalPlan) -> None:
+    def close_intervals(self, state: State, plans: Sequence[IntervalPlan]) -> None:
+        for plan in plans:
+            self._close_interval(state, plan)
+
+    def _close_interval(self, state: State, plan: IntervalPlan) -> None:
         n, theta = plan.tokens, self.config.decoder.rope_theta
         x, state.queued = state.queued[:n], state.queued[n:]
         is_sst = np.arange(n + plan.ssts) >= n
@@ -164,6 +168,15 @@ class Backend:
             yield step
             position += len(ids)
             ids = [step.token]
+
+    def answer_together(
+        self, state: State, texts: Sequence[list[int]], position: int, end_ids: Collection[int]
+    ) -> Generator[dict[int, Step]]:
+        going = {number: self.answer(state, ids, position) for number, ids in enumerate(texts)}
+        while going:
+            steps = {number: next(answer) for number, answer in going.items()}
+            yield steps
+            going = {number: answer for number, answer in going.items() if steps[number].token not in end_ids}
 
     def logits(self, state: State, ids: list[int], position: int) -> np.ndarray:
         return self._read(ids, position, state.memory)[1].astype(np.float32)
