@@ -52,7 +52,7 @@ def read_json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def checked(value: Any, kind: type, where: str, what: str) -> Any:
     """`value` if it is of that type, and not empty; BenchmarkError that misses `what` there."""
-    if not isinstance(value, kind) or not value or (kind is str and not value.strip()):
+    if not isinstance(value, kind) or not value or (isinstance(value, str) and not value.strip()):
         raise BenchmarkError(f"{where}: there is no {what}; {OTHER}.")
     return value
 
