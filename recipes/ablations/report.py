@@ -5,6 +5,7 @@ It knows counts; no model and no training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,10 +23,10 @@ class Judged:
     seed: int
     counts: Counts
 
-    def share(self, ratio: str, kind: str = SAID) -> float | None:
-        """Right answers by all of a kind; None where there is none."""
+    def share(self, ratio: str, kind: str = SAID) -> float:
+        """Right answers by all of a kind; not a number where there is none."""
         right, most = self.counts.get((kind, ratio), (0, 0))
-        return right / most if most else None
+        return right / most if most else math.nan
 
 
 def table(arms: Sequence[Arm], reference: Arm, judged: Sequence[Judged]) -> str:

@@ -54,6 +54,7 @@ def build_recording(
     rng = random.Random(seed)
     voices: dict[str, dict[int, list[Clip]]] = {}
     for clip in digits:
+        assert clip.digit is not None
         voices.setdefault(clip.speaker, {}).setdefault(clip.digit, []).append(clip)
     plan: list[int | None] = [*rng.sample(range(100), numbered), *[None] * plain]
     rng.shuffle(plan)
@@ -82,7 +83,7 @@ def build_recording(
             deck = rng.sample(list(orders), len(orders))
         order = deck.pop()
         parts.append(order.samples.astype(np.float32) / 32768)
-        if number is not None:
+        if number is not None and order.slots is not None:
             end = now()
             for slot, wordings in QUESTIONS.items():
                 answer = order.slots.get(slot, NOT_MENTIONED)

@@ -118,7 +118,7 @@ def written(text: str, style: Style) -> str:
     if style.digits_from < 10**12:
 
         def day(tens: str | None, ordinal: str) -> str:
-            number = {"twenty-": 20, "thirty-": 30}.get(tens, 0) + _ORDINALS[ordinal]
+            number = {"twenty-": 20, "thirty-": 30}.get(tens or "", 0) + _ORDINALS[ordinal]
             ending = "th" if number in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
             return f"{number}{ending}"
 
