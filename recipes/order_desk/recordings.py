@@ -47,7 +47,7 @@ def build_recording(
     snr_db: float = 20.0,
     least_seconds: float = 0.0,
 ) -> DeskRecording:
-    """Lay `numbered` askable and `plain` other orders on one tape, every one asked for every slot.
+    """Lay `numbered` askable and `plain` other orders one after another, every one asked for every slot.
 
     `least_seconds` spreads them evenly with silence until the recording is that long.
     """
