@@ -29,7 +29,7 @@ def without_change(recipe: Recipe, one: Arm) -> Recipe:
     return arm_recipe(Arm(one.name, one.claim, alignment=one.alignment), STEPS, recipe.seed)
 
 
-@pytest.mark.parametrize("one", (*TEXT_ARMS, *SPEECH_ARMS), ids=lambda one: one.name)
+@pytest.mark.parametrize("one", [*TEXT_ARMS, *SPEECH_ARMS], ids=lambda one: one.name)
 def test_an_arm_is_the_reference_but_for_its_change(one: Arm) -> None:
     recipe, plain = arm_recipe(one, STEPS, 5), without_change(arm_recipe(one, STEPS, 5), one)
     assert recipe.seed == 5 and sum(stage.steps for stage in recipe.stages) == (4 if one.alignment is not None else 2)

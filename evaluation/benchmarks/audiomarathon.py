@@ -143,7 +143,8 @@ def _read_half_truth(folder: Path) -> list[Line]:
 
 def read_letter(said: str, choices: dict[str, str]) -> str | None:
     """The letter that an answer starts with or announces, else that of the one choice whose text it holds, else the
-    first letter that stands alone; None: nothing of this."""
+    first letter that stands alone; None: nothing of this.
+    """
     upper, letters = said.strip().upper(), "".join(choices)
     if found := re.match(rf"[(\[]?([{letters}])(?:$|[.):\]])|.*?\b(?:OPTION|CHOICE)\s+([{letters}])\b", upper, re.DOTALL):
         return found[1] or found[2]

@@ -31,7 +31,8 @@ class Judged:
 
 def table(arms: Sequence[Arm], reference: Arm, judged: Sequence[Judged]) -> str:
     """Markdown: the share of right answers about what was said, mean and (least to most) over the seeds, and how far an
-    arm is from the reference with the same seed."""
+    arm is from the reference with the same seed.
+    """
     names = [name_of(ratio) for ratio in RATIOS]
     lines = ["| arm | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
     reference_of = {one.seed: one for one in judged if one.arm == reference.name}

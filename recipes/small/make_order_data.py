@@ -55,7 +55,7 @@ class HeardOrder:
 def find_number(number: int, text: str, start: int) -> re.Match | None:
     """Where a number's two digits stand in a transcript from `start` on, however they are spelled."""
     a, b = divmod(number, 10)
-    digits = re.compile(rf"(?<![\w.,-])({a}|{_UNITS[a]})(\W{{0,4}})({b}|{_UNITS[b]})(?![\w])", re.I)
+    digits = re.compile(rf"(?<![\w.,-])({a}|{_UNITS[a]})(\W{{0,4}})({b}|{_UNITS[b]})(?![\w])", re.IGNORECASE)
     return digits.search(text, start)
 
 

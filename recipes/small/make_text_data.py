@@ -260,8 +260,7 @@ def main() -> None:
     with open(args.output, "w") as file:
         for number in range(args.count):
             rng = random.Random(f"{args.seed} {number}")
-            for line in make_recording(library, rng, args.shortest, args.longest, args.answers == "spoken"):
-                file.write(json.dumps(line) + "\n")
+            file.writelines(json.dumps(line) + "\n" for line in make_recording(library, rng, args.shortest, args.longest, args.answers == "spoken"))
 
 
 if __name__ == "__main__":
