@@ -272,6 +272,7 @@ def ask(
 ) -> Asking:  # fmt: skip
     """Ask one question about a memory, or about [start, end] seconds of it alone; QuestionError at once if it cannot be
     asked. The answer ends before the first text of `stop`; its tokens are the most probable ones unless `sampling` says
-    otherwise."""
+    otherwise.
+    """
     span = None if start is None and end is None else check_said(memory, start, end)
     return Asking(model, memory, question, longest, span, stop, sampling)
