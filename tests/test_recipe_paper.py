@@ -51,7 +51,7 @@ def test_its_shape_is_what_the_converter_makes_of_the_published_configurations()
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """Windows of 1,500 positions, stacks of four, seven query heads for one key, biases, a head of its own: all narrow."""
-    small = dict(d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64, max_source_positions=1500)
+    small = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64, "max_source_positions": 1500}
     whisper = WhisperForConditionalGeneration(WhisperConfig(
         vocab_size=50, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32, pad_token_id=1, bos_token_id=1,
         eos_token_id=1, decoder_start_token_id=1, num_mel_bins=80, **small,

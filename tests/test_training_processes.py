@@ -73,7 +73,7 @@ def test_shares_of_a_network_train_as_all_of_it_and_a_kill_changes_nothing(
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert run(2, [*command, "--output", str(straight)], "fsdp_7b.yaml") == [0, 0]
     assert_same(straight, one, single, chosen_of(command))
-    adapters = [{n: t for n, t in tensors(out / "adapter", "adapter_model").items()} for out in (single, straight)]
+    adapters = [tensors(out / "adapter", "adapter_model") for out in (single, straight)]
     assert set(adapters[0]) == set(adapters[1]) and all(t.shape == adapters[0][n].shape for n, t in adapters[1].items())
 
     codes = run(2, [*command, "--output", str(killed)], "fsdp_7b.yaml", killed_at=3)

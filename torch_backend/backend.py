@@ -148,7 +148,7 @@ class Backend:
         self.model.decoder.intervals(speech, state.memory, self._intervals(state, plans))
 
     def fork(self, state: State) -> State:
-        return State([layer.rows((0, layer.length)) for layer in state.memory], state.queued.clone())
+        return State([layer.fork() for layer in state.memory], state.queued.clone())
 
     def slice(self, state: State, prefix: int, first: int, last: int) -> State:
         parts = (0, prefix), (prefix + first, prefix + last)
@@ -196,7 +196,7 @@ class Backend:
                 tokens = logits.argmax(-1).tolist() if choose is None else list(map(choose, logits.float().cpu().numpy()))
             yield {text: Step(tokens[row], shown[row]) for row, text in enumerate(going)}
             rows = [row for row, token in enumerate(tokens) if token not in end_ids]
-            if len(rows) < len(going):  # finished texts leave the batch
+            if 0 < len(rows) < len(going):  # finished texts leave the batch
                 for cache in caches:
                     cache.keep(rows)
             positions = [positions[row] + len(ids[row]) for row in rows]

@@ -109,6 +109,7 @@ class ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: BlockAttention) -> torch.Tensor:
+        """(1, H, R, head_dim); the normaliser of every row is kept for `backward`."""
         out = torch.empty_like(q)
         normalisers = []
         with full_precision(q.device):
@@ -126,6 +127,7 @@ class ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+        """Gradients of q, k and v, chunk by chunk."""
         q, k, v, out, *normalisers = ctx.saved_tensors
         grad_q = torch.empty_like(q)
         grad_k, grad_v = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)

@@ -150,7 +150,7 @@ def _recording(line: bytes, where: str, folder: Path) -> Recording:
         values = json.loads(line.decode())
     except UnicodeDecodeError:
         raise DataError(f"{where}: this is not UTF-8 text; write it as JSON lines in UTF-8.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: this is not JSON ({error}); write one object a line.") from None
     if not isinstance(values, dict):
         raise DataError(f"{where}: this is not a JSON object; write one object a line.")

@@ -51,7 +51,7 @@ class Hearing:
             return self._window(recording, before)
         if self._has_recognizer:
             if recording.heard is None:
-                path = self._cache.entry(recording, ".txt", lambda samples: self._recognize(samples))
+                path = self._cache.entry(recording, ".txt", self._heard)
                 recording = replace(recording, heard=path.read_text(encoding="utf-8"))
             ids = self._ids(recording.heard)
             return Sample(len(ids), recording, words=np.array(ids, np.int32))
@@ -79,6 +79,9 @@ class Hearing:
 
         path = self._cache.entry(recording, ".window.npy", make)
         return window_sample(recording, before, path, self._tokenizer, self._config.recognizer)
+
+    def _heard(self, samples: np.ndarray) -> bytes:
+        return self._recognize(samples)  # loaded when something is heard for the first time
 
     def _ids(self, heard: str) -> list[int]:
         """Each word is tokenized alone, behind a blank, as when it is heard."""

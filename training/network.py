@@ -56,7 +56,8 @@ class Network(nn.Module):
     ) -> Any:
         """A training.speech.Speech as tensors -> with classes (C,), the CTC head's log-probabilities (B, N, 1 + C) of
         recordings of these lengths; else what `answer` makes of the text. With `read` (B, R) ids, `rows` are whole
-        windows' encoder outputs (B, S, d_model) and the recogniser's logits (B, R, vocabulary) are returned."""
+        windows' encoder outputs (B, S, d_model) and the recogniser's logits (B, R, vocabulary) are returned.
+        """
         if read is not None:
             recognizer = self.speech.recognizer
             return recognizer(read, 0, recognizer.start(rows))[0]

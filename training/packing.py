@@ -32,7 +32,8 @@ def shares_of(sizes: Sequence[float], count: int, stage: Stage) -> list[list[int
 
 def passes_of(lengths: Sequence[int], stage: Stage) -> list[list[int]]:
     """Which recordings of a process's share go through the network together: `accumulation` passes, or as many as it
-    takes with at most `pack` rows each, the longest first. One that is longer goes alone."""
+    takes with at most `pack` rows each, the longest first. One that is longer goes alone.
+    """
     if stage.pack is None:
         return [part.tolist() for part in np.array_split(np.arange(len(lengths)), stage.accumulation)]
     passes: list[list[int]] = []
@@ -50,7 +51,8 @@ def passes_of(lengths: Sequence[int], stage: Stage) -> list[list[int]]:
 
 def joined_in_order(passes: Sequence[WholePass], arrays: Sequence[np.ndarray]) -> np.ndarray:
     """(R,): an array of each recording's rows as one of the pass's: the prefix once, then the speech of all, then the
-    SSTs of all, then their texts."""
+    SSTs of all, then their texts.
+    """
     starts = [np.cumsum([w.prefix, w.speech, w.ssts]) for w in passes]
     parts = [arrays[0][: passes[0].prefix]]
     for kind in range(3):

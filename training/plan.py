@@ -88,6 +88,8 @@ def stage_memory(
     stage: Stage, config: ModelConfig, network: Network, trained: dict[str, nn.Parameter], gpus: int, is_sharded: bool,
     is_mixed: bool,
 ) -> Memory:  # fmt: skip
+    """What one stage needs of each of `gpus` GPUs. network and trained are a meta_network's."""
+
     def held(parameters: Sequence[nn.Parameter]) -> int:
         """Numbers on one GPU: torch shards by the first dimension."""
         if not is_sharded:
@@ -120,7 +122,8 @@ def stage_memory(
 
 def rows_of(stage: Stage, config: ModelConfig, gpus: int) -> Rows:
     """The rows of a process's largest pass: recordings of `max_tokens`, the most SSTs that the stage's ratios make, every
-    question and transcript that it may ask. A stage that packs is held to its `pack`."""
+    question and transcript that it may ask. A stage that packs is held to its `pack`.
+    """
     recordings = -(-stage.batch // (gpus * stage.accumulation))
     n, interval = stage.max_tokens, interval_of(config)
     ratios: list[Ratio] = [ratio for ratio in stage.ratios if ratio is not None]

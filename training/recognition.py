@@ -36,7 +36,8 @@ GROUP = ("recognition", "raw")  # where figures are counted
 @dataclass(frozen=True)
 class WindowSample(Sample):
     """One window and the text that is said in it: `words` (N,) int32 are the recogniser's tokens of it, `before` those of
-    the line before."""
+    the line before.
+    """
 
     before: tuple[int, ...] = ()
 
@@ -61,7 +62,8 @@ def window_sample(
     recording: Recording, before: Recording | None, features: Path, tokenizer: Tokenizer, config: RecognizerConfig
 ) -> WindowSample:
     """A window whose encoder outputs lie in `features`, `before` the line before it; DataError names a line whose text has
-    no room in the recogniser."""
+    no room in the recogniser.
+    """
     ids = text_ids(recording, tokenizer)
     if len(config.start_ids) + len(ids) > config.max_target_positions:
         raise DataError(

@@ -53,8 +53,8 @@ class Sample:
         return replace(self, words=self.words[first : first + most], tokens=most)
 
 
+# A recording, its speech tokens where their number is known, and the recording before it, as a sample.
 Make = Callable[[Recording, int | None, Recording | None], Sample]
-"""A recording, its speech tokens where their number is known, and the recording before it, as a sample."""
 
 
 class Samples(Sequence[Sample]):
@@ -65,7 +65,8 @@ class Samples(Sequence[Sample]):
         before: np.ndarray | None = None,
     ):  # fmt: skip
         """places (n, 4) int64 as `Place` has them, tokens (n,) int64; before (n, 4): those of the recordings before, where
-        `make` wants them, file -1 where there is none."""
+        `make` wants them, file -1 where there is none.
+        """
         self._paths, self._places, self._tokens, self._make, self._before = paths, places, tokens, make, before
         self.sizes = sizes
 
