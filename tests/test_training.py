@@ -17,6 +17,7 @@ from tests.tiny_training import SST, STAGE, TALKS, hearing_checkpoint, metrics, 
 from torch_backend.backend import Backend
 from training import loop, network
 from training.__main__ import main
+from training.export import replace_folder
 from training.runner import Runner
 from training.state import StageFolder
 
@@ -248,7 +249,7 @@ def test_a_kill_before_the_first_saved_state_leaves_no_trace(
 def test_what_was_set_aside_goes_when_a_kill_left_it(tmp_path: Path) -> None:
     (tmp_path / "model.old").mkdir()  # killed between the two renames
     (tmp_path / "model.partial").mkdir()
-    network.replace_folder(tmp_path / "model.partial", tmp_path / "model")
+    replace_folder(tmp_path / "model.partial", tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
