@@ -71,6 +71,7 @@ async def ask(service: Service, owner: str, asked: Question) -> dict[str, Any]:
     turn = Turn(service, owner, chat, conversation_of(chat.messages))
     try:
         await turn.open(await _source(service, asked))
+        answer: Any = None
         async for piece in turn.pieces():
             answer = piece  # the last one is the Answer
         return {"answer": answer.answer, **extras(turn, answer)}
