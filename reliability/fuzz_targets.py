@@ -125,7 +125,7 @@ def config(folder: Path) -> Target:
     import math
 
     from speech_xl.checkpoints import expected_tensors
-    from speech_xl.config import load_config
+    from speech_xl.config_file import load_config
     from speech_xl.describe import describe_checkpoint
     from speech_xl.model import SpeechModel
 
