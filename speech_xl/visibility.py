@@ -75,7 +75,8 @@ def sees(query: Rows, key: Rows) -> np.ndarray:
     own = (key.sst & query.sst & (query.slot == key.slot)) | (~key.sst & (key.place <= query.place))
     kept = (key.slot >= query.first) & (key.slot < query.stop) & (key.slot >= 0)
     past = ((key.stretch == PREFIX) | kept) & (query.stretch != PREFIX)
-    return (is_own & own) | (~is_own & past)
+    seen: np.ndarray = (is_own & own) | (~is_own & past)
+    return seen
 
 
 def visible(queries: Rows, keys: Rows) -> np.ndarray:
@@ -91,10 +92,12 @@ def may_see(queries: Rows, keys: Rows, size: int) -> np.ndarray:
     """
 
     def least(values: np.ndarray) -> np.ndarray:
-        return np.minimum.reduceat(values, np.arange(0, len(values), size))
+        found: np.ndarray = np.minimum.reduceat(values, np.arange(0, len(values), size))
+        return found
 
     def most(values: np.ndarray) -> np.ndarray:
-        return np.maximum.reduceat(values, np.arange(0, len(values), size))
+        found: np.ndarray = np.maximum.reduceat(values, np.arange(0, len(values), size))
+        return found
 
     if not len(queries) or not len(keys):
         return np.zeros((-(-len(queries) // size), -(-len(keys) // size)), bool)
@@ -106,7 +109,8 @@ def may_see(queries: Rows, keys: Rows, size: int) -> np.ndarray:
     first = least(np.where(queries.stop > queries.first, queries.first, far))[:, None]
     kept = (most(keys.slot) >= first) & (least(np.where(keys.slot < 0, far, keys.slot)) < most(queries.stop)[:, None])
     past = (most(keys.stretch == PREFIX) | kept) & most(queries.stretch != PREFIX)[:, None]
-    return own | past
+    near: np.ndarray = own | past
+    return near
 
 
 def text_mask(padding: np.ndarray, rows: int) -> Mask:
@@ -121,4 +125,5 @@ def text_mask(padding: np.ndarray, rows: int) -> Mask:
     text = text_rows(1, columns, (0, 0))
     queries = text[columns - rows :]
     is_itself = queries.place[:, None] == text.place
-    return ((visible(queries, text) & ~padding[:, None]) | is_itself)[:, None]
+    seen: np.ndarray = (visible(queries, text) & ~padding[:, None]) | is_itself
+    return seen[:, None]

@@ -78,8 +78,7 @@ class Runner:
         """The checkpoint that a stage makes of `source`; None if it was stopped before its end."""
         found = (recording for recording, _ in usable(self.data, stage))  # every line is looked at before one is trained on
         sounds = list(dict.fromkeys(sound_hash(recording) for recording in found if recording.audio is not None))
-        for _ in usable(self.validation, stage):
-            pass
+        has_held = sum(1 for _ in usable(self.validation, stage, is_needed=False)) > 0
         facts = {
             "stage": settings_of(stage), "seed": self.recipe.seed, "sst": sst,
             "data": hash_files(self.data), "model": fingerprint(source),
@@ -112,7 +111,7 @@ class Runner:
         trained = choose_trained(network, stage, self.recipe.seed)
         if stage.lora is not None and stage.lora.start is not None and not is_empty:
             start_from(Path(stage.lora.start), stage.lora, adapters_of(network))
-        samples, left_out, held = self._hear(stage, source, config, prompt)
+        samples, left_out, held = self._hear(stage, source, config, prompt, self.validation if has_held else [])
         count = sum(p.numel() for p in trained.values())
         self._say(
             f"Stage {stage.name}: {len(samples)} recordings"
@@ -142,7 +141,7 @@ class Runner:
         return folder.model
 
     def _hear(
-        self, stage: Stage, source: Path, config: ModelConfig, prompt: Prompt
+        self, stage: Stage, source: Path, config: ModelConfig, prompt: Prompt, validation: list[Path]
     ) -> tuple[Samples, int, Samples | None]:
         """The recordings to train on, how many were left out, and those to validate with."""
         hearing = Hearing(stage, source, config, prompt, self.output / "features", self.accelerator)
@@ -151,7 +150,7 @@ class Runner:
                 index_samples(
                     paths, self._shown(usable(paths, stage)), hearing.sample, stage.max_tokens, stage.kind == "recognition"
                 )
-                for paths in (self.data, self.validation) if paths
+                for paths in (self.data, validation) if paths
             ]  # fmt: skip
         hearing.rest()
         return (*found[0], found[1][0] if len(found) > 1 else None)
@@ -172,15 +171,18 @@ def multiplies_bfloat16(precision: str | None) -> bool:
     return precision == "mixed" and bool(fast.get("avx512_bf16") or fast.get("amx_bf16"))
 
 
-def usable(paths: Sequence[Path], stage: Stage) -> Iterator[tuple[Recording, Place]]:
-    """The recordings that the stage can learn from: CTC and a recogniser need a transcript."""
+def usable(paths: Sequence[Path], stage: Stage, is_needed: bool = True) -> Iterator[tuple[Recording, Place]]:
+    """The recordings that the stage can learn from: CTC and a recogniser need a transcript.
+
+    DataError if there are none but they are needed. To validate with, they are not.
+    """
     needs_text = stage.loss == "ctc" or stage.kind == "recognition"
     is_empty = True
     for recording, place in scan_recordings(paths):
         if recording.text is not None or not needs_text:
             is_empty = False
             yield recording, place
-    if is_empty and paths:
+    if is_empty and is_needed:
         raise DataError(f"Stage {stage.name!r} learns from transcripts, but no line has a text; add lines that have.")
 
 
