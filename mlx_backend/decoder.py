@@ -25,7 +25,8 @@ from speech_xl.visibility import CAUSAL
 @dataclass(frozen=True)
 class Intervals:
     """The plans of B intervals of one shape, as tensors. Without SSTs (K = 0) one of the last three says what stays;
-    with none of them, every row does."""
+    with none of them, every row does.
+    """
 
     seen: tuple[tuple[int, int], ...]  # rows of the memory [first, past the last) that all of them see
     speech_rotation: Rotation  # of n rows

@@ -41,6 +41,7 @@ class Endpoints:
 
         Returns:
             JSON: seconds heard, speech tokens, memory slots, bytes, ratio, warnings
+
         """
         session = self._handlers.enter(session, request)
         try:
@@ -67,6 +68,7 @@ class Endpoints:
 
         Returns:
             JSON: the answer, evidence (start, end in seconds, weight) and seconds it took
+
         """
         session = session or self._handlers.known(request)
         try:
@@ -90,6 +92,7 @@ class Endpoints:
 
         Returns:
             JSON: source, and segments (start, end in seconds, text)
+
         """
         session = session or self._handlers.known(request)
         try:
@@ -112,6 +115,7 @@ class Endpoints:
 
         Returns:
             the file; give it to listen later and go on asking without the audio
+
         """
         try:
             return downloads.download("sxl", session or self._handlers.known(request))
@@ -128,6 +132,7 @@ class Endpoints:
 
         Returns:
             JSON: the answer, evidence (start, end in seconds, weight) and seconds it took
+
         """
         session = Session(self._handlers.model)
         try:
@@ -146,6 +151,7 @@ class Endpoints:
 
         Returns:
             JSON: source, and segments (start, end in seconds, text)
+
         """
         session = Session(self._handlers.model)
         try:

@@ -33,7 +33,7 @@ class Answer:
     question: str
     answer: str
     evidence: list[Evidence]
-    seconds: float  # from asking to the last token
+    seconds: float  # from asking to the last token; of answers that came in one batch, their equal shares of it
     heard_seconds: float  # of the recording, when it was asked
     finish_reason: str = "stop"  # "length": it was broken off at the most tokens that were allowed
     warnings: tuple[str, ...] = ()  # a sentence each
@@ -152,7 +152,8 @@ class Asking:
 
     def to_read(self) -> tuple[AudioMemory, str]:
         """The words that the question is about, where the checkpoint recalls; else the memory, or its part in the span. And
-        the question as it is put to them."""
+        the question as it is put to them.
+        """
         memory, span = self.memory, self.span
         recalled, question = recall(self.model, memory, self.question, span or (0.0, memory.seconds))
         if recalled is memory and span is not None:
@@ -175,12 +176,11 @@ def tell_together(askings: Sequence[Asking]) -> Iterator[Answer]:
             if group is None:
                 groups.append(group := [])
             group.append(number)
-        seconds: dict[int, float] = {}
         for group in groups:
             _tell_group([tellings[number] for number in group], memories[group[0]])
-            seconds |= dict.fromkeys(group, time.monotonic() - started)
-        for number, telling in enumerate(tellings):
-            yield telling.end(seconds[number])[1]
+        share = (time.monotonic() - started) / len(tellings)
+        for telling in tellings:
+            yield telling.end(share)[1]
 
 
 def _tell_group(tellings: Sequence[_Telling], memory: AudioMemory) -> None:
