@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch_backend.memory import KeyValues
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cos, sin of shape (B or 1, 1, R, head_dim)
 Pooled = tuple[torch.Tensor, torch.Tensor]  # tokens and columns, see Attention.pool
-Mask = torch.Tensor | str | None  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
+Mask: TypeAlias = torch.Tensor | str | None  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
 Piece = tuple[torch.Tensor, torch.Tensor]  # attention to some keys (B, H, R, head_dim), and the scores' log-sum-exp (B, H, R)
 
 PIECES_AT_ONCE = 16  # that wait to be joined: more would take room that grows with the memory
