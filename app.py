@@ -22,6 +22,7 @@ LARGEST_UPLOAD = "2gb"  # some hours of uncompressed sound
 
 
 def main() -> int:
+    """Parse the flags, build the page and serve it -> the exit code."""
     parser = argparse.ArgumentParser(description="Speech-XL: ask recordings of any length, in the browser.")
     parser.add_argument("--host", default=None, help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=None, help="default: 7860, or the next free one")

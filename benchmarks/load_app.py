@@ -53,6 +53,7 @@ class Visitor:
         self.answer_seconds: list[float] = []
 
     def visit(self, gate: threading.Barrier | None = None) -> None:
+        """Upload, listen and ask as one visitor does; what went wrong is kept, not raised."""
         try:
             client = Client(self.url, verbose=False)
             if gate:
@@ -96,6 +97,7 @@ def answers_beside_a_long_recording(visitor: Visitor, minutes: float) -> list[fl
 
 
 def main() -> None:
+    """Run all visitors at once and print what they saw."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load_app", description=__doc__.partition("\n")[0])
     parser.add_argument("url", help="a running app, like http://127.0.0.1:7860")
     parser.add_argument("--visitors", type=int, default=20)

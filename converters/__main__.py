@@ -20,13 +20,15 @@ from converters.source import read_json, unread_files
 from converters.stream import Packing
 from converters.target import DTYPES, Options, Plan
 from speech_xl.backend import install_hint, is_installed
-from speech_xl.config import LAYOUTS
+from speech_xl.config_check import LAYOUTS
 from speech_xl.errors import BackendError, CheckpointError, SpeechXLError
 from speech_xl.hub import hub_client
+from speech_xl.plain_text import plain_text
 from speech_xl.schedule import format_bytes
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
+    """The command's flags; names are mlx_lm.convert's where it has them."""
     made = argparse.ArgumentParser(prog=prog, description="Published weights to a Speech-XL checkpoint.")
     add = made.add_argument
     add(
@@ -65,7 +67,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
 def say(line: str) -> None:
     """Print, whoever reads: a closed pipe stops neither the conversion nor an upload, and names may be no text."""
     try:
-        print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
+        print(plain_text(line), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -120,6 +122,7 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Convert, or export a difference, as the flags say; SpeechXLError in one sentence if that cannot be."""
     if arguments.export_delta is not None:
         run_export(arguments)
         return
@@ -151,6 +154,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(words: list[str] | None = None, prog: str = "python -m converters") -> int:
+    """Run the command -> its exit code: 0, 2 for wrong input, 130 if it was stopped."""
     if sys.stderr is None:  # closed by whoever started this; progress bars need one
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:

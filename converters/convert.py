@@ -30,7 +30,7 @@ from converters.output import (
 from converters.stream import Recipe, shard_names, shard_size, shards_of, write_shard
 from converters.target import Options, Plan
 from speech_xl.checkpoints import RECOGNIZER_TOKENIZER, check_checkpoint
-from speech_xl.config import save_config, to_dict
+from speech_xl.config_file import save_config, to_dict
 from speech_xl.errors import CheckpointError, OutputError
 from speech_xl.schedule import format_bytes
 
@@ -78,6 +78,7 @@ def convert(
 
 
 def describe_os_error(error: OSError, out: Path) -> str:
+    """What the user reads when the output cannot be written: a full disk, or the system's reason."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"The disk of {out} is full; make room and run the same command again, it continues."
     return f"{out} cannot be written ({error}); name another folder."
@@ -121,6 +122,7 @@ def check_disk(out: Path, todo: int) -> None:
 
 
 def write_shards(work: Path, names: list[str], shards: list[list[Recipe]], finished: list[bool], layout: str) -> None:
+    """Write the files of weights that are not finished yet, with a progress bar in bytes."""
     sizes = [shard_size(shard, layout) for shard in shards]
     bar_format = "converting {n_fmt}B/{total_fmt}B |{bar}| {remaining}"
     with tqdm(total=sum(sizes), unit_scale=True, bar_format=bar_format) as bar:
@@ -132,6 +134,7 @@ def write_shards(work: Path, names: list[str], shards: list[list[Recipe]], finis
 
 
 def write_small_files(work: Path, names: list[str], shards: list[list[Recipe]], plan: Plan) -> None:
+    """Write all that is not weights: the index of several files, config.json and the tokenizers."""
     if len(shards) > 1:
         write_index(work, names, shards)
     save_config(plan.config, work)

@@ -82,17 +82,19 @@ def read_variables(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
                     raise CheckpointError(f"{path} is damaged or cut off; copy or download it again.")
                 found[name] = stored
                 file.seek(length, 1)
-            aliases = dict((take_string(file), take_string(file)) for _ in range(take(file, "I")))
+            aliases = {take_string(file): take_string(file) for _ in range(take(file, "I"))}
     except (OSError, struct.error, UnicodeDecodeError):
         raise CheckpointError(f"{path} is damaged or cut off; copy or download it again.") from None
     return found, aliases
 
 
 def take(file: BinaryIO, kind: str) -> int:
+    """The next number of a file, by its struct letter, little-endian."""
     return struct.unpack(f"<{kind}", file.read(struct.calcsize(f"<{kind}")))[0]
 
 
 def take_string(file: BinaryIO) -> str:
+    """The next string: its length in two bytes, then UTF-8 that ends in a zero."""
     return file.read(take(file, "H")).rstrip(b"\0").decode()
 
 

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from converters.assemble import base_tensors
@@ -22,7 +23,8 @@ from converters.source import Stored, read_json, tensors_of
 from converters.stream import shard_names
 from speech_xl.base_parts import parts_from
 from speech_xl.checkpoints import LOW_RANK, RECOGNIZER_TOKENIZER, base_name, check_checkpoint, expected_tensors
-from speech_xl.config import SSTConfig, save_config
+from speech_xl.config import SSTConfig
+from speech_xl.config_file import save_config
 from speech_xl.errors import CheckpointError, OutputError
 from speech_xl.fetching import cache_folder, fetch_part
 from speech_xl.schedule import format_bytes
@@ -70,7 +72,7 @@ def export_delta(full: Path, parts_file: Path, ranks: tuple[int, int], out: Path
         except BaseException:
             shutil.rmtree(work)
             raise
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is a SafetensorError
         raise OutputError(f"{out} cannot be written ({error}); name another folder.") from error
     return [*lines, f"{format_bytes(total)} in {out}, beside base parts of {format_bytes(sum(p.size for p in parts))}"]
 

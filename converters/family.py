@@ -59,10 +59,12 @@ class Family:
         return name
 
     def why_unused(self, name: str) -> str:
+        """Why a tensor of that name is left out, as the summary says it."""
         return next((why for pattern, why in self.unused if re.fullmatch(pattern, name)), NO_REASON)
 
 
 def require(holds: bool, sentence: str) -> None:
+    """CheckpointError with that sentence unless the condition holds."""
     if not holds:
         raise CheckpointError(f"This checkpoint cannot be converted: {sentence}.")
 

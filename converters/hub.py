@@ -30,6 +30,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
 
 
 def upload(out: Path, repo: str) -> None:
+    """Put a finished checkpoint into a repository of the Hub, made if it is new; OutputError if that fails."""
     try:
         api = hub_client().HfApi()
         api.create_repo(repo, exist_ok=True)

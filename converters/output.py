@@ -39,6 +39,7 @@ def output_folder(name: str) -> Path:
 
 
 def work_folder(out: Path) -> Path:
+    """Where an output is put together, beside the place it gets its name."""
     return out.with_name(f"{out.name}.partial")
 
 
@@ -62,6 +63,7 @@ def check_output(out: Path, sources: list[Path], overwrite: bool) -> None:
 
 
 def check_apart(source: Path, out: Path) -> None:
+    """OutputError where writing the output would replace its own source."""
     if source == out:
         raise OutputError(f"{out} is the source itself; name another output folder.")
     for folder in (out, work_folder(out)):
@@ -70,11 +72,13 @@ def check_apart(source: Path, out: Path) -> None:
 
 
 def check_free(out: Path) -> None:
+    """OutputError if the output exists."""
     if out.exists():
         raise OutputError(f"{out} exists; name another folder with --mlx-path, or replace it with --overwrite.")
 
 
 def check_replaceable(out: Path) -> None:
+    """OutputError unless the output is a checkpoint folder with nothing else in it."""
     if not out.is_dir() or (any(out.iterdir()) and not is_checkpoint(out)):
         raise OutputError(f"{out} is no checkpoint folder, so --overwrite does not replace it; name another folder.")
     if name := stranger(out):
@@ -84,6 +88,7 @@ def check_replaceable(out: Path) -> None:
 
 
 def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder's config.json is one of ours."""
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "speech_xl"
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -138,6 +143,7 @@ def clear(work: Path) -> None:
 
 
 def discard(work: Path) -> None:
+    """Remove a broken-off conversion's folder, but no file that somebody else put there."""
     clear(work)
     (work / JOURNAL).unlink()
     with contextlib.suppress(OSError):  # somebody put a file of theirs there meanwhile

@@ -20,7 +20,8 @@ from converters.source import Source, Stored, tensors_of
 from converters.stream import Packing
 from converters.target import NUMBERS, OWN, Options, Plan, explained, finish
 from speech_xl.checkpoints import RECOGNIZER_TOKENIZER, expected_tensors, packed_tensors
-from speech_xl.config import ModelConfig, from_dict
+from speech_xl.config import ModelConfig
+from speech_xl.config_file import from_dict
 from speech_xl.errors import CheckpointError
 
 FAMILIES = {"qwen2_audio": qwen2_audio.FAMILY, "voxtral": voxtral.FAMILY}
@@ -98,6 +99,7 @@ def joined_tensors(speech: Source, text: Source) -> dict[str, Stored]:
 
 
 def refuse_quantized(folder: Path, config: Json) -> None:
+    """CheckpointError if a source's numbers are packed already."""
     for part in (config, config.get("text_config"), config.get("audio_config")):
         if isinstance(part, dict) and (part.get("quantization_config") or part.get("quantization")):
             raise CheckpointError(f"{folder} is already quantized; convert the original, and quantize with -q.")
@@ -119,6 +121,7 @@ def name_of(folder: Path) -> str:
 
 
 def bare(name: str) -> str:
+    """A tensor's name without the prefix of its half of a joined source."""
     return name.removeprefix(whisper_qwen2.SPEECH).removeprefix(whisper_qwen2.TEXT)
 
 

@@ -21,6 +21,7 @@ ENCODER_DEFAULTS = {
 
 
 def translate(config: Json, stored: frozenset[str]) -> ModelConfig:
+    """Qwen2-Audio's config.json, and the names of its tensors, as our configuration."""
     text = QWEN2_DEFAULTS | section(config, "text_config")
     encoder = whisper_encoder(ENCODER_DEFAULTS | section(config, "audio_config"), pool=2, mask_padding=True)
     return ModelConfig(

@@ -60,6 +60,7 @@ class Stored:
         return self._read(self.start + first * row, (count, *self.shape[1:]))
 
     def whole(self) -> torch.Tensor:
+        """All of the tensor, in its stored type."""
         return state_of(self.path)[self.key] if self.key is not None else self._read(self.start, self.shape)
 
     def _read(self, start: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -77,21 +78,27 @@ class Source(Protocol):
 
     path: Path
 
-    def config(self) -> Json: ...
+    def config(self) -> Json:
+        """config.json's object, or what the format has in its place."""
 
-    def tensors(self) -> dict[str, Stored]: ...
+    def tensors(self) -> dict[str, Stored]:
+        """Name -> where each tensor lies; nothing is read yet."""
 
-    def tokenizer(self) -> Tokenizer | None: ...
+    def tokenizer(self) -> Tokenizer | None:
+        """The text's tokenizer; None if the source has none."""
 
-    def chat_template(self) -> str | None: ...
+    def chat_template(self) -> str | None:
+        """Jinja text of the chat template; None if the source has none."""
 
     def special_tokens(self) -> Json:
         """bos_token and its like, as plain strings, for templates that mention them."""
 
-    def generation_config(self) -> Json: ...
+    def generation_config(self) -> Json:
+        """generation_config.json's object, empty if the source has none."""
 
 
 def read_json(path: Path) -> Json:
+    """The object in a JSON file; CheckpointError if it cannot be read or is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -219,6 +226,7 @@ def state_of(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_state(path: Path) -> dict[str, torch.Tensor]:
+    """Name -> tensor of a PyTorch file; CheckpointError for one that is damaged or could run code."""
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's own, about pickles of another protocol
             state = load_pickle(path)
@@ -251,6 +259,7 @@ def is_plain(tensor: object) -> bool:
 
 
 def load_pickle(path: Path) -> object:
+    """A PyTorch file's object, tensors and plain containers only, mapped into memory where its format allows it."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError as error:

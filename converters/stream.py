@@ -34,6 +34,7 @@ class Packing:
     bits: int
 
     def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of that shape can be packed: a matrix whose rows are whole groups."""
         return len(shape) == 2 and shape[1] % self.group_size == 0
 
 
@@ -77,6 +78,7 @@ class Recipe:
 
     @property
     def size(self) -> int:
+        """Bytes of all that is written of it."""
         return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.outputs().values())
 
     def pieces(self) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -89,6 +91,7 @@ class Recipe:
             yield blocks
 
     def describe_overflow(self, piece: torch.Tensor) -> str:
+        """What the user reads where a number is not finite, in the source or in the output's type."""
         kind = str(self.dtype).removeprefix("torch.")
         wider = {"float16": "bfloat16", "bfloat16": "float32"}.get(kind)
         if wider is None or not torch.isfinite(piece).all():
@@ -96,6 +99,7 @@ class Recipe:
         return f"The tensor {self.name} holds numbers that {kind} cannot; use --dtype {wider}."
 
     def numbers(self) -> Iterator[torch.Tensor]:
+        """The tensor in pieces of rows, unpacked and with differences added; bounded memory for a tensor of any size."""
         if self.source is None and self.low_rank is not None:
             yield self.low_rank[1].whole().double() @ self._scaled()
         elif self.source is None:
@@ -121,6 +125,7 @@ class Recipe:
 
     def _scaled(self) -> torch.Tensor:
         """diag(s) @ A of a low-rank difference, (r, in) float64."""
+        assert self.low_rank is not None
         a, _, scale = self.low_rank
         return a.whole().double() * scale.whole().double()[:, None]
 
@@ -172,6 +177,7 @@ def shards_of(recipes: list[Recipe], limit: int = SHARD) -> list[list[Recipe]]:
 
 
 def shard_names(count: int) -> list[str]:
+    """File names as transformers expects them."""
     if count == 1:
         return ["model.safetensors"]
     return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
@@ -193,6 +199,7 @@ def header_of(recipes: list[Recipe], layout: str) -> tuple[bytes, dict[str, int]
 
 
 def shard_size(recipes: list[Recipe], layout: str) -> int:
+    """Bytes of a file of weights, its header included."""
     return len(header_of(recipes, layout)[0]) + sum(recipe.size for recipe in recipes)
 
 

@@ -19,7 +19,8 @@ from converters.family import Json, section
 from converters.source import Stored
 from converters.stream import Packing, Recipe
 from speech_xl.checkpoints import expected_tensors
-from speech_xl.config import ModelConfig, SSTConfig, from_dict, to_dict
+from speech_xl.config import ModelConfig, SSTConfig
+from speech_xl.config_file import from_dict, to_dict
 from speech_xl.errors import CheckpointError
 
 OWN = "Speech-XL"
@@ -55,6 +56,7 @@ class Plan:
 
     @property
     def size(self) -> int:
+        """Bytes of the whole output."""
         return sum(recipe.size for recipe in self.recipes)
 
     @property

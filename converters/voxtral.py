@@ -31,6 +31,7 @@ ENCODER_DEFAULTS = {
 
 
 def translate(config: Json, stored: frozenset[str]) -> ModelConfig:
+    """Voxtral's config.json, and the names of its tensors, as our configuration; CheckpointError for a variant we lack."""
     text = LLAMA_DEFAULTS | section(config, "text_config")
     if not text.get("rope_parameters"):
         text = {"rope_theta": 100_000_000.0} | text
@@ -43,7 +44,7 @@ def translate(config: Json, stored: frozenset[str]) -> ModelConfig:
     )
     return ModelConfig(
         encoder=encoder,
-        adapter=AdapterConfig(encoder.encoder_ffn_dim // encoder.d_model, text["hidden_size"], bias=False),
+        adapter=AdapterConfig(encoder.encoder_ffn_dim // encoder.d_model, field(text, "hidden_size"), bias=False),
         decoder=text_decoder(text, is_tied((config, text), stored)),
         description="Speech, in many languages.",
     )

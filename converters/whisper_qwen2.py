@@ -51,6 +51,7 @@ def translate_with_recognizer(config: Json, stored: frozenset[str]) -> ModelConf
 
 
 def joined_decoder(text: Json, stored: frozenset[str]) -> DecoderConfig:
+    """The decoder's configuration of a joined source."""
     return text_decoder(text, is_tied((text,), frozenset(n for n in stored if n.startswith(TEXT))))
 
 

@@ -25,6 +25,7 @@ from evaluation.results import Method, ResultsFile
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="JSON lines, see docs/evaluation.md; with --benchmark, your copy of it")
     parser.add_argument("--benchmark", choices=tuple(BENCHMARKS), help="a public one, see docs/benchmarks_public.md")
@@ -48,6 +49,7 @@ def read(arguments: argparse.Namespace) -> tuple[Data, Sequence[Line]]:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Ask, score, print the table and write the report; SpeechXLError in one sentence if that cannot be."""
     data, lines = read(arguments)
     model, methods = command.load(arguments)
     with command.answered(arguments, model, data, methods) as (results, about):
@@ -84,6 +86,7 @@ def as_json_lines(lines: Sequence[Line], folder: Path) -> str:
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m evaluation") -> int:
+    """Run the command -> its exit code."""
     return command.finish(run, build_parser(prog).parse_args(arguments))
 
 

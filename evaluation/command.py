@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(arguments: argparse.Namespace) -> tuple[SpeechModel, list[Method]]:
+    """The model and the methods that the flags name; SpeechXLError if a method cannot be had with this model."""
     ratios = None if arguments.ratios is None else [parse_ratio(ratio) for ratio in arguments.ratios]
     model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
     methods = choose_methods(model, ratios or [None, *model.ratios], arguments.summarizers)

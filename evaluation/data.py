@@ -7,6 +7,7 @@ It knows files and text; no model and no score.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -156,25 +157,26 @@ def _item(line: Line, folder: Path) -> Item:
         raise DataError(f'{where}: there is no "audio"; name the recording, relative to this file.')
     if _is_missing(line, folder):
         raise DataError(f"{where}: there is no recording {folder / audio}; correct the path or bring the file.")
-    known = {"id": _id(line), "audio": folder / audio, "kind": _kind(line), "span": _span(line)}
+    known = Item(_id(line), folder / audio, _kind(line), span=_span(line))
     if question is None:
         if text is None:
             raise DataError(f'{where}: there is nothing to ask; give "question" and "answer", or "text".')
         if not (normalise(text) and error_words(text)):
             raise DataError(f"{where}: the text {text!r} has no words; write what is said.")
-        return Item(**known, text=text)
+        return dataclasses.replace(known, text=text)
     if answer is None:
         raise DataError(f'{where}: the question has no "answer"; write the right one.')
     if not normalise(answer):
         raise DataError(f"{where}: the answer {answer!r} has no letter and no digit; write words.")
     if isinstance(line.fields.get("choices"), dict):
-        choices = _lettered_choices(line)
-        answer = _letter_of(answer, choices, where)
-        return Item(**known, question=question, answer=answer, choices=tuple(choices.values()), letters=tuple(choices))
+        lettered = _lettered_choices(line)
+        letter = _letter_of(answer, lettered, where)
+        texts = tuple(lettered.values())
+        return dataclasses.replace(known, question=question, answer=letter, choices=texts, letters=tuple(lettered))
     choices = _choices(line)
     if choices and normalise(answer) not in map(normalise, choices):
         raise DataError(f"{where}: the answer {answer!r} is none of the choices; write it as one of them.")
-    return Item(**known, question=question, answer=answer, choices=choices)
+    return dataclasses.replace(known, question=question, answer=answer, choices=choices)
 
 
 def _text(line: Line, name: str) -> str | None:
@@ -192,15 +194,19 @@ def _id(line: Line) -> str:
 
 
 def _span(line: Line) -> tuple[float, float] | None:
-    start, end = line.fields.get("start"), line.fields.get("end")
-    if start is None and end is None:
+    if line.fields.get("start") is None and line.fields.get("end") is None:
         return None
-    for name, value in (("start", start), ("end", end)):
-        if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-            raise DataError(f"{line.where}: {name} is {value!r}; give start and end in seconds, or neither.")
-    if end <= start:
-        raise DataError(f"{line.where}: end {end:g} is not after start {start:g}; correct one of them.")
-    return float(start), float(end)
+    first, last = (_seconds(line, name) for name in ("start", "end"))
+    if last <= first:
+        raise DataError(f"{line.where}: end {last:g} is not after start {first:g}; correct one of them.")
+    return first, last
+
+
+def _seconds(line: Line, name: str) -> float:
+    value = line.fields.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        raise DataError(f"{line.where}: {name} is {value!r}; give start and end in seconds, or neither.")
+    return float(value)
 
 
 def _choices(line: Line) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ class Method:
 
     @property
     def label(self) -> str:
+        """What tables call it: the name, and the ratio if it has one."""
         return self.name if self.ratio is None else f"{self.name} {self.ratio}"
 
     @property
@@ -105,42 +106,45 @@ class ResultsFile:
 
     def __init__(self, run: Run, folder: Path | None):
         self._run = run
-        self._path = folder and folder / NAME
+        self._path = None if folder is None else folder / NAME
         self._results: dict[tuple[Method, str], Result] = {}
-        if folder is not None:
+        if folder is not None and self._path is not None:
             do_with(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
             if self._path.exists():
-                self._read()
+                self._read(self._path)
 
-    def _read(self) -> None:
-        for number, line in enumerate(whole_lines(self._path), 1):  # what a kill cut short is asked again
+    def _read(self, path: Path) -> None:
+        for number, line in enumerate(whole_lines(path), 1):  # what a kill cut short is asked again
             try:
                 run, result = _from_line(line)
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise ResultsError(
-                    f"{self._path}, line {number} is damaged; remove that line, or name another output folder."
+                    f"{path}, line {number} is damaged; remove that line, or name another output folder."
                 ) from None
             for name, other in dataclasses.asdict(run).items():
                 if other != getattr(self._run, name):
                     raise ResultsError(
-                        f"{self._path} is of {OTHERS[name]} ({other}, now {getattr(self._run, name)}); "
+                        f"{path} is of {OTHERS[name]} ({other}, now {getattr(self._run, name)}); "
                         "name another output folder."
                     )
             self._results[result.method, result.id] = result
 
     def has(self, method: Method, item: str) -> bool:
+        """Whether this method's answer to this item is there."""
         return (method, item) in self._results
 
     def add(self, result: Result) -> None:
         """Keep a result; OutputError if it cannot be written."""
         if self._path is not None:
-            do_with(self._path, lambda: self._append(_to_line(self._run, result)))
+            path = self._path
+            do_with(path, lambda: _append(path, _to_line(self._run, result)))
         self._results[result.method, result.id] = result
-
-    def _append(self, line: str) -> None:
-        with open(self._path, "a", encoding="utf-8", newline="\n") as file:
-            file.write(line)
 
     def of(self, method: Method, items: list[str]) -> list[Result]:
         """A method's results in the order of `items`, those that are there."""
         return [self._results[method, item] for item in items if (method, item) in self._results]
+
+
+def _append(path: Path, line: str) -> None:
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
+        file.write(line)

@@ -6,7 +6,8 @@ thread of its own and evaluates what it leaves behind; see speech_xl/backend.py 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,23 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from mlx_backend.decoder import Pooled
-from mlx_backend.memory import KeyValues
+from mlx_backend.attention import Pooled
+from mlx_backend.decoder import Intervals
+from mlx_backend.memory import KeyValues, TextCache
 from mlx_backend.model import SpeechXL
 from speech_xl.backend import Recognition, Step
 from speech_xl.config import ModelConfig
 from speech_xl.sampling import Choose
 from speech_xl.schedule import IntervalPlan
 from speech_xl.storage import memory_storage
+from speech_xl.visibility import text_mask
 
 CACHE_LIMIT = 256 * 2**20  # bytes of freed buffers that MLX may keep for reuse
+
+
+def padded(rows: mx.array, length: int) -> mx.array:
+    """(1, kv_heads, M, head_dim) -> (1, kv_heads, length, head_dim)."""
+    return mx.pad(rows, [(0, 0), (0, 0), (0, length - rows.shape[2]), (0, 0)])
 
 
 @dataclass
@@ -79,19 +87,29 @@ class Backend:
     def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return self._worker.submit(work, *arguments).result()
 
-    def _empty(self, memory_bits: int = 16) -> list[KeyValues]:
+    def _empty(self) -> list[KeyValues]:
+        d, turned = self.config.decoder, self.model.decoder.turned
+        return [
+            KeyValues(d.num_key_value_heads, d.head_dim, self.dtype, self.storage, turned)
+            for _ in range(d.num_hidden_layers)
+        ]
+
+    def _caches(self, texts: int) -> list[TextCache]:
         d = self.config.decoder
-        storage = memory_storage(memory_bits, d.head_dim)
-        return [KeyValues(d.num_key_value_heads, d.head_dim, self.dtype, storage) for _ in range(d.num_hidden_layers)]
+        none = mx.zeros((texts, d.num_key_value_heads, 0, d.head_dim), self.dtype)
+        return [TextCache(none, none) for _ in range(d.num_hidden_layers)]
 
     def _evaluate(self, state: State) -> None:
-        mx.eval(state.queued, [layer._buffers for layer in state.memory])
+        mx.eval(state.queued, [page.buffers for layer in state.memory for page in layer.pages])
 
     def start(self, prefix: list[int]) -> State:
         def work() -> State:
-            memory = self._empty(self.storage.bits)
+            memory = self._empty()
             if prefix:
-                self._read(prefix, 0, self._empty(), memory)
+                caches = self._caches(1)
+                self._read([prefix], [0], memory, caches, np.zeros((1, len(prefix)), bool))
+                for layer, cache in zip(memory, caches, strict=True):
+                    layer.append(*cache.filled)
             state = State(memory, mx.zeros((1, 0, self.config.decoder.hidden_size), self.dtype))
             self._evaluate(state)
             return state
@@ -122,79 +140,134 @@ class Backend:
 
         self._run(work)
 
-    def _pooled(self, plan: IntervalPlan) -> Pooled | None:
-        if not (plan.ssts and self.config.sst.pooled):
-            return None
-        tokens = plan.pooled_tokens()[None]
-        columns = np.broadcast_to(self.config.sst.pool_columns(plan.ratio), tokens.shape)
-        return mx.array(tokens), mx.array(columns)
+    def _intervals(self, state: State, plans: Sequence[IntervalPlan]) -> Intervals:
+        """Plans of one shape, as tensors."""
+        plan, rotation = plans[0], self.model.decoder.rotation
 
-    def close_interval(self, state: State, plan: IntervalPlan) -> None:
+        def rotations(positions: str) -> tuple[mx.array, mx.array]:
+            return rotation(mx.array(np.stack([getattr(p, positions) for p in plans])))
+
+        pooled: Pooled | None = None
+        if plan.ssts and self.config.sst.pooled:
+            tokens = np.stack([p.pooled_tokens() for p in plans])
+            columns = np.resize(self.config.sst.pool_columns(plan.ratio), tokens.shape)
+            pooled = mx.array(tokens), mx.array(columns)
+        return Intervals(
+            ((0, plan.hidden_from), (plan.hidden_from + plan.hidden, state.memory[0].length)),
+            rotations("speech_positions"),
+            rotations("sst_query_positions"),
+            rotations("slot_positions"),
+            mx.array(plan.sst_mask()),
+            pooled,
+            None if plan.selection is None else mx.array(plan.selection).astype(self.dtype),
+            (mx.array(plan.speech_mask()), plan.attended_rows) if plan.attended else None,
+        )
+
+    def close_intervals(self, state: State, plans: Sequence[IntervalPlan]) -> None:
         def work() -> None:
-            decoder = self.model.decoder
-            speech, state.queued = state.queued[:, : plan.tokens], state.queued[:, plan.tokens :]
-            if plan.evicted:
-                back = decoder.rotation(mx.array([-plan.evicted]))
-                decoder.evict(state.memory, plan.evict_from, plan.evicted, back)
-            decoder.interval(
-                speech,
-                state.memory,
-                decoder.rotation(mx.array(plan.speech_positions)),
-                decoder.rotation(mx.array(plan.sst_query_positions)),
-                decoder.rotation(mx.array(plan.slot_positions)),
-                mx.array(plan.sst_mask()),
-                None if plan.selection is None else mx.array(plan.selection).astype(self.dtype),
-                plan.attended_rows if plan.attended else None,
-                (plan.hidden_from, plan.hidden),
-                self._pooled(plan),
-            )
-            self._evaluate(state)  # release this interval's graph before the next one
+            tokens = sum(plan.tokens for plan in plans)
+            speech, state.queued = state.queued[:, :tokens], state.queued[:, tokens:]
+            for layer in state.memory if plans[0].evicted else ():
+                layer.evict(plans[0].evict_from, plans[0].evicted)
+            speech = speech.reshape(len(plans), -1, speech.shape[2])
+            self.model.decoder.intervals(speech, state.memory, self._intervals(state, plans))
+            self._evaluate(state)  # release this batch's graph before the next one
 
         self._run(work)
 
     def fork(self, state: State) -> State:
-        def work() -> State:
-            copy = State([layer.copy() for layer in state.memory], mx.array(state.queued))
-            self._evaluate(copy)
-            return copy
-
-        return self._run(work)
+        return State([layer.fork() for layer in state.memory], state.queued)
 
     def slice(self, state: State, prefix: int, first: int, last: int) -> State:
         def work() -> State:
-            rows = mx.concatenate([mx.arange(prefix), mx.arange(prefix + first, prefix + last)])
-            part = State([layer.take(rows[None]) for layer in state.memory], state.queued[:, :0])
-            self._evaluate(part)
-            return part
+            parts = (0, prefix), (prefix + first, prefix + last)
+            return State([layer.rows(*parts) for layer in state.memory], state.queued[:, :0])
 
         return self._run(work)
 
     def _read(
-        self, ids: list[int], position: int, memory: list[KeyValues], cache: list[KeyValues]
+        self,
+        texts: Sequence[Sequence[int]],
+        positions: Sequence[int],
+        memory: list[KeyValues],
+        caches: list[TextCache],
+        padding: np.ndarray,
+        weighed: Collection[int] = (),
     ) -> tuple[mx.array, mx.array]:
-        rotation = self.model.decoder.rotation(mx.arange(position, position + len(ids)))
-        return self.model.decoder.text(mx.array([ids]), rotation, memory, cache)
+        """Read texts of the same length, each from its own position on; padding (B, T) bool, see text_mask."""
+        ids = mx.array(texts)
+        rotation = self.model.decoder.rotation(mx.array(positions)[:, None] + mx.arange(ids.shape[1]))
+        mask = text_mask(padding, ids.shape[1])
+        mask = mx.array(mask) if isinstance(mask, np.ndarray) else mask
+        return self.model.decoder.text(ids, rotation, memory, caches, mask, weighed)
 
-    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Iterator[Step]:
-        cache = self._run(self._empty)
+    def _go_on(
+        self,
+        texts: Sequence[Sequence[int]],
+        positions: Sequence[int],
+        memory: list[KeyValues],
+        caches: list[TextCache],
+        padding: np.ndarray,
+        end_ids: Collection[int],
+        weighed: Collection[int] = (),
+        choose: Choose | None = None,
+    ) -> Generator[dict[int, Step]]:
+        """Steps, greedy without `choose`, of several texts, those that are not over by their numbers; padding (B, columns before the texts)."""
+        longest = max(map(len, texts))
+        before = [longest - len(ids) for ids in texts]  # texts end together: the shorter ones stand behind padding
+        ids = [[0] * n + list(text) for n, text in zip(before, texts, strict=True)]
+        padding = np.concatenate([padding, np.arange(longest) < np.array(before)[:, None]], axis=1)
+        positions = [position - n for position, n in zip(positions, before, strict=True)]
+        going = list(range(len(texts)))
 
-        def work() -> Step:
-            logits, weights = self._read(ids, position, state.memory, cache)
-            shown = weights[list(self.config.evidence_layers)] if self.config.evidence_layers else weights
-            token = int(logits.argmax()) if choose is None else choose(np.array(logits[0].astype(mx.float32)))
-            return Step(token, np.array(shown.mean(0)))
+        def work() -> tuple[list[int], np.ndarray]:
+            logits, weights = self._read(ids, positions, memory, caches, padding, weighed)
+            shown = np.array(weights)
+            if choose is None:
+                return logits.argmax(-1).tolist(), shown
+            return list(map(choose, np.array(logits.astype(mx.float32)))), shown
 
-        while True:
-            step = self._run(work)
-            yield step
-            position += len(ids)
-            ids = [step.token]
+        def keep(rows: list[int]) -> None:
+            for cache in caches:
+                cache.keep(rows)
+
+        while going:
+            tokens, shown = self._run(work)
+            yield {text: Step(tokens[row], shown[row]) for row, text in enumerate(going)}
+            rows = [row for row, token in enumerate(tokens) if token not in end_ids]
+            if 0 < len(rows) < len(going):  # finished texts leave the batch
+                self._run(keep, rows)
+            positions = [positions[row] + len(ids[row]) for row in rows]
+            padding = np.pad(padding[rows], ((0, 0), (0, 1)))
+            going, ids = [going[row] for row in rows], [[tokens[row]] for row in rows]
 
     def logits(self, state: State, ids: list[int], position: int) -> np.ndarray:
         def work() -> np.ndarray:
-            return np.array(self._read(ids, position, state.memory, self._empty())[0][0].astype(mx.float32))
+            logits, _ = self._read([ids], [position], state.memory, self._caches(1), np.zeros((1, len(ids)), bool))
+            return np.array(logits[0].astype(mx.float32))
 
         return self._run(work)
+
+    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Generator[Step]:
+        for steps in self._answers(state, [ids], position, (), choose):
+            yield steps[0]
+
+    def answer_together(
+        self, state: State, texts: Sequence[list[int]], position: int, end_ids: Collection[int]
+    ) -> Generator[dict[int, Step]]:
+        return self._answers(state, texts, position, end_ids)
+
+    def _answers(
+        self,
+        state: State,
+        texts: Sequence[list[int]],
+        position: int,
+        end_ids: Collection[int],
+        choose: Choose | None = None,
+    ) -> Generator[dict[int, Step]]:
+        weighed = self.config.evidence_layers or range(self.config.decoder.num_hidden_layers)
+        nothing, caches = np.zeros((len(texts), 0), bool), self._run(self._caches, len(texts))
+        return self._go_on(texts, [position] * len(texts), state.memory, caches, nothing, end_ids, weighed, choose)
 
     def answer_spans(
         self,
@@ -205,48 +278,35 @@ class Backend:
         end_ids: Collection[int],
         longest: int,
     ) -> list[list[int]]:
-        def work() -> list[list[int]]:
-            first, last = mx.array(spans).T
-            slot = mx.arange(-prefix, int((last - first).max()))  # prefix rows are negative
-            padding = slot >= (last - first)[:, None]
-            rows = mx.where(padding, 0, prefix + slot + mx.where(slot < 0, 0, first[:, None]))
-            memory = [layer.take(rows) for layer in state.memory]
-            room = [(0, 0), (0, 0), (0, len(ids) + longest - 1), (0, 0)]  # behind the memories: columns for the text
-            keys = [mx.pad(layer.keys, room) for layer in memory]
-            values = [mx.pad(layer.values, room) for layer in memory]
-            said: list[list[int]] = [[] for _ in spans]
-            asked = list(range(len(spans)))  # the span of each batch row
-            text = mx.array([ids] * len(spans))
-            position, filled = prefix + last, rows.shape[1]
-            for _ in range(longest):
-                positions = position[:, None] + mx.arange(text.shape[1])
-                rotation = self.model.decoder.rotation(positions)
-                logits = self.model.decoder.texts(text, rotation, keys, values, filled, padding)
-                tokens = logits.argmax(-1).tolist()
-                position, filled = position + text.shape[1], filled + text.shape[1]
-                going = [row for row, token in enumerate(tokens) if token not in end_ids]
-                for row in going:
-                    said[asked[row]].append(tokens[row])
-                if not going:
-                    break
-                if len(going) < len(asked):  # finished rows leave the batch
-                    asked, left = [asked[row] for row in going], mx.array(going)
-                    keys, values = [k[left] for k in keys], [v[left] for v in values]
-                    position, padding = position[left], padding[left]
-                text = mx.array([[tokens[row]] for row in going])
-            return said
+        most = max(last - first for first, last in spans)
+        padding = np.arange(-prefix, most) >= np.array([[last - first] for first, last in spans])
 
-        return self._run(work)
+        def work() -> list[TextCache]:
+            caches = []
+            for layer in state.memory:  # little is copied of a memory: a few intervals, each once
+                slots = [layer.rows((0, prefix), (prefix + first, prefix + last)).joined() for first, last in spans]
+                parts = zip(*slots, strict=True)
+                caches.append(TextCache(*(mx.concatenate([padded(p, prefix + most) for p in part]) for part in parts)))
+            return caches
+
+        positions = [prefix + last for _, last in spans]
+        said: list[list[int]] = [[] for _ in spans]
+        caches, nothing = self._run(work), self._run(self._empty)
+        answers = self._go_on([ids] * len(spans), positions, nothing, caches, padding, end_ids)
+        for steps in itertools.islice(answers, longest):
+            for span, step in steps.items():
+                if step.token not in end_ids:
+                    said[span].append(step.token)
+        return said
 
     def memory_bytes(self, state: State) -> int:
         return self._run(lambda: sum(layer.nbytes for layer in state.memory))
 
     def export_memory(self, state: State) -> dict[str, np.ndarray]:
         def work() -> dict[str, np.ndarray]:
-            return {
-                name: np.array(mx.concatenate([getattr(layer, name) for layer in state.memory]).astype(mx.float32))
-                for name in ("keys", "values")
-            }
+            layers = zip(*(layer.joined() for layer in state.memory), strict=True)
+            parts = zip(("keys", "values"), layers, strict=True)
+            return {name: np.array(mx.concatenate(part).astype(mx.float32)) for name, part in parts}
 
         return self._run(work)
 

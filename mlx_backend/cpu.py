@@ -1,4 +1,4 @@
-"""Two functions that MLX's CPU build computes slowly, one number at a time: done by other means there.
+"""Functions that MLX's CPU build computes slowly, one number at a time: done by other means there.
 
 On Apple's GPUs both are MLX's own. On a CPU, where the backend is tested and where only a fallback runs, its
 erf and exp take five to ten times as long as torch's; these bring listening near torch's time (docs/mlx.md).
@@ -44,29 +44,43 @@ def gelu(x: mx.array) -> mx.array:
     return 0.5 * x * (1 + z * polynomial(square, ERF_P) / polynomial(square, ERF_Q))
 
 
-def softmax(scores: mx.array) -> mx.array:
-    """Over the last axis of (..., R, keys) float32, through numpy, whose exp works on many numbers at once."""
-    given = np.array(scores, copy=False)  # evaluates `scores`
-    out = np.empty(given.shape, np.float32)
-    for i in np.ndindex(*given.shape[:-2]):  # block by block: what stays in the cache is fast
-        block = np.subtract(given[i], given[i].max(-1, keepdims=True), out=out[i])
-        np.exp(block, out=block)
-        block /= block.sum(-1, keepdims=True)
-    return mx.array(out)
+def softmax(scores: mx.array) -> tuple[mx.array, mx.array]:
+    """Over the last axis of (..., R, keys) float32, and the log-sum-exp (..., R) that it divides by.
 
-
-def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
-    """Scaled dot-product attention, q (B, H, R, head_dim), k and v (B, kv_heads, keys, head_dim) -> as q.
-
-    mask (..., R, keys) is True where a row sees a key.
+    Through numpy on a CPU, whose exp works on many numbers at once.
     """
-    scale = q.shape[-1] ** -0.5
     if mx.default_device() == mx.gpu:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+        total = mx.logsumexp(scores, axis=-1)
+        return mx.exp(scores - total[..., None]), total
+    given = np.array(scores, copy=False)  # evaluates `scores`
+    out, totals = np.empty(given.shape, np.float32), np.empty(given.shape[:-1], np.float32)
+    for i in np.ndindex(*given.shape[:-2]):  # block by block: what stays in the cache is fast
+        highest = given[i].max(-1, keepdims=True)
+        block = np.subtract(given[i], highest, out=out[i])
+        np.exp(block, out=block)
+        total = block.sum(-1, keepdims=True)
+        block /= total
+        totals[i] = (highest + np.log(total))[..., 0]
+    return mx.array(out), mx.array(totals)
+
+
+def attend_and_sum(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> tuple[mx.array, mx.array]:
+    """Scaled dot-product attention, as q, and the log-sum-exp of each row's scores, (B, H, R) float32.
+
+    q (B, H, R, head_dim), k and v (B, kv_heads, keys, head_dim); mask (..., R, keys) is True where a row sees a key.
+    """
     b, heads, rows, width = q.shape
-    grouped = (q * scale).reshape(b, k.shape[1], -1, width)  # (B, kv_heads, H / kv_heads * R, head_dim)
+    grouped = (q * width**-0.5).reshape(b, k.shape[1], -1, width)  # (B, kv_heads, H / kv_heads * R, head_dim)
     scores = (grouped @ k.swapaxes(-1, -2)).reshape(b, heads, rows, -1).astype(mx.float32)
     if mask is not None:
         scores = mx.where(mask, scores, -mx.inf)
-    weights = softmax(scores).astype(v.dtype).reshape(b, k.shape[1], -1, k.shape[2])
-    return (weights @ v).reshape(q.shape)
+    weights, totals = softmax(scores)
+    weights = weights.astype(v.dtype).reshape(b, k.shape[1], -1, k.shape[2])
+    return (weights @ v).reshape(q.shape), totals
+
+
+def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+    """As `attend_and_sum`, the attention alone: fused on Apple's GPUs."""
+    if mx.default_device() == mx.gpu:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
+    return attend_and_sum(q, k, v, mask)[0]

@@ -1,124 +1,41 @@
 """A Qwen2- or Llama-type decoder with a second set of projections for Speech Summarization Tokens.
 
-Four ways through the same layers: `interval` hears one interval and appends to the memory, `text` reads
-or writes text behind the memory, `texts` does so behind several memories at once, `whole` runs a whole
-recording with its questions in one masked pass (training). It executes the core's plans and decides nothing. Tensor names are Hugging Face's Qwen2 names;
-those that start with `sst_` are ours.
+Three ways through the same layers: `intervals` hears intervals and appends to the memory, `text` reads or writes texts
+behind a memory, `whole` runs a whole recording with its questions in one masked pass (training). It executes the core's
+plans and decides nothing. Tensor names are Hugging Face's Qwen2 names; those that start with `sst_` are ours.
 
-Letters: B batch, R rows, n speech tokens of an interval, K SSTs, M memory slots, D width, H heads.
+Letters: B batch, R rows, n speech tokens of an interval, K SSTs, m slots that it leaves, M memory slots, D width, H heads.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from mlx_backend.cpu import attend
-from mlx_backend.memory import KeyValues
+from mlx_backend.attention import Attention, Mask, Piece, Pooled, Rotation, angles, attend_piece, join, rotate, turned
+from mlx_backend.memory import KeyValues, TextCache
 from speech_xl.config import DecoderConfig, SSTConfig
-
-Pooled = tuple[mx.array, mx.array]  # tokens and columns, see Attention.pool
-Rotation = tuple[mx.array, mx.array]  # cos, sin of shape (..., R, head_dim), broadcast over heads
+from speech_xl.visibility import CAUSAL
 
 
-def rotate(x: mx.array, rotation: Rotation) -> mx.array:
-    """RoPE (arXiv 2104.09864) in the half-split layout of Llama and Qwen2. x (B, H, R, head_dim)."""
-    cos, sin = rotation
-    left, right = mx.split(x, 2, axis=-1)
-    return x * cos + mx.concatenate([-right, left], axis=-1) * sin
+@dataclass(frozen=True)
+class Intervals:
+    """The plans of B intervals of one shape, as tensors. Without SSTs (K = 0) one of the last three says what stays;
+    with none of them, every row does.
+    """
 
-
-def without(rows: mx.array, hidden: tuple[int, int]) -> mx.array:
-    """Rows (1, kv_heads, M, head_dim) but hidden[1] of them from row hidden[0] on: those beyond the listening horizon."""
-    first, count = hidden
-    return mx.concatenate([rows[:, :, :first], rows[:, :, first + count :]], axis=2) if count else rows
-
-
-class Attention(nn.Module):
-    """Grouped-query attention with one set of projections for speech and text, another for SSTs."""
-
-    def __init__(self, config: DecoderConfig, sst: SSTConfig | None):
-        super().__init__()
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = config.head_dim
-        width, bias = config.hidden_size, config.attention_bias
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.q_proj = nn.Linear(width, queries, bias=bias)
-        self.k_proj = nn.Linear(width, keys, bias=bias)
-        self.v_proj = nn.Linear(width, keys, bias=bias)
-        self.o_proj = nn.Linear(queries, width, bias=config.attention_output_bias)
-        if sst is not None and sst.own_projections:
-            self.sst_q_proj = nn.Linear(width, queries, bias=bias)
-            self.sst_k_proj = nn.Linear(width, keys, bias=bias)
-            self.sst_v_proj = nn.Linear(width, keys, bias=bias)
-            if sst.output_projection:
-                self.sst_o_proj = nn.Linear(queries, width, bias=config.attention_output_bias)
-            if sst.pooled:
-                self.sst_pool = mx.zeros((2, self.kv_heads, sum(sst.ratios)))
-
-    def project(self, x: mx.array, sst: bool = False) -> tuple[mx.array, mx.array, mx.array]:
-        """(B, R, D) -> unrotated q (B, H, R, head_dim), k and v (B, kv_heads, R, head_dim)."""
-        if sst and "sst_q_proj" in self:
-            layers = self.sst_q_proj, self.sst_k_proj, self.sst_v_proj
-        else:
-            layers = self.q_proj, self.k_proj, self.v_proj
-        q, k, v = (layer(x).reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3) for layer in layers)
-        return q, k, v
-
-    def pool(self, part: int, rows: mx.array, tokens: mx.array, columns: mx.array) -> mx.array:
-        """(B, kv_heads, K, head_dim): for each SST a weighted sum of unrotated keys (part 0) or values (part 1).
-
-        rows (B, kv_heads, n, head_dim); tokens (B, K, R) int64, the rows that each SST stands for; columns (B, K, R)
-        int64, the weight of each, sum of the ratios where there is none. The weights are one row per head, so that
-        heads can keep different tokens of a block: together they keep more than any mean does.
-        """
-        weights = mx.pad(self.sst_pool[part], ((0, 0), (0, 1)))[:, columns].swapaxes(0, 1)  # (B, kv_heads, K, R)
-        chosen = (tokens[..., None] == mx.arange(rows.shape[2])).astype(rows.dtype)  # (B, K, R, n)
-        return (weights[..., None, :] @ chosen[:, None])[..., 0, :] @ rows
-
-    def output(self, x: mx.array, sst: bool = False) -> mx.array:
-        """(B, H, R, head_dim) -> (B, R, D)."""
-        project = self.sst_o_proj if sst and "sst_o_proj" in self else self.o_proj
-        return project(x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1))
-
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
-        """Scaled dot-product attention; mask (..., R, keys) is True where a row sees a key."""
-        return attend(q, k, v, mask)
-
-    def attend_and_weigh(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array) -> tuple[mx.array, mx.array]:
-        """The same, returning the attention weights too, averaged over heads: (B, R, keys) float32."""
-        b, _, rows, width = q.shape
-        q = q.reshape(b, self.kv_heads, -1, rows, width)  # (B, kv_heads, group, R, head_dim)
-        scores = (q @ k[:, :, None].swapaxes(-1, -2)).astype(mx.float32) / math.sqrt(self.head_dim)
-        weights = mx.softmax(mx.where(mask, scores, -mx.inf), axis=-1)
-        out = (weights.astype(v.dtype) @ v[:, :, None]).reshape(b, self.heads, rows, width)
-        return out, weights.mean((1, 2))
-
-    def most_attended(
-        self,
-        q: mx.array,
-        k: mx.array,
-        unrotated: mx.array,
-        v: mx.array,
-        slot_rotation: Rotation,
-        attended_rows: Callable[[np.ndarray], np.ndarray],
-    ) -> tuple[mx.array, mx.array]:
-        """Keys and values (1, kv_heads, m, head_dim) of the rows that their own interval attends to most, per head.
-
-        `attended_rows`: which these are, by the attention that each row gets; see IntervalPlan.
-        """
-        b, _, n, width = q.shape
-        causal = mx.tri(n, n, dtype=mx.bool_)
-        grouped = q.reshape(b, self.kv_heads, -1, n, width)
-        scores = (grouped @ k[:, :, None].swapaxes(-1, -2)).astype(mx.float32) / math.sqrt(self.head_dim)
-        weights = mx.softmax(mx.where(causal, scores, -mx.inf), axis=-1).sum((2, 3))  # (1, kv_heads, n)
-        rows = mx.array(attended_rows(np.array(weights)))[..., None]
-        take = mx.broadcast_to(rows, (*rows.shape[:-1], width))
-        return rotate(mx.take_along_axis(unrotated, take, axis=2), slot_rotation), mx.take_along_axis(v, take, axis=2)
+    seen: tuple[tuple[int, int], ...]  # rows of the memory [first, past the last) that all of them see
+    speech_rotation: Rotation  # of n rows
+    sst_query_rotation: Rotation  # of K
+    slot_rotation: Rotation  # of m
+    sst_mask: mx.array  # (K, n + K) bool: which rows of its interval each SST sees; see IntervalPlan
+    pooled: Pooled | None  # where SSTs pool
+    selection: mx.array | None  # (m, n): slots are means of the rows by these weights
+    attended: tuple[mx.array, Callable[[np.ndarray], np.ndarray]] | None  # (n, n) mask, choice; see most_attended
 
 
 class MLP(nn.Module):
@@ -146,6 +63,16 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+def rows_of(pieces: Sequence[Piece], rows: slice) -> list[Piece]:
+    """Some rows of pieces."""
+    return [(out[:, :, rows], total[:, :, rows]) for out, total in pieces]
+
+
+def one_behind_the_other(rows: mx.array) -> mx.array:
+    """(B, kv_heads, m, head_dim) of B intervals -> (1, kv_heads, B * m, head_dim) of a memory."""
+    return rows.swapaxes(0, 1).flatten(1, 2)[None]
+
+
 class Decoder(nn.Module):
     """Embeddings, layers, final norm and the language-model head."""
 
@@ -161,136 +88,106 @@ class Decoder(nn.Module):
             self.sst_embedding = mx.zeros(config.hidden_size)
 
     def rotation(self, positions: mx.array) -> Rotation:
-        """positions (R,) or (B, R) int64 -> cos and sin, (R, head_dim) or (B, 1, R, head_dim).
-
-        Angles are computed in float32 whatever the weights' type: bfloat16 cannot tell position 257 from 256.
-        """
-        pairs = mx.arange(0, self.config.head_dim, 2).astype(mx.float32)
-        frequencies = self.config.rope_theta ** (-pairs / self.config.head_dim)
-        angles = positions.astype(mx.float32)[..., None] * frequencies
-        angles = mx.concatenate([angles, angles], axis=-1)
+        """positions (R,) or (B, R) int64 -> cos and sin, (R, head_dim) or (B, 1, R, head_dim)."""
+        found = angles(positions, self.config.head_dim, self.config.rope_theta)
         if positions.ndim == 2:
-            angles = angles[:, None]
+            found = found[:, None]
         dtype = self.norm.weight.dtype
-        return mx.cos(angles).astype(dtype), mx.sin(angles).astype(dtype)
+        return mx.cos(found).astype(dtype), mx.sin(found).astype(dtype)
+
+    def turned(self, x: mx.array, positions: int) -> mx.array:
+        """Rotated keys (..., R, head_dim), moved on by a number of positions."""
+        return turned(x, positions, self.config.rope_theta)
 
     def logits(self, x: mx.array) -> mx.array:
         """(..., D) before the final norm -> (..., vocab_size)."""
         x = self.norm(x)
         return self.lm_head(x) if "lm_head" in self else self.embed_tokens.as_linear(x)
 
-    def evict(self, memory: Sequence[KeyValues], first: int, count: int, back: Rotation) -> None:
-        """Forget slots [first, first + count); those behind move up, rotated `back` by as many positions."""
-        for cache in memory:
-            keys, values = rotate(cache.keys[:, :, first + count :], back), cache.values[:, :, first + count :]
-            cache.cut(first)
-            cache.append(keys, values)
+    def intervals(self, speech: mx.array, memory: Sequence[KeyValues], plan: Intervals) -> None:
+        """Hear B intervals that do not see one another: speech (B, n, D); appends what they leave, in their order.
 
-    def interval(
-        self,
-        speech: mx.array,
-        memory: Sequence[KeyValues],
-        speech_rotation: Rotation,
-        sst_query_rotation: Rotation,
-        slot_rotation: Rotation,
-        sst_mask: mx.array,
-        selection: mx.array | None = None,
-        attended_rows: Callable[[np.ndarray], np.ndarray] | None = None,
-        hidden: tuple[int, int] = (0, 0),
-        pooled: Pooled | None = None,
-    ) -> None:
-        """Hear one interval: speech (1, n, D); appends the keys and values of what it leaves.
-
-        Speech rows never see an SST of their own interval, so the two kinds run on contiguous slices.
-        sst_mask (K, n + K): which rows of the interval each SST sees; the memory is visible to all.
-        With K = 0 the interval leaves its most attended rows, chosen by `attended_rows`, or means of its rows by the
-        weights `selection` (m, n), or, with neither, every row.
+        Rows lie as [speech | SSTs]. Speech rows never see an SST, so they take the causal kernel. What nobody reads is
+        not computed: the last layer is asked for what stays, and the one before it only for what the last one reads.
         """
-        n, k = speech.shape[1], sst_mask.shape[0]
-        x = speech
-        s = mx.broadcast_to(self.sst_embedding, (1, k, speech.shape[2])) if k else None
+        x, k = speech, plan.sst_mask.shape[0]
+        s = mx.broadcast_to(self.sst_embedding, (len(x), k, x.shape[2])) if k else None
         last = len(self.layers) - 1
+        speech_stays = not k or plan.pooled is not None  # in the memory, in whatever form
         for number, (layer, cache) in enumerate(zip(self.layers, memory, strict=True)):
-            attention = layer.self_attn
-            past_k, past_v = without(cache.keys, hidden), without(cache.values, hidden)  # what lies before this interval
-            m = past_k.shape[2]
-            q, unrotated, value = attention.project(layer.input_layernorm(x))
-            q, key = rotate(q, speech_rotation), rotate(unrotated, speech_rotation)
-            if attended_rows is not None:
-                cache.append(*attention.most_attended(q, key, unrotated, value, slot_rotation, attended_rows))
-            elif selection is not None:
-                cache.append(rotate(selection @ unrotated, slot_rotation), selection @ value)
-            elif not k:
-                cache.append(key, value)
-            else:
-                sst_q, sst_k, sst_v = attention.project(layer.input_layernorm(s), sst=True)
-                if pooled is not None:
-                    sst_k = sst_k + attention.pool(0, unrotated, *pooled)
-                    sst_v = sst_v + attention.pool(1, value, *pooled)
-                sst_k = rotate(sst_k, slot_rotation)
-                cache.append(sst_k, sst_v)
-            if number == last:  # nothing reads the last layer's output for audio rows
-                return
-            seen_k, seen_v = mx.concatenate([past_k, key], axis=2), mx.concatenate([past_v, value], axis=2)
-            causal = mx.tri(n, m + n, m, dtype=mx.bool_)
-            x = x + attention.output(attention.attend(q, seen_k, seen_v, causal))
-            x = layer.feed_forward(x)
+            attention, past = layer.self_attn, cache.rows(*plan.seen)
+            if number < last or speech_stays:
+                h = layer.input_layernorm(x)
+                unrotated, value = attention.keys_values(h)
+                key = rotate(unrotated, plan.speech_rotation)
+            goes_on = number + 1 < last or (number < last and speech_stays)  # whether a later layer reads speech rows
+            if goes_on or plan.attended is not None:
+                q = rotate(attention.queries(h), plan.speech_rotation)
             if k:
-                mask = mx.concatenate([mx.ones((k, m), mx.bool_), sst_mask], axis=1)
-                seen_k, seen_v = mx.concatenate([seen_k, sst_k], axis=2), mx.concatenate([seen_v, sst_v], axis=2)
-                heard = attention.attend(rotate(sst_q, sst_query_rotation), seen_k, seen_v, mask)
-                s = layer.feed_forward(s + attention.output(heard, sst=True))
+                h = layer.input_layernorm(s)
+                own_key, own_value = attention.keys_values(h, sst=True)
+                if plan.pooled is not None:
+                    own_key = own_key + attention.pool(0, unrotated, *plan.pooled)
+                    own_value = own_value + attention.pool(1, value, *plan.pooled)
+                own_key = rotate(own_key, plan.slot_rotation)
+                cache.append(*map(one_behind_the_other, (own_key, own_value)))
+            elif plan.selection is not None:
+                kept = rotate(plan.selection @ unrotated, plan.slot_rotation), plan.selection @ value
+                cache.append(*map(one_behind_the_other, kept))
+            elif plan.attended is not None:
+                kept, kept_value = attention.most_attended(q, key, unrotated, value, *plan.attended)
+                cache.append(*map(one_behind_the_other, (rotate(kept, plan.slot_rotation), kept_value)))
+            else:
+                cache.append(*map(one_behind_the_other, (key, value)))
+            if number == last:
+                return
+            queries = []
+            if k:
+                queries.append(rotate(attention.queries(h, sst=True), plan.sst_query_rotation))
+            if goes_on:
+                queries.append(q)
+            from_memory = attention.attend_memory(mx.concatenate(queries, axis=2), past)  # read once for both kinds of rows
+            if k:
+                seen = mx.concatenate([key, own_key], axis=2), mx.concatenate([value, own_value], axis=2)
+                pieces = [*rows_of(from_memory, slice(0, k)), attend_piece(queries[0], *seen, plan.sst_mask)]
+                s = layer.feed_forward(s + attention.output(join(pieces)[0], sst=True))
+            if goes_on:
+                pieces = [*rows_of(from_memory, slice(k, None)), attend_piece(q, key, value, CAUSAL)]
+                x = layer.feed_forward(x + attention.output(join(pieces)[0]))
 
     def text(
-        self, ids: mx.array, rotation: Rotation, memory: Sequence[KeyValues], cache: Sequence[KeyValues]
-    ) -> tuple[mx.array, mx.array]:
-        """Read text behind the memory: ids (1, R); appends to `cache`, the text's own keys and values.
-
-        Returns the logits of the last row (1, vocab_size) and its attention to each memory slot, averaged
-        over heads, per layer: (layers, M) float32.
-        """
-        x = self.embed_tokens(ids)
-        rows, weights = x.shape[1], []
-        for layer, slots, own in zip(self.layers, memory, cache, strict=True):
-            attention = layer.self_attn
-            q, k, v = attention.project(layer.input_layernorm(x))
-            own.append(rotate(k, rotation), v)
-            keys = mx.concatenate([slots.keys, own.keys], axis=2)
-            values = mx.concatenate([slots.values, own.values], axis=2)
-            seen = keys.shape[2]
-            mask = mx.tri(rows, seen, seen - rows, dtype=mx.bool_)
-            out, weight = attention.attend_and_weigh(rotate(q, rotation), keys, values, mask)
-            weights.append(weight[0, -1, : slots.length])
-            x = layer.feed_forward(x + attention.output(out))
-        return self.logits(x[:, -1]), mx.stack(weights)
-
-    def texts(
         self,
         ids: mx.array,
         rotation: Rotation,
-        keys: Sequence[mx.array],
-        values: Sequence[mx.array],
-        filled: int,
-        padding: mx.array,
-    ) -> mx.array:
-        """Read texts of the same length behind B memories: ids (B, R) -> logits of each last row, (B, vocab_size).
+        memory: Sequence[KeyValues],
+        caches: Sequence[TextCache],
+        mask: Mask,
+        weighed: Collection[int] = (),
+    ) -> tuple[mx.array, mx.array]:
+        """Read B texts behind the memory that they share: ids (B, R); their keys and values go to `caches`.
 
-        keys and values: per layer one buffer (B, kv_heads, M + longest text, head_dim) that starts with the M rows
-        of the memories, filled up to column `filled`; the text's own are written behind. padding (B, M) bool is
-        True at rows that belong to no memory: nobody sees these.
+        mask: what the rows see of their text's columns in the caches, these rows the last of them; see text_mask.
+
+        Returns the logits of each last row (B, vocab_size) and its attention to each memory slot, averaged over heads and
+        the layers `weighed`: (B, M) float32, M = 0 if there are none.
         """
         x = self.embed_tokens(ids)
-        rows, seen = x.shape[1], filled + x.shape[1]
-        mask = mx.repeat(mx.tri(rows, seen, filled, dtype=mx.bool_)[None, None], len(x), axis=0)
-        mask[..., : padding.shape[1]] &= ~padding[:, None, None]
-        for layer, own_keys, own_values in zip(self.layers, keys, values, strict=True):
+        weights: list[mx.array] = []
+        for number, (layer, slots, cache) in enumerate(zip(self.layers, memory, caches, strict=True)):
             attention = layer.self_attn
-            q, k, v = attention.project(layer.input_layernorm(x))
-            own_keys[:, :, filled:seen] = rotate(k, rotation)
-            own_values[:, :, filled:seen] = v
-            out = attention.attend(rotate(q, rotation), own_keys[:, :, :seen], own_values[:, :, :seen], mask)
+            h, turn = layer.input_layernorm(x), rotation
+            k, v = attention.keys_values(h)
+            k, v = cache.append(rotate(k, rotation), v)
+            if number == len(self.layers) - 1:  # nobody reads its other rows
+                x, h, mask = x[:, -1:], h[:, -1:], mask[..., -1:, :] if isinstance(mask, mx.array) else None
+                turn = tuple(part[..., -1:, :] for part in rotation)
+            q = rotate(attention.queries(h), turn)
+            out, total = join([*attention.attend_memory(q, slots), attend_piece(q, k, v, mask)])
+            if number in weighed:
+                weights.append(attention.weigh(q[:, :, -1:], total[..., -1:], slots))
             x = layer.feed_forward(x + attention.output(out))
-        return self.logits(x[:, -1])
+        shown = mx.stack(weights).mean(0) if weights else mx.zeros((len(ids), 0), mx.float32)
+        return self.logits(x[:, -1]), shown
 
     def whole(
         self,

@@ -1,18 +1,26 @@
-"""The keys and values of one decoder layer, in buffers that grow in steps, quantized where asked.
+"""The keys and values of one decoder layer: a memory in pages that are never moved, and the cache of texts behind it.
 
-It knows nothing of audio, text or positions: rows come in rotated and stay as they are. Layout and
-sizes of quantized rows are the core's (speech_xl/storage.py).
+Memories share pages: a fork, a slice and what an interval sees are lists of pages' rows, no copies. Quantized pages stay
+quantized and are unpacked one at a time. It knows nothing of audio or text, and of positions only that keys can be
+turned by a number of them. Layout and sizes are the core's (speech_xl/storage.py).
+
+Letters: B batch, R rows, M memory slots, T text rows.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
 import mlx.core as mx
 
-from speech_xl.storage import MemoryStorage
+from speech_xl.storage import PAGE_SLOTS, MemoryStorage
 
-GROWTH = 256  # slots: steps of fixed size, so that the slack stays small beside a long memory
+TEXT_ROWS = 128  # that a text's cache grows by
 
-Packed = tuple[mx.array, mx.array, mx.array]  # codes uint8, scales, lowest values
+Packed = Sequence[mx.array]  # codes uint8, scales, lowest values
+Turn = Callable[[mx.array, int], mx.array]  # rotated keys or queries, moved on by a number of positions
 
 
 def pack(rows: mx.array, storage: MemoryStorage) -> Packed:
@@ -38,72 +46,143 @@ def unpack(packed: Packed, storage: MemoryStorage) -> mx.array:
     return (lowest[..., None] + groups * scales[..., None]).flatten(-2)
 
 
+@dataclass(frozen=True)
+class Page:
+    """Rows [start, stop) of buffers (1, kv_heads, PAGE_SLOTS, width), whose keys stand `turn` positions further than theirs."""
+
+    buffers: list[mx.array]
+    start: int
+    stop: int
+    turn: int
+
+
 class KeyValues:
-    """Keys and values of shape (B, kv_heads, length, head_dim), appended to, cut at the end, never rewritten.
+    """Keys and values (1, kv_heads, M, head_dim) of a memory, appended to, never rewritten."""
 
-    B is 1, but where `take` made it.
-    """
-
-    def __init__(self, kv_heads: int, head_dim: int, dtype: mx.Dtype, storage: MemoryStorage):
+    def __init__(self, kv_heads: int, head_dim: int, dtype: mx.Dtype, storage: MemoryStorage, turn: Turn):
         self.length = 0
-        self._storage = storage
+        self.pages: list[Page] = []
+        self._can_fill = False  # whether rows behind the last page's are its own to write
+        self._storage, self._turn = storage, turn
         widths, kinds = [head_dim], [dtype]
         if storage.is_packed:
             groups = head_dim // storage.group_size
             widths, kinds = [head_dim * storage.bits // 8, groups, groups], [mx.uint8, dtype, dtype]
-        self._buffers = [mx.zeros((1, kv_heads, 0, w), kind) for w, kind in zip(widths * 2, kinds * 2, strict=True)]
-
-    def _parts(self, keys: mx.array, values: mx.array) -> list[mx.array]:
-        """What is kept of rows: keys and values, or the three parts of each."""
-        if not self._storage.is_packed:
-            return [keys, values]
-        return [*pack(keys, self._storage), *pack(values, self._storage)]
-
-    def _filled(self) -> list[mx.array]:
-        return [buffer[:, :, : self.length] for buffer in self._buffers]
-
-    @property
-    def keys(self) -> mx.array:
-        parts = self._filled()
-        return unpack(parts[:3], self._storage) if self._storage.is_packed else parts[0]
-
-    @property
-    def values(self) -> mx.array:
-        parts = self._filled()
-        return unpack(parts[3:], self._storage) if self._storage.is_packed else parts[1]
+        self._none = mx.zeros((1, kv_heads, 0, head_dim), dtype)
+        self._empty = [mx.zeros((1, kv_heads, 0, w), kind) for w, kind in zip(widths * 2, kinds * 2, strict=True)]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the filled part."""
-        return sum(part.nbytes for part in self._filled())
+        """Bytes of the rows."""
+        return self.length * sum(b.shape[1] * b.shape[3] * b.itemsize for b in self._empty)
 
     def append(self, keys: mx.array, values: mx.array) -> None:
         """Add rows (1, kv_heads, R, head_dim) behind the present ones."""
+        done, rows = 0, keys.shape[2]
+        while done < rows:
+            page = self._page_to_fill()
+            count = min(rows - done, PAGE_SLOTS - page.stop)
+            part = self._turn(keys[:, :, done : done + count], page.turn), values[:, :, done : done + count]
+            kept = [*pack(part[0], self._storage), *pack(part[1], self._storage)] if self._storage.is_packed else part
+            for buffer, new in zip(page.buffers, kept, strict=True):
+                buffer[:, :, page.stop : page.stop + count] = new
+            self.pages[-1] = dataclasses.replace(page, stop=page.stop + count)
+            done += count
+        self.length += rows
+
+    def _page_to_fill(self) -> Page:
+        """The last page, if it has room that is its own; else a new one, or a copy of the last one."""
+        last = self.pages[-1] if self.pages else None
+        if last is None or last.stop == PAGE_SLOTS:
+            self.pages.append(Page(self._new_buffers(), 0, 0, 0))
+        elif not self._can_fill:
+            buffers = self._new_buffers()
+            for new, old in zip(buffers, last.buffers, strict=True):
+                new[:, :, last.start : last.stop] = old[:, :, last.start : last.stop]
+            self.pages[-1] = dataclasses.replace(last, buffers=buffers)
+        self._can_fill = True
+        return self.pages[-1]
+
+    def _new_buffers(self) -> list[mx.array]:
+        return [mx.zeros((1, b.shape[1], PAGE_SLOTS, b.shape[3]), b.dtype) for b in self._empty]
+
+    def fork(self) -> KeyValues:
+        """The same rows on the same pages; whoever writes behind them first takes a page of its own."""
+        return self._of(list(self.pages))
+
+    def rows(self, *ranges: tuple[int, int]) -> KeyValues:
+        """The rows [first, past the last) of each range, one range behind the other, on the same pages."""
+        return self._of([page for first, stop in ranges for page in self._cut(first, stop)])
+
+    def _of(self, pages: list[Page]) -> KeyValues:
+        twin = object.__new__(KeyValues)
+        twin.pages = pages
+        twin.length = sum(page.stop - page.start for page in twin.pages)
+        twin._can_fill = False
+        twin._storage, twin._turn, twin._none, twin._empty = self._storage, self._turn, self._none, self._empty
+        return twin
+
+    def _cut(self, first: int, stop: int) -> Iterator[Page]:
+        """The pages of rows [first, stop)."""
+        at = 0
+        for page in self.pages:
+            count = page.stop - page.start
+            a, b = max(first - at, 0), min(stop - at, count)
+            if a < b:
+                yield dataclasses.replace(page, start=page.start + a, stop=page.start + b)
+            at += count
+
+    def evict(self, first: int, count: int) -> None:
+        """Forget rows [first, first + count). Those behind move up by as many positions: their pages are turned, not rewritten."""
+        last = self.pages[-1] if self.pages else None
+        before, behind = self._cut(0, first), self._cut(first + count, self.length)
+        self.pages = [*before, *(dataclasses.replace(page, turn=page.turn + count) for page in behind)]
+        self.length -= count
+        self._can_fill &= bool(self.pages) and self.pages[-1].buffers is last.buffers and self.pages[-1].stop == last.stop
+
+    def blocks(self) -> Iterator[tuple[mx.array, mx.array, int]]:
+        """Each page's keys and values (1, kv_heads, rows, head_dim), and how many positions further these keys stand."""
+        for page in self.pages:
+            parts = [buffer[:, :, page.start : page.stop] for buffer in page.buffers]
+            if self._storage.is_packed:
+                parts = [unpack(parts[:3], self._storage), unpack(parts[3:], self._storage)]
+            yield *parts, page.turn
+
+    def joined(self) -> tuple[mx.array, mx.array]:
+        """All keys and values in one piece, (1, kv_heads, M, head_dim): a copy."""
+        keys, values = [self._none], [self._none]
+        for k, v, turn in self.blocks():
+            keys.append(self._turn(k, -turn))
+            values.append(v)
+        return mx.concatenate(keys, axis=2), mx.concatenate(values, axis=2)
+
+
+class TextCache:
+    """Keys and values (B, kv_heads, T, head_dim) of B texts, one behind the other in a buffer that grows by TEXT_ROWS."""
+
+    def __init__(self, keys: mx.array, values: mx.array):
+        self.length = keys.shape[2]
+        self._keys, self._values = keys, values
+
+    @property
+    def filled(self) -> tuple[mx.array, mx.array]:
+        """All keys and values so far."""
+        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+
+    def append(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Take rows (B, kv_heads, R, head_dim); return all so far."""
         end = self.length + keys.shape[2]
-        capacity = self._buffers[0].shape[2]
-        for i, rows in enumerate(self._parts(keys, values)):
-            if end > capacity:
-                old = self._buffers[i][:, :, : self.length]
-                room = mx.zeros((*old.shape[:2], -(-end // GROWTH) * GROWTH - self.length, old.shape[3]), old.dtype)
-                self._buffers[i] = mx.concatenate([old, room], axis=2)
-            self._buffers[i][:, :, self.length : end] = rows
+        if end > self._keys.shape[2]:
+            room = (*keys.shape[:2], end + TEXT_ROWS - self.length, keys.shape[3])
+            self._keys, self._values = (
+                mx.concatenate([old[:, :, : self.length], mx.zeros(room, old.dtype)], axis=2) for old in (self._keys, self._values)
+            )
+        self._keys[:, :, self.length : end] = keys
+        self._values[:, :, self.length : end] = values
         self.length = end
+        return self.filled
 
-    def cut(self, length: int) -> None:
-        """Forget the rows from `length` on; what was read of them before stays as it was."""
-        self._buffers = [buffer[:, :, :length] for buffer in self._buffers]
-        self.length = length
-
-    def take(self, rows: mx.array) -> KeyValues:
-        """Copies of some rows of the one batch row: rows (B, R) int64 -> B times R of them, quantized as they are."""
-        twin = object.__new__(KeyValues)
-        twin.length, twin._storage = rows.shape[1], self._storage
-        twin._buffers = [buffer[0][:, rows].swapaxes(0, 1) for buffer in self._buffers]
-        return twin
-
-    def copy(self) -> KeyValues:
-        """An independent copy of the filled part."""
-        twin = object.__new__(KeyValues)
-        twin.length, twin._storage = self.length, self._storage
-        twin._buffers = [mx.array(part) for part in self._filled()]
-        return twin
+    def keep(self, texts: list[int]) -> None:
+        """Forget all texts but these."""
+        rows = mx.array(texts)
+        self._keys, self._values = self._keys[rows], self._values[rows]

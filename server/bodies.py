@@ -26,12 +26,14 @@ MOST_FIELDS, LONGEST_FIELD = 32, 64 * 1024  # of a form, files not counted
 
 
 def too_large(limit: int) -> ApiError:
+    """The refusal of a body above the limit in bytes."""
     return ApiError(413, f"The body is larger than the {format_bytes(limit)} that are taken here.", "body_too_large")
 
 
 class LimitedRequest(Request):
     """A request whose body may have `limit` bytes: ApiError 413 before a byte is read if it declares more, else when
-    it turns out to, and 408 if its sender pauses too long."""
+    it turns out to, and 408 if its sender pauses too long.
+    """
 
     def __init__(self, request: Request, limit: int):
         self._limit, self._taken = limit, 0

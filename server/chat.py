@@ -28,6 +28,7 @@ router = APIRouter()
 async def complete(
     request: Request, service: Annotated[Service, Depends(service_of)], owner: Annotated[str, Depends(owner_of)]
 ) -> Response:
+    """Answer POST /v1/chat/completions, streamed or whole."""
     async with (
         whole_body(request, service.settings.json_bytes) as (body, is_large),
         service.large_bodies if is_large else contextlib.nullcontext(),
@@ -60,6 +61,8 @@ class Shape:
         self._shows_usage = options is not None and bool(options.include_usage)
 
     async def whole(self, turn: Turn) -> dict[str, Any]:
+        """The response of a question that is not streamed, once its answer is complete."""
+        answer: Any = None
         async for piece in turn.pieces():
             answer = piece  # the last one is the Answer
         choice = {
@@ -103,6 +106,7 @@ def usage(turn: Turn, answer: Answer) -> dict[str, Any]:
 
 
 def extras(turn: Turn, answer: Answer) -> dict[str, Any]:
+    """What we add under "speech_xl": the memory's id, its ratio, evidence in seconds, warnings."""
     memory = turn.job.kept.memory
     return {
         "memory": turn.job.kept.id,

@@ -8,11 +8,12 @@ import re
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from server.app import build_app
-from server.settings import AUDIO_URLS, Settings
+from server.settings import AUDIO_URLS, THIS_MACHINE, Settings
 from speech_xl.arguments import parse_bytes
 from speech_xl.backend import BACKENDS
 from speech_xl.errors import OutputError, ScheduleError, SpeechXLError
@@ -22,7 +23,6 @@ from speech_xl.schedule import format_bytes
 from speech_xl.storage import MEMORY_BITS
 
 KEYS_VARIABLE = "SPEECH_XL_API_KEYS"
-THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 SECONDS_TO_LEAVE = 5  # that requests have to end when the server is stopped
 
 
@@ -52,6 +52,7 @@ def hours(text: str) -> float:
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The command's flags; defaults are those of Settings."""
     usual = Settings(store=Path())
     parser = argparse.ArgumentParser(prog=prog, description="Answer programs as OpenAI's API does.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
@@ -78,7 +79,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         ("--answering", count, usual.answering, "questions answered and transcripts read at a time"),
         ("--waiting", count, usual.waiting, "more of each that may wait; others are told to come back"),
     ):
-        shown = format_bytes(value) if kind is amount else f"{value:g}"
+        shown = format_bytes(int(value)) if kind is amount else f"{value:g}"
         parser.add_argument(name, type=kind, default=value, metavar="N", help=f"{what} (default {shown})")
     parser.add_argument(
         "--audio-urls", default=usual.audio_urls, choices=AUDIO_URLS,
@@ -91,6 +92,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The server's settings from its flags, keys of the environment included."""
     keys = [*arguments.keys, *os.environ.get(KEYS_VARIABLE, "").split(",")]
     return Settings(
         store=arguments.store or cache_folder() / "memories",
@@ -121,11 +123,14 @@ class Server(uvicorn.Server):
     """Ends what is being heard before it waits for requests to end."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.config.app.state.service.library.close()
+        """End what is being heard first: requests that wait for it could not end otherwise."""
+        app: Any = self.config.app
+        app.state.service.library.close()
         await super().shutdown(sockets)
 
 
 def main(words: list[str] | None = None, prog: str = "speech-xl serve") -> int:
+    """Run the server until it is stopped -> its exit code."""
     arguments = build_parser(prog).parse_args(words)
     settings = settings_of(arguments)
     try:

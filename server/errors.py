@@ -56,6 +56,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
+        """The JSON of the response, in OpenAI's shape."""
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
@@ -95,6 +96,7 @@ def shortened(text: str) -> str:
 
 
 def respond(error: Exception) -> JSONResponse:
+    """The response for any exception."""
     refused = refusal(error)
     return JSONResponse(refused.body, refused.status, refused.headers)
 
@@ -109,6 +111,7 @@ def without_folder(folder: Path) -> Iterator[None]:
 
 
 def add_handlers(app: FastAPI) -> None:
+    """Let every exception of an endpoint become a response in OpenAI's shape."""
     async def handle(request: Request, error: Exception) -> JSONResponse:
         return respond(error)
 

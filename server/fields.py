@@ -28,25 +28,35 @@ class Strict(BaseModel):
 
 
 class TextPart(Strict):
+    """Text in a message."""
+
     type: Literal["text"]
     text: str
 
 
 class InputAudio(Strict):
+    """A recording in the request itself."""
+
     data: str  # base64
     format: str
 
 
 class InputAudioPart(Strict):
+    """A recording in a message."""
+
     type: Literal["input_audio"]
     input_audio: InputAudio
 
 
 class AudioUrl(Strict):
+    """Where a recording lies: a data: URL, or one of the web where the server allows it."""
+
     url: str
 
 
 class AudioUrlPart(Strict):
+    """A recording in a message, by its address."""
+
     type: Literal["audio_url"]
     audio_url: AudioUrl
 
@@ -61,33 +71,50 @@ Content = Annotated[
 
 
 class ChatMessage(Strict):
+    """One message of the conversation."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Content | None = None
 
     @property
     def text(self) -> str:
+        """All text of the message, a line a part."""
         if isinstance(self.content, str):
             return self.content.strip()
         return "\n".join(part.text for part in self.content or () if isinstance(part, TextPart)).strip()
 
     @property
     def audio(self) -> list[AudioPart]:
+        """Its recordings."""
         return [p for p in self.content or () if isinstance(p, AudioPart)]
+
+
+def _validated(value: Any) -> Any:
+    """What a validator below has made of a field: a number, where a client may write words for it."""
+    return value
 
 
 class Extras(Strict):
     """The object `speech_xl`: what only Speech-XL has."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
-    memory: str | None = None  # the id of one, in place of a recording
-    ratio: int | str | None = DEFAULT  # speech tokens per memory slot, or "raw"
-    memory_budget: int | str | None = None  # bytes, or "64MiB": the smallest ratio that fits
-    start: float | str | None = Field(None, alias="from")  # seconds or M:SS; the answer comes from this span alone
-    end: float | str | None = Field(None, alias="to")
+    memory: str | None = Field(None, description="id of a memory, in place of a recording")
+    ratio: int | str | None = Field(DEFAULT, description='speech tokens per memory slot, or "raw"')
+    memory_budget: int | str | None = Field(None, description='bytes, or "64MiB": the smallest ratio that fits')
+    start: float | str | None = Field(
+        None, alias="from", description='seconds or "1:20"; what comes before is left out of account'
+    )
+    end: float | str | None = Field(None, alias="to", description='seconds or "1:35"; likewise what comes behind')
 
     @property
     def span(self) -> tuple[float | None, float | None]:
-        return self.start, self.end
+        """Seconds of the recording that are asked about, start and end; None is the recording's own."""
+        return _validated(self.start), _validated(self.end)
+
+    @property
+    def budget(self) -> int | None:
+        """The memory's budget in bytes."""
+        return _validated(self.memory_budget)
 
     @field_validator("ratio")
     @classmethod
@@ -169,10 +196,14 @@ class FileRequest(BaseModel):
 
 
 class StreamOptions(Strict):
+    """What a stream holds beside the answer."""
+
     include_usage: bool | None = None
 
 
 class ChatRequest(Strict):
+    """The body of POST /v1/chat/completions."""
+
     model: str
     messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
     stream: bool | None = None
@@ -206,7 +237,8 @@ class ChatRequest(Strict):
     @classmethod
     def _can_sample(cls, value: float | None, field: ValidationInfo) -> float | None:
         try:
-            Sampling(**({} if value is None else {field.field_name: value}))
+            named: dict[str, Any] = {} if value is None else {str(field.field_name): value}
+            Sampling(**named)
         except QuestionError as error:
             raise ValueError(str(error)) from None
         return value

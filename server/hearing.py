@@ -60,7 +60,8 @@ class Seat:
     """One request's claim on a hearing. `close` gives it up; it may be called twice, from the event loop."""
 
     def __init__(self, hearing: Hearing):
-        self._hearing: Hearing | None = hearing
+        self._hearing = hearing
+        self._is_left = False
         hearing.seats += 1
 
     async def begun(self, seconds: float) -> None:
@@ -81,11 +82,12 @@ class Seat:
             raise
 
     def close(self) -> None:
-        hearing, self._hearing = self._hearing, None
-        if hearing is not None:
-            hearing.seats -= 1
-            if not hearing.seats:
-                hearing.stop()
+        """Leave; a recording that nobody waits for any more is no longer heard."""
+        if not self._is_left:
+            self._is_left = True
+            self._hearing.seats -= 1
+            if not self._hearing.seats:
+                self._hearing.stop()
 
 
 def _stopped() -> ApiError:

@@ -60,6 +60,7 @@ class Library:
         return f"mem_{hashlib.sha256(words.encode()).hexdigest()[:32]}"
 
     def check_length(self, seconds: float | None) -> None:
+        """ApiError 413 for a recording of more hours than are taken; None is a length that nobody knows yet."""
         if seconds is not None and seconds > self._settings.hours * 3600:
             raise ApiError(
                 413, f"The recording is {clock(seconds)} long or more and this server takes {self._settings.hours:g} h; "
@@ -67,6 +68,7 @@ class Library:
             )  # fmt: skip
 
     def check_size(self, size: int) -> None:
+        """ApiError 413 for a memory of more bytes than fit into the server's."""
         if size > self._settings.resident_bytes:
             raise ApiError(
                 413, f"The memory takes {format_bytes(size)} or more and this server allows "
@@ -91,6 +93,7 @@ class Library:
 
         ApiError or SpeechXLError at once for whatever can be refused before it is heard; 429 if too many wait.
         """
+        is_ours = True
         try:
             ratio = await asyncio.to_thread(self._plan, recording, compression, span)
             name = self.identify(recording.sha256, "raw" if ratio is None else str(ratio), self._summarizer)
@@ -102,10 +105,10 @@ class Library:
             if (owner, name) not in self.hearings:
                 self.listening.admit()
                 self.hearings[owner, name] = self._begin((owner, name), recording, ratio)
-                recording = None  # the hearing's now
+                is_ours = False  # the hearing's now
             return Seat(self.hearings[owner, name])
         finally:
-            if recording is not None:
+            if is_ours:
                 recording.close()
 
     def _begin(self, key: Key, recording: Recording, ratio: Ratio) -> Hearing:
@@ -218,4 +221,5 @@ class Library:
 
 
 def no_memory() -> ApiError:
+    """The refusal of an id that this key has no memory of, whoever else has."""
     return ApiError(404, "You have no memory of this id here; send the recording, or list your memories.", "no_memory")

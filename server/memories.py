@@ -25,6 +25,7 @@ Owner = Annotated[str, Depends(owner_of)]
 
 @router.post("")
 async def create(request: Request, service: Serving, owner: Owner) -> dict[str, Any]:
+    """Answer POST /v1/memories: hear a file or take in a .sxl file, and keep it."""
     async with form_body(request, service.settings.upload_bytes) as form:
         extras = FileRequest.of_form(form).speech_xl
         if extras.memory is not None or extras.span != (None, None):
@@ -45,17 +46,20 @@ async def create(request: Request, service: Serving, owner: Owner) -> dict[str, 
 
 @router.get("")
 def list_all(service: Serving, owner: Owner) -> dict[str, Any]:
+    """Answer GET /v1/memories: those of the caller's key."""
     entries = service.library.store.entries(owner)
     return {"object": "list", "data": [describe(service, entry) for entry in entries], "has_more": False}
 
 
 @router.get("/{identifier}")
 def describe_one(identifier: str, service: Serving, owner: Owner) -> dict[str, Any]:
+    """Answer GET /v1/memories/ID."""
     return describe(service, service.library.entry(owner, identifier))
 
 
 @router.get("/{identifier}/content")
 def download(identifier: str, service: Serving, owner: Owner) -> Response:
+    """Answer GET /v1/memories/ID/content with the .sxl file."""
     entry = service.library.entry(owner, identifier)
     path = service.library.store.path(owner, identifier)
     if path is None:
@@ -66,6 +70,7 @@ def download(identifier: str, service: Serving, owner: Owner) -> Response:
 
 @router.delete("/{identifier}")
 def delete(identifier: str, service: Serving, owner: Owner) -> dict[str, Any]:
+    """Answer DELETE /v1/memories/ID."""
     service.library.delete(owner, identifier)
     return {"id": identifier, "object": "memory", "deleted": True}
 

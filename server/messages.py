@@ -18,6 +18,8 @@ LABELS = {"user": "Question", "assistant": "Answer"}
 
 @dataclass(frozen=True)
 class Conversation:
+    """What the messages of a request come to."""
+
     question: str  # all that the model reads behind the memory
     audio: AudioPart | None  # the recording that it is about; None: there is none in the messages
     warnings: tuple[str, ...] = ()

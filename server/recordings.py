@@ -38,6 +38,7 @@ class Recording:
     folder: tempfile.TemporaryDirectory[str]
 
     def close(self) -> None:
+        """Delete the file and its folder."""
         self.folder.cleanup()
 
     @property

@@ -19,12 +19,14 @@ class Resident:
         self._memories: OrderedDict[Key, AudioMemory] = OrderedDict()
 
     def get(self, key: Key) -> AudioMemory | None:
+        """A memory that is in RAM, which is then the one used last; None if it is not."""
         with self._lock:
             if key in self._memories:
                 self._memories.move_to_end(key)
             return self._memories.get(key)
 
     def put(self, key: Key, memory: AudioMemory) -> None:
+        """Keep a memory; those used longest ago leave until all fit the budget in bytes."""
         with self._lock:
             self._remove(key)
             self._memories[key] = memory
@@ -33,6 +35,7 @@ class Resident:
                 self.bytes -= self._memories.popitem(last=False)[1].bytes
 
     def drop(self, key: Key) -> None:
+        """Forget a memory, if it is there."""
         with self._lock:
             self._remove(key)
 

@@ -16,11 +16,13 @@ Serving = Annotated[Service, Depends(service_of)]
 
 @router.get("/v1/models", dependencies=[Depends(owner_of)])
 def list_models(service: Serving) -> dict[str, Any]:
+    """Answer GET /v1/models: there is one."""
     return {"object": "list", "data": [describe(service)]}
 
 
 @router.get("/v1/models/{name:path}", dependencies=[Depends(owner_of)])
 def describe_model(name: str, service: Serving) -> dict[str, Any]:
+    """Answer GET /v1/models/NAME."""
     service.check_model(name)
     return describe(service)
 

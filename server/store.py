@@ -62,7 +62,7 @@ class Store:
             return None
         return path
 
-    def keep(self, owner: str, identifier: str, write: Callable[[Path], None]) -> None:
+    def keep(self, owner: str, identifier: str, write: Callable[[Path], object]) -> None:
         """`write` a memory's file, whole or not at all, and make room for it.
 
         ApiError 413 if it is larger than the whole budget, OutputError if the disk does not take it.
@@ -101,9 +101,11 @@ class Store:
 
     @property
     def bytes(self) -> int:
+        """Of all files, whoever they belong to."""
         return sum(status.st_size for _, status in self._files())
 
     def entry(self, owner: str, identifier: str) -> Entry | None:
+        """What is known of a memory of that owner; None if there is none."""
         path = self.path(owner, identifier)
         return None if path is None else self._read(path, path.stat())
 

@@ -40,6 +40,7 @@ class EventStream(StreamingResponse):
 
 
 async def encode(events: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[bytes]:
+    """Events as server-sent events, with a comment where nothing comes for long, so that no proxy closes the line."""
     coming = asyncio.ensure_future(anext(events, None))
     try:
         while True:

@@ -28,6 +28,7 @@ UNDETERMINED = "und"  # ISO 639's code for a language that nobody has determined
 async def write_down(
     request: Request, service: Annotated[Service, Depends(service_of)], owner: Annotated[str, Depends(owner_of)]
 ) -> Response:
+    """Answer POST /v1/audio/transcriptions."""
     async with form_body(request, service.settings.upload_bytes) as form:
         asked = FileRequest.of_form(form)
         if asked.model is not None:  # there is one model, and it may be left unsaid
@@ -47,10 +48,12 @@ async def write_down(
 
 
 def segments_of(service: Service, job: Job, asked: FileRequest) -> AsyncIterator[Segment]:
+    """The transcript of a job's memory, segment by segment as they are computed."""
     return job.results(lambda memory: transcribe(service.model, memory, *asked.speech_xl.span))
 
 
 async def all_segments(service: Service, job: Job, asked: FileRequest) -> list[Segment]:
+    """The same, when all are there."""
     return [segment async for segment in segments_of(service, job, asked)]
 
 
@@ -84,7 +87,8 @@ def verbose_segment(number: int, segment: Segment, tokens: list[int]) -> dict[st
 
 async def events(service: Service, job: Job, asked: FileRequest) -> AsyncGenerator[dict[str, Any], None]:
     """A delta for each segment, with its times among our extras, and the whole text at the end."""
-    said, tokens = [], 0
+    said: list[str] = []
+    tokens = 0
     async for segment in segments_of(service, job, asked):
         delta = f" {segment.text}" if said else segment.text
         said.append(segment.text)

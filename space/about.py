@@ -29,6 +29,7 @@ def hours_held(model: SpeechModel) -> list[tuple[int | None, int, float]]:
 
 
 def usual_compression(model: SpeechModel) -> str:
+    """The compression that the page offers first: the checkpoint's own ratio."""
     return str(model.config.sst.default_ratio) if model.config.sst else DEFAULT
 
 

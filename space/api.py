@@ -20,10 +20,13 @@ SUPERSEDED = "Another call in this session has taken this one's place."
 
 
 def refuse(error: SpeechXLError) -> gr.Error:
+    """An error of ours as one that Gradio shows, without a traceback in the log."""
     return gr.Error(str(error), print_exception=False)
 
 
 class Endpoints:
+    """The functions that programs call, over HTTP and MCP."""
+
     def __init__(self, handlers: Handlers):
         self._handlers = handlers
 
@@ -38,6 +41,7 @@ class Endpoints:
 
         Returns:
             JSON: seconds heard, speech tokens, memory slots, bytes, ratio, warnings
+
         """
         session = self._handlers.enter(session, request)
         try:
@@ -64,6 +68,7 @@ class Endpoints:
 
         Returns:
             JSON: the answer, evidence (start, end in seconds, weight) and seconds it took
+
         """
         session = session or self._handlers.known(request)
         try:
@@ -87,6 +92,7 @@ class Endpoints:
 
         Returns:
             JSON: source, and segments (start, end in seconds, text)
+
         """
         session = session or self._handlers.known(request)
         try:
@@ -109,6 +115,7 @@ class Endpoints:
 
         Returns:
             the file; give it to listen later and go on asking without the audio
+
         """
         try:
             return downloads.download("sxl", session or self._handlers.known(request))
@@ -125,6 +132,7 @@ class Endpoints:
 
         Returns:
             JSON: the answer, evidence (start, end in seconds, weight) and seconds it took
+
         """
         session = Session(self._handlers.model)
         try:
@@ -143,6 +151,7 @@ class Endpoints:
 
         Returns:
             JSON: source, and segments (start, end in seconds, text)
+
         """
         session = Session(self._handlers.model)
         try:

@@ -47,16 +47,20 @@ class Attempt:
 
     @property
     def name(self) -> str:
+        """What its row is called."""
         if self.ratio is None:
             return "raw"
         return f"{'SSTs' if self.summarizer == 'sst' else self.summarizer}, {self.ratio} to 1"
 
 
 class Comparison:
+    """The tab that asks one question of several memories of the same recording."""
+
     def __init__(self, handlers: Handlers):
         self.handlers = handlers
 
     def empty(self) -> str:
+        """The table before anything was asked."""
         return draw(self._attempts(self.handlers.model, False), 0.0)
 
     def _attempts(self, model: SpeechModel, with_untrained: bool) -> list[Attempt]:
@@ -103,6 +107,7 @@ class Comparison:
 
 
 def draw(attempts: Sequence[Attempt], seconds: float) -> str:
+    """HTML of the table and of its timeline over a recording of `seconds`."""
     rows = []
     largest = max((a.memory_bytes for a in attempts), default=0)
     for attempt, colour in zip(attempts, cycle(COLOURS), strict=False):

@@ -39,6 +39,7 @@ def _walk(path: Path) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Upload the Space's files, or list them -> the exit code."""
     parser = argparse.ArgumentParser(prog="python -m space.deploy", description=__doc__.partition("\n")[0])
     parser.add_argument("space", help="NAME/SPACE on the Hub")
     parser.add_argument("--dry-run", action="store_true", help="list the files and upload nothing")

@@ -174,6 +174,7 @@ class Handlers(Worker):
             raise gr.Error(str(error), print_exception=False) from error
 
     def cancel(self, session: Session | None) -> str:
+        """Stop what is being heard -> the line that says so."""
         if session is None or not session.cancel():
             return "Nothing is being heard."
         return CANCELLED

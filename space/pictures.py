@@ -25,6 +25,7 @@ LEAST_EVIDENCE = 0.2  # of the strongest span's weight: a weaker one is not show
 
 
 def shown_name(path: str) -> str:
+    """A file's name for HTML, shortened where it is long."""
     name = Path(path).name
     return escape(name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "...")
 

@@ -103,6 +103,7 @@ class Run:
         return Path(self.folder.name)
 
     def memory_path(self, recording: str) -> Path:
+        """Where the memory of a recording is written for download."""
         return self.folder_path / (Path(recording).stem[:80] + ".sxl")
 
 

@@ -38,6 +38,7 @@ def parse_compression(text: str | None) -> tuple[int | str | None, int | None]:
 
 
 def nothing_to_ask(session: Session | None) -> str:
+    """What a visitor reads who asks too early."""
     if session is not None and session.run.source is not None:
         return "Nothing of the recording can be asked about yet; wait until more of it is heard."
     return "There is nothing to ask about yet; listen to a recording first."

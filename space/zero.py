@@ -73,4 +73,5 @@ class Borrowed:
 
 
 def borrow(model: SpeechModel) -> Borrowed | None:
+    """The model behind functions that run on a lent GPU, on a Space with ZeroGPU; None elsewhere."""
     return Borrowed(model) if on_zero() else None

@@ -16,6 +16,7 @@ UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "
 
 
 def parse_ratio(text: str) -> Ratio:
+    """"raw" -> None, or a whole number; ScheduleError for anything else."""
     if text == "raw":
         return None
     if not re.fullmatch("[1-9][0-9]{0,5}", text):
@@ -24,6 +25,7 @@ def parse_ratio(text: str) -> Ratio:
 
 
 def parse_bytes(text: str) -> int:
+    """"64MiB" -> bytes; ScheduleError for what is no amount."""
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([a-zA-Z]*)", text.strip())
     if not match or match[2].lower() not in UNITS:
         raise ScheduleError(f"{text[:40]!r} is no amount of memory; write it like 64MiB.")
@@ -31,6 +33,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_tokens(text: str) -> int:
+    """A whole number from 1; QuestionError for anything else."""
     if not re.fullmatch("[1-9][0-9]{0,5}", text):
         raise QuestionError(f"{text[:40]!r} is no number of tokens; give a whole number such as 256.")
     return int(text)
@@ -44,15 +47,16 @@ def read_questions(path: Path) -> list[str]:
         raise QuestionError(f"The questions in {path} cannot be read ({error}); give a text file.") from error
     questions = []
     for number, line in enumerate(map(str.strip, lines), 1):
+        question: object = line
         if line.startswith("{"):
             try:
-                line = json.loads(line)["question"]
+                question = json.loads(line)["question"]
             except (ValueError, KeyError, TypeError, RecursionError):
-                line = None
-            if not isinstance(line, str):
-                raise QuestionError(f'{path}, line {number}: a JSON line needs a "question" field with text.')
-        if line:
-            questions.append(line)
+                question = None
+        if not isinstance(question, str):
+            raise QuestionError(f'{path}, line {number}: a JSON line needs a "question" field with text.')
+        if question:
+            questions.append(question)
     if not questions:
         raise QuestionError(f"{path} holds no question; write one a line.")
     return questions

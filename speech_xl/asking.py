@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
+    """An answer, where it comes from and what it took."""
+
     question: str
     answer: str
     evidence: list[Evidence]
@@ -65,7 +67,14 @@ class Asking:
         self._longest = longest
         self._stop = tuple(stop)
         self._sampling = sampling
-        self.answer: Answer | None = None
+        self._answer: Answer | None = None
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; ValueError before the iteration has ended."""
+        if self._answer is None:
+            raise ValueError("the question has not been answered to its end")
+        return self._answer
 
     def __iter__(self) -> Iterator[str]:
         started = time.monotonic()
@@ -107,7 +116,7 @@ class Asking:
         evidence = find_evidence(weights, memory.slot_times)
         heat = evidence_heat(weights, memory.slot_times, memory.seconds)
         warnings = model.position_warnings(memory.position + len(ids) + len(said))
-        self.answer = Answer(
+        self._answer = Answer(
             self._question, text, evidence, time.monotonic() - started, memory.seconds, finish_reason, warnings, len(said),
             heat,
         )  # fmt: skip
@@ -121,7 +130,8 @@ class Asking:
 
     def _to_read(self) -> tuple[AudioMemory, str]:
         """The words that the question is about, where the checkpoint recalls; else the memory, or its part in the span. And
-        the question as it is put to them."""
+        the question as it is put to them.
+        """
         memory, span = self._memory, self._span
         recalled, question = recall(self._model, memory, self._question, span or (0.0, memory.seconds))
         if recalled is memory and span is not None:

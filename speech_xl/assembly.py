@@ -67,6 +67,7 @@ def check_room(cache: Path, folder: Path, config: ModelConfig) -> None:
 
 
 def full_disk(cache: Path) -> str:
+    """What the user reads when the cache's disk is full."""
     return (
         f"The disk of the cache {cache} is full; make room or set SPEECH_XL_CACHE to another folder, and run it again, "
         "it continues."
@@ -89,9 +90,11 @@ def only_one(path: Path) -> Iterator[None]:
 
 
 def load_assembler() -> Callable[[Path, list[Path], Path], None]:
+    """What puts parts together, imported when it is needed: it knows a framework, this package does not."""
     try:
-        return importlib.import_module(ASSEMBLER).assemble
+        assemble: Callable[[Path, list[Path], Path], None] = importlib.import_module(ASSEMBLER).assemble
     except ImportError as error:
         raise BackendError(
             f"A model made of base parts cannot be put together here ({error}); pip install -r requirements.txt."
         ) from error
+    return assemble

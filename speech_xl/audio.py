@@ -9,7 +9,7 @@ features.py's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -76,6 +76,7 @@ class AudioReader:
     RecordingError
         On construction, if the file cannot be read as sound; while iterating, if it holds NaN or infinite
         samples, or, at its end, less than SHORTEST_SECONDS of sound.
+
     """
 
     def __init__(self, path: str | Path | SoundSource, block_seconds: float = 5.0) -> None:
@@ -114,7 +115,7 @@ class AudioReader:
         self._blocks.close()
         self._decoder.close()
 
-    def _read(self) -> Iterator[np.ndarray]:
+    def _read(self) -> Generator[np.ndarray]:
         block, filled = np.empty(self._block_samples, np.float32), 0
         try:
             for piece in self._resampled():

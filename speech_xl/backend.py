@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import platform
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -74,22 +74,34 @@ class Backend(Protocol):
     def hear_words(self, state: State, ids: list[int]) -> None:
         """Queue the decoder's own embeddings of recognised words as speech tokens."""
 
-    def close_interval(self, state: State, plan: IntervalPlan) -> None:
-        """Run the first plan.tokens queued speech tokens as one interval; append what it leaves."""
+    def close_intervals(self, state: State, plans: Sequence[IntervalPlan]) -> None:
+        """Run the first queued speech tokens as intervals, all in one batch; append what they leave, in their order.
+
+        `plans`: one, or a batch of `interval_batches`.
+        """
 
     def fork(self, state: State) -> State:
-        """An independent copy: what is done to one is never seen by the other."""
+        """Another state of the same memory, at no cost: what is done to one is never seen by the other."""
 
     def slice(self, state: State, prefix: int, first: int, last: int) -> State:
-        """A copy of the first `prefix` rows and of slots [first, last) behind them, nothing queued.
+        """The first `prefix` rows and slots [first, last) behind them, shared with `state`; nothing queued.
 
         Keys stay as they were rotated, so text behind it starts at position prefix + last.
         """
 
-    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Iterator[Step]:
+    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Generator[Step]:
         """Read the text `ids` at `position` behind the memory and go on, without end: greedily, or as `choose` picks.
 
         The state is not changed; the caller stops the iteration.
+        """
+
+    def answer_together(
+        self, state: State, texts: Sequence[list[int]], position: int, end_ids: Collection[int]
+    ) -> Generator[dict[int, Step]]:
+        """Several texts read and gone on from greedily as `answer` does with each, in one batch that shares the memory.
+
+        Each item has the next step of every text that is not over, by its number. A text is over with the step of an end
+        token; the iteration ends when all are.
         """
 
     def logits(self, state: State, ids: list[int], position: int) -> np.ndarray:
@@ -137,7 +149,7 @@ class Registration:
     module: str  # that holds its class `Backend`
     framework: str  # the package that it needs, by the name that it is imported and installed under
     install: str  # how to get that package, as words for the middle of a sentence
-    layout: str = "torch"  # of speech_xl.config.LAYOUTS: the axis order that needs no translation
+    layout: str = "torch"  # of speech_xl.config_check.LAYOUTS: the axis order that needs no translation
     home: tuple[str, str] | None = None  # platform.system() and platform.machine() of the machines it is made for
     library: Library | None = None
 
@@ -197,4 +209,5 @@ def load_backend(name: str, folder: Path, config: ModelConfig, memory_bits: int 
         raise BackendError(
             f"The {chosen} backend does not start here ({error}); {install_hint(chosen)}."
         ) from error
-    return module.Backend.load(folder, config, memory_bits)
+    loaded: Backend = module.Backend.load(folder, config, memory_bits)
+    return loaded

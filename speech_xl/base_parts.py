@@ -6,13 +6,15 @@ only says what may stand in a config.json; nothing is opened or fetched here.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from speech_xl.errors import CheckpointError
 
+Built = TypeVar("Built")
 FORMATS = ("safetensors", "gguf", "ctranslate2")
 
 
@@ -40,6 +42,8 @@ class HubSource:
 
 @dataclass(frozen=True)
 class WheelMember:
+    """A file inside a wheel of the package index."""
+
     package: str  # name==version
     member: str  # path inside the wheel
 
@@ -62,6 +66,8 @@ Source = FolderSource | HubSource | WheelSource
 
 @dataclass(frozen=True)
 class PartFile:
+    """One file of a part, and where it may be had."""
+
     name: str
     sha256: str
     size: int  # bytes
@@ -80,6 +86,7 @@ class BasePart:
 
     @property
     def size(self) -> int:
+        """Bytes of all its files."""
         return sum(file.size for file in self.files)
 
 
@@ -100,6 +107,7 @@ def parts_from(values: Any) -> tuple[BasePart, ...]:
 
 
 def build_file(values: Any) -> PartFile:
+    """A checked file of a part from parsed JSON; CheckpointError names what is wrong."""
     file = build(PartFile, values, "a part's file", sources=lambda s: tuple(map(build_source, a_list(s, "sources"))))
     if not re.fullmatch("[0-9a-f]{64}", file.sha256):
         raise CheckpointError(f"config.json: {file.name} needs a sha256 of 64 hexadecimal digits.")
@@ -109,9 +117,11 @@ def build_file(values: Any) -> PartFile:
 
 
 def build_source(values: Any) -> Source:
-    for key, cls in (("folder", FolderSource), ("hub", HubSource)):
-        if isinstance(values, dict) and key in values:
-            return build(cls, values, "a source")
+    """A checked source from parsed JSON; CheckpointError names what is wrong."""
+    if isinstance(values, dict) and "folder" in values:
+        return build(FolderSource, values, "a source")
+    if isinstance(values, dict) and "hub" in values:
+        return build(HubSource, values, "a source")
     if isinstance(values, dict) and "wheels" in values:
         members = a_list(values["wheels"], "wheels")
         found = build(
@@ -124,20 +134,21 @@ def build_source(values: Any) -> Source:
     raise CheckpointError("config.json: a source is an object with folder, hub or wheels.")
 
 
-def build(cls: type, values: Any, what: str, **made: Callable[[Any], Any]) -> Any:
+def build(cls: type[Built], values: Any, what: str, **made: Callable[[Any], Any]) -> Built:
     """A dataclass of JSON's object: plain fields must have their own type, others are `made`."""
-    fields = cls.__dataclass_fields__
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # a dataclass, always
     if not isinstance(values, dict) or set(values) - set(fields):
         raise CheckpointError(f"config.json: {what} is an object with {', '.join(fields)}.")
     kinds = {"str": str, "int": int, "str | None": str | None}
     for name, field in fields.items():
         value = values.get(name)
-        if (field.type in kinds and not isinstance(value, kinds[field.type])) or value == "" or isinstance(value, bool):
+        if (field.type in kinds and not isinstance(value, kinds[str(field.type)])) or value == "" or isinstance(value, bool):
             raise CheckpointError(f"config.json: {what} needs {name} as {field.type}, not {value!r}.")
     return cls(**{name: made[name](values.get(name)) if name in made else values.get(name) for name in fields})
 
 
 def a_list(values: Any, name: str) -> list[Any]:
+    """`values` if it is a list that is not empty, else CheckpointError."""
     if not isinstance(values, list | tuple) or not values:
         raise CheckpointError(f"config.json: {name} must be a list that is not empty.")
     return list(values)

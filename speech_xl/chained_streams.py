@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 OGG_SERIAL = slice(14, 18)  # of a page's header: the number of its logical stream (RFC 3533, section 6)
 LARGEST_OGG_PAGE = 65_307
@@ -28,7 +29,7 @@ def goes_on(path: Path) -> bool:
     return False
 
 
-def _is_chained(file, size: int) -> bool:
+def _is_chained(file: BinaryIO, size: int) -> bool:
     file.seek(0)
     first = file.read(OGG_SERIAL.stop)[OGG_SERIAL]
     file.seek(max(0, size - 2 * LARGEST_OGG_PAGE))
@@ -37,7 +38,7 @@ def _is_chained(file, size: int) -> bool:
     return at >= 0 and len(tail) >= at + OGG_SERIAL.stop and tail[at:][OGG_SERIAL] != first
 
 
-def _is_joined(file, start: bytes) -> bool:
+def _is_joined(file: BinaryIO, start: bytes) -> bool:
     """Whether another tag or frame stands where the Xing header of the first frame says that the sound ends."""
     at = 0
     if start.startswith(b"ID3"):  # its length is four times seven bits

@@ -13,7 +13,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from speech_xl.assembly import assembled
-from speech_xl.config import ModelConfig, SSTConfig, load_config
+from speech_xl.config import ModelConfig, SSTConfig
+from speech_xl.config_file import load_config
 from speech_xl.errors import CheckpointError, SpeechXLError
 from speech_xl.file_hashes import sha256_of
 from speech_xl.hub import download
@@ -30,7 +31,8 @@ EMBEDDED_FOLDER = SHIPPED / EMBEDDED
 
 def resolve_checkpoint(model: str | None = None) -> Path:
     """A whole checkpoint's folder. None is the default, "small" and "nano" are the shipped ones; else a folder, or a
-    Hub id to download (resumed if broken off). One that names base parts is put together in the user's cache."""
+    Hub id to download (resumed if broken off). One that names base parts is put together in the user's cache.
+    """
     if model is None:
         return resolve_default()[0]
     folder = SHIPPED / model if model in SHIPPED_NAMES else find_folder(model)
@@ -122,7 +124,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             linear(f"{layer}.self_attn.{prefix}q_proj", d.hidden_size, queries, d.attention_bias)
             linear(f"{layer}.self_attn.{prefix}k_proj", d.hidden_size, keys, d.attention_bias)
             linear(f"{layer}.self_attn.{prefix}v_proj", d.hidden_size, keys, d.attention_bias)
-            if not prefix or s.output_projection:
+            if not prefix or (s is not None and s.output_projection):
                 linear(f"{layer}.self_attn.{prefix}o_proj", queries, d.hidden_size, d.attention_output_bias)
         for name in ("gate_proj", "up_proj"):
             linear(f"{layer}.mlp.{name}", d.hidden_size, d.intermediate_size, d.mlp_bias)

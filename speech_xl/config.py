@@ -1,30 +1,24 @@
-"""What a model is: frozen dataclasses that mirror a checkpoint's config.json, checked once on load.
+"""What a model is: frozen dataclasses that mirror a checkpoint's config.json, checked whenever one is made.
 
 Configuration is data. No code in this project asks which published family a checkpoint came from; it asks
 for a field below. Field names follow Hugging Face's Whisper, Qwen2 and Llama configurations where these
-have one. This file knows no tensors and opens no weights.
+have one. It knows no files: config_file.py reads and writes JSON, config_check.py says what may stand together.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from speech_xl.base_parts import BasePart, parts_from
-from speech_xl.errors import CheckpointError
+from speech_xl.base_parts import BasePart
+from speech_xl.config_check import check
 
 SAMPLING_RATE = 16_000  # Hz; every encoder here was trained at this rate
 N_FFT = 400  # samples: 25 ms
 HOP_LENGTH = 160  # samples: 10 ms, so 100 mel frames a second
 RECOGNIZED_TOKENS_PER_SECOND = 4.5  # of fast talk without a pause; three where people read or talk calmly
-LAYOUTS = ("torch", "mlx")  # axis order of stored convolutions: (out, in, kernel) or (out, kernel, in)
 CONV_STRIDE = 2  # mel frames per encoder position: Whisper's second convolution
 
 
@@ -55,6 +49,7 @@ class EncoderConfig:
 
     @property
     def context_frames(self) -> int:
+        """Mel frames at each end of a window that are computed and thrown away."""
         return self.context_positions * CONV_STRIDE
 
     @property
@@ -170,7 +165,7 @@ class ModelConfig:
     sst: SSTConfig | None = None
     evidence_layers: tuple[int, ...] = ()  # decoder layers whose attention is shown as evidence; none: all
     dtype: str = "float32"  # of the stored weights
-    layout: str = "torch"  # of the stored weights: one of LAYOUTS; every backend reads both
+    layout: str = "torch"  # of the stored weights: one of config_check.LAYOUTS; every backend reads both
     quantization: dict[str, int] | None = None  # {"group_size", "bits"} of the decoder's linear layers
     name: str = "unnamed"
     description: str = ""  # what it understands, in words that an interface can show
@@ -183,6 +178,8 @@ class ModelConfig:
     @property
     def frames_per_token(self) -> int:
         """Mel frames per speech token of an adapter; a recogniser's have no constant rate."""
+        if self.adapter is None:
+            raise ValueError("a recogniser's speech tokens have no constant rate")
         return CONV_STRIDE * self.encoder.pool * self.adapter.stack
 
     @property
@@ -192,6 +189,7 @@ class ModelConfig:
 
     @property
     def seconds_per_token(self) -> float:
+        """Seconds of sound that one speech token of an adapter stands for."""
         return self.frames_per_token * HOP_LENGTH / SAMPLING_RATE
 
     @property
@@ -213,160 +211,6 @@ class ModelConfig:
             return self.tokens_per_window if samples else 0
         if self.encoder.whole_pools:
             positions = -(-samples // (CONV_STRIDE * HOP_LENGTH))
-            return -(-(positions // self.encoder.pool) // self.adapter.stack)
+            stack = self.frames_per_token // (CONV_STRIDE * self.encoder.pool)
+            return -(-(positions // self.encoder.pool) // stack)
         return -(-samples // (self.frames_per_token * HOP_LENGTH))
-
-
-_PARTS = {
-    "encoder": EncoderConfig,
-    "adapter": AdapterConfig,
-    "recognizer": RecognizerConfig,
-    "decoder": DecoderConfig,
-    "prompt": PromptConfig,
-    "sst": SSTConfig,
-}
-
-
-def check(config: ModelConfig) -> None:
-    """Raise CheckpointError, naming the field, if the configuration contradicts itself."""
-    e, a, r, d, s = config.encoder, config.adapter, config.recognizer, config.decoder, config.sst
-
-    def require(holds: bool, sentence: str) -> None:
-        if not holds:
-            raise CheckpointError(f"config.json: {sentence}.")
-
-    require((a is None) != (r is None), "there must be an adapter or a recognizer, and not both")
-    for part in (e, a or r, d):
-        for f in dataclasses.fields(part):
-            value = getattr(part, f.name)
-            least = 0 if f.name in ("context_positions", "end_id", "no_speech_id") else 1
-            if f.type == "int" and (type(value) is not int or value < least):
-                raise CheckpointError(f"config.json: {f.name} must be a whole number from {least}, not {value!r}.")
-    require(e.d_model % e.encoder_attention_heads == 0, "d_model must be a multiple of encoder_attention_heads")
-    require(2 * e.context_positions < e.max_source_positions, "context_positions leaves nothing of a window")
-    require(
-        a is None or (e.hop_frames % config.frames_per_token == 0 and e.context_frames % config.frames_per_token == 0),
-        f"a window of {e.hop_frames} frames and its context of {e.context_frames} must be multiples of the "
-        "frames of one speech token",
-    )
-    if r is not None:
-        _check_recognizer(r, e, require)
-    require(
-        d.num_attention_heads % d.num_key_value_heads == 0,
-        "num_attention_heads must be a multiple of num_key_value_heads",
-    )
-    require(d.head_dim % 2 == 0, "head_dim must be even, as RoPE rotates pairs")
-    require(
-        all(type(i) is int and 0 <= i < d.num_hidden_layers for i in config.evidence_layers),
-        "evidence_layers must be decoder layers",
-    )
-    require("{question}" in config.prompt.after_audio, "prompt.after_audio must contain {question}")
-    require(config.layout in LAYOUTS, f"layout must be {' or '.join(LAYOUTS)}, not {config.layout!r}")
-    q = config.quantization
-    require(
-        q is None or (set(q) == {"group_size", "bits"} and q["bits"] in (4, 8) and q["group_size"] in (32, 64, 128)),
-        "quantization must have a group_size of 32, 64 or 128 and bits of 4 or 8",
-    )
-    if s is not None:
-        require(bool(s.ratios) and all(type(r) is int and r >= 1 for r in s.ratios), "sst.ratios must be whole numbers")
-        require(s.default_ratio in s.ratios, "sst.default_ratio must be one of sst.ratios")
-        require(s.interval >= 1, "sst.interval must be positive")
-        for ratio in s.ratios:
-            require(s.interval % ratio == 0, f"sst.interval {s.interval} must be a multiple of ratio {ratio}")
-        require(
-            s.own_projections or not (s.output_projection or s.pooled),
-            "sst.output_projection and sst.pooled need sst.own_projections",
-        )
-        require(type(s.recall) is int and s.recall >= 0, f"sst.recall must be a whole number from 0, not {s.recall!r}")
-        require(not s.recall or r is not None, "sst.recall needs a recognizer: only then are speech tokens words")
-
-
-def _check_recognizer(r: RecognizerConfig, e: EncoderConfig, require: Callable[[bool, str], None]) -> None:
-    """The part of `check` that concerns a recogniser."""
-    require(e.pool == 1 and not e.context_positions, "a recognizer reads whole windows: no pool, no context_positions")
-    require(e.d_model % r.decoder_attention_heads == 0, "d_model must be a multiple of decoder_attention_heads")
-    ids = (*r.start_ids, *r.suppressed_ids, *r.begin_suppressed_ids, r.end_id, r.no_speech_id)
-    ids = ids if r.previous_id is None else (*ids, r.previous_id)
-    require(
-        all(type(i) is int and 0 <= i < r.vocab_size for i in ids), "the recognizer's ids must lie below its vocab_size"
-    )
-    require(0 < len(r.start_ids) < r.max_target_positions, "recognizer.start_ids must hold some ids, and leave room for text")
-    require(r.end_id not in r.suppressed_ids, "recognizer.suppressed_ids must not contain end_id")
-    heads = [pair for pair in r.alignment_heads if isinstance(pair, tuple) and len(pair) == 2]
-    require(
-        0 < len(heads) == len(r.alignment_heads)
-        and all(a in range(r.decoder_layers) and b in range(r.decoder_attention_heads) for a, b in heads),
-        "recognizer.alignment_heads must be pairs of a layer and a head",
-    )
-
-
-def _tuples(value: Any) -> Any:
-    """Lists as tuples, at any depth."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def from_dict(data: dict[str, Any]) -> ModelConfig:
-    """Build a checked ModelConfig from parsed JSON; CheckpointError names a missing or unknown field."""
-
-    def build(cls: type, values: Any, where: str) -> Any:
-        if not isinstance(values, dict):
-            raise CheckpointError(f"config.json: {where} must be an object.")
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise CheckpointError(f"config.json: {where} has unknown fields {', '.join(unknown)}.")
-        missing = [
-            f.name
-            for f in known.values()
-            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
-        ]
-        if missing:
-            raise CheckpointError(f"config.json: {where} lacks {', '.join(missing)}.")
-        try:
-            return cls(**{k: _tuples(v) for k, v in values.items()})
-        except TypeError as error:  # a field of another type than the checks of the whole calculate with
-            raise CheckpointError(f"config.json: {where} has a field of the wrong type ({error}).") from None
-
-    if not isinstance(data, dict):
-        raise CheckpointError("config.json must hold one JSON object.")
-    top = {k: v for k, v in data.items() if k != "model_type"}
-    for name, cls in _PARTS.items():
-        if top.get(name) is not None:
-            top[name] = build(cls, top[name], name)
-    if "parts" in top:
-        top["parts"] = parts_from(top["parts"])
-    return build(ModelConfig, top, "the top level")
-
-
-def to_dict(config: ModelConfig) -> dict[str, Any]:
-    """The JSON form; `from_dict(to_dict(c)) == c`."""
-    data = {"model_type": "speech_xl", **dataclasses.asdict(config)}
-    if not config.parts:  # a whole checkpoint names none
-        del data["parts"]
-    return data
-
-
-def load_config(folder: Path) -> ModelConfig:
-    """Read and check `folder`/config.json; CheckpointError if it is absent, broken or foreign."""
-    path = Path(folder) / "config.json"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder} is no Speech-XL checkpoint: it has no config.json. Name a folder made by training or "
-            "by python -m converters."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}). Copy the checkpoint again.") from None
-    if isinstance(data, dict) and data.get("model_type") != "speech_xl":
-        raise CheckpointError(
-            f"{path} describes a {data.get('model_type', 'foreign')!s} model, not a Speech-XL one. "
-            "Convert it first with python -m converters."
-        )
-    return from_dict(data)
-
-
-def save_config(config: ModelConfig, folder: Path) -> None:
-    """Write `folder`/config.json."""
-    text = json.dumps(to_dict(config), indent=2) + "\n"
-    (Path(folder) / "config.json").write_text(text, encoding="utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,8 +23,10 @@ from speech_xl.asking import Asking
 from speech_xl.config import SAMPLING_RATE
 from speech_xl.decoders import SoundSource
 from speech_xl.errors import ScheduleError
+from speech_xl.interval_batches import interval_batches
 from speech_xl.memory import AudioMemory, RecordingSource, join_spans
 from speech_xl.model import DEFAULT, SpeechModel
+from speech_xl.plain_text import plain_text
 from speech_xl.prefetch import HeardWindows, WindowReader, samples_per_level
 from speech_xl.prompt import LONGEST_ANSWER
 from speech_xl.recognition import Word
@@ -131,12 +134,10 @@ class Listening:
                 self._hear(group)
                 if self._queued < self._model.interval and self._model.config.recognizer is not None:
                     yield self._progress(None)
-                while self._queued >= self._model.interval:
-                    yield self._close_interval(self._model.interval)
+                yield from self._close_intervals(self._queued // self._model.interval * self._model.interval)
             if self.cancelled:
                 return
-            if self._queued:
-                yield self._close_interval(self._queued)
+            yield from self._close_intervals(self._queued)
             if self._told_seconds < self._heard_seconds - 0.01:  # the end is silent
                 yield self._progress(None)
             self._memory = self._make_memory(self._state, self._plans, self._scheduler.tokens, self._reader.sha256)
@@ -155,16 +156,21 @@ class Listening:
         self._words.extend((first + token, word) for token, word in heard.words or ())
         self._energy = np.concatenate([self._energy, group.energy])
 
-    def _close_interval(self, tokens: int) -> Heard:
-        with self._model.lock:
-            plan = self._scheduler.next(tokens)
-            self._model.backend.close_interval(self._state, plan)
-            # A summarizer's selection grows with its memory; what is kept of a plan must not.
-            self._plans.append(dataclasses.replace(plan, selection=None))
-            self._queued -= tokens
-        if len(self._plans) % INTERVALS_PER_RELEASE == 0:
-            release_free_memory()
-        return self._progress(plan)
+    def _close_intervals(self, tokens: int) -> Iterator[Heard]:
+        """Hear queued tokens as intervals, in as few batches as the horizon allows; an event for each."""
+        plans = list(copy.copy(self._scheduler).plan_all(tokens))  # the clock itself moves with what is heard
+        for batch in interval_batches(plans):
+            with self._model.lock:
+                self._model.backend.close_intervals(self._state, batch)
+                for plan in batch:
+                    self._scheduler.advance(plan)
+                # A summarizer's selection grows with its memory; what is kept of a plan must not.
+                self._plans += [dataclasses.replace(plan, selection=None) for plan in batch]
+                self._queued -= sum(plan.tokens for plan in batch)
+            if len(self._plans) % INTERVALS_PER_RELEASE < len(batch):
+                release_free_memory()
+            for plan in batch:
+                yield self._progress(plan)
 
     def _progress(self, plan: IntervalPlan | None) -> Heard:
         """The event of an interval that was closed, or, without one, of sound that brought too few words to close it."""
@@ -178,17 +184,20 @@ class Listening:
         if plan is not None or not self._queued:
             self._forget_energy(end)
         self._told_seconds = seconds = max(self._told_seconds, end)
+        tokens, slots = scheduler.tokens, scheduler.base
+        if plan is not None:  # which may not be the last of its batch
+            tokens, slots = plan.first_token + plan.tokens, plan.base + plan.kept
         words: list[Word] = []
-        while plan is not None and self._words and self._words[0][0] < scheduler.tokens:
+        while plan is not None and self._words and self._words[0][0] < tokens:
             words.append(self._words.popleft()[1])
         return Heard(
             seconds=seconds,
             total_seconds=self.total_seconds,
             speed=seconds / max(1e-9, time.monotonic() - self._started),
-            tokens=scheduler.tokens,
-            slots=scheduler.base,
-            memory_bytes=scheduler.base * self._model.bytes_per_slot,
-            raw_bytes=(len(self._prefix) + scheduler.tokens) * config.kv_values_per_slot * backend.itemsize,
+            tokens=tokens,
+            slots=slots,
+            memory_bytes=slots * self._model.bytes_per_slot,
+            raw_bytes=(len(self._prefix) + tokens) * config.kv_values_per_slot * backend.itemsize,
             interval=scheduler.index if plan is None else plan.index,
             interval_start=start,
             interval_end=end,
@@ -203,7 +212,7 @@ class Listening:
         per_second = SAMPLING_RATE / samples_per_level(self._model.config)
         blocks = np.array([start, end]) * per_second - self._energy_start
         part = self._energy[max(0, int(blocks[0] + 0.1)) : max(0, int(np.ceil(blocks[1] - 0.1)))]
-        return 10 * np.log10(max(float(part.mean()) if len(part) else 0.0, 1e-10))
+        return 10 * math.log10(max(float(part.mean()) if len(part) else 0.0, 1e-10))
 
     def _forget_energy(self, end: float) -> None:
         """No event will ask for the level of what lies before `end`."""
@@ -230,12 +239,12 @@ class Listening:
             ratios=tuple(p.ratio for p in plans),
             interval=self._model.interval,
             prefix=self._prefix,
-            recording=RecordingSource(self._path.name, self.total_seconds, round(self._heard_seconds, 3), digest),
+            recording=RecordingSource(plain_text(self._path.name), self.total_seconds, round(self._heard_seconds, 3), digest),
             model=self._model.config.name,
             fingerprint=self._model.fingerprint,
             summarizer=self.summarizer.name,
             bytes=size,
-            warnings=warnings,
+            warnings=tuple(map(plain_text, warnings)),
         )
 
     def snapshot(self) -> AudioMemory:
@@ -243,13 +252,10 @@ class Listening:
         with self._model.lock:
             state = self._model.backend.fork(self._state)
             plans, tokens = list(self._plans), self._scheduler.tokens
-            if self._queued:
-                last = copy.copy(self._scheduler)
-                while (left := tokens + self._queued - last.tokens) > 0:
-                    plan = last.next(min(self._model.interval, left))
-                    self._model.backend.close_interval(state, plan)
-                    plans.append(plan)
-                tokens = last.tokens
+            for batch in interval_batches(list(copy.copy(self._scheduler).plan_all(self._queued))):
+                self._model.backend.close_intervals(state, batch)
+                plans += batch
+            tokens += self._queued
         return self._make_memory(state, plans, tokens, digest="")
 
     @property
@@ -266,6 +272,7 @@ def ask(
 ) -> Asking:  # fmt: skip
     """Ask one question about a memory, or about [start, end] seconds of it alone; QuestionError at once if it cannot be
     asked. The answer ends before the first text of `stop`; its tokens are the most probable ones unless `sampling` says
-    otherwise."""
+    otherwise.
+    """
     span = None if start is None and end is None else check_said(memory, start, end)
     return Asking(model, memory, question, longest, span, stop, sampling)

@@ -29,6 +29,7 @@ def describe(path: Path) -> list[tuple[str, str]]:
 
 
 def describe_recording(path: Path) -> list[tuple[str, str]]:
+    """(subject, value) lines of a file of sound, from its header."""
     info = probe(path)
     length = "unknown" if info.seconds is None else f"{info.seconds:.2f} s"
     return [
@@ -41,6 +42,7 @@ def describe_recording(path: Path) -> list[tuple[str, str]]:
 
 
 def describe_memory(path: Path) -> list[tuple[str, str]]:
+    """(subject, value) lines of a .sxl file, from its header."""
     header = read_header(path)
     source = header.recording
     return [
@@ -56,6 +58,7 @@ def describe_memory(path: Path) -> list[tuple[str, str]]:
 
 
 def describe_checkpoint(folder: Path) -> list[tuple[str, str]]:
+    """(subject, value) lines of a checkpoint, from its configuration and its files' headers."""
     config = check_checkpoint(folder)
     e, d = config.encoder, config.decoder
     counts = count_parameters(config)
@@ -88,6 +91,7 @@ def describe_part(part: BasePart) -> str:
 
 
 def describe_speech_tokens(config: ModelConfig) -> str:
+    """Where a model's speech tokens come from, and how many."""
     if config.recognizer is not None:
         return "the words that are said, about 3 tokens a second; none where nobody speaks"
     return f"{1 / config.seconds_per_token:g} a second"
@@ -103,6 +107,7 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
 
 
 def describe_ssts(config: ModelConfig) -> str:
+    """What Speech Summarization Tokens a checkpoint has."""
     if config.sst is None:
         return "none: --summarizer auto chooses a rule that needs no training"
     s = config.sst

@@ -83,9 +83,9 @@ def compute_probe(name: str) -> tuple[dict[str, Any], int]:
     state, scheduler = backend.start([1]), Scheduler(16, FixedRatio(8), 1)
     backend.hear(state, 2 * made_up((2, 80, 192), 1000), np.array([96, 32]), [16, 4])
     for plan in scheduler.plan_all(20):
-        backend.close_interval(state, plan)
+        backend.close_intervals(state, [plan])
     steps = backend.answer(state, [2, 3, 5], scheduler.base)
-    found = {"tokens": [next(steps).token for _ in range(ANSWER_LENGTH)]}
+    found: dict[str, Any] = {"tokens": [next(steps).token for _ in range(ANSWER_LENGTH)]}
     steps.close()
     for part, array in backend.export_memory(state).items():
         found[part] = [round(float(x), 6) for x in np.asarray(array, np.float32).ravel()]
@@ -93,6 +93,7 @@ def compute_probe(name: str) -> tuple[dict[str, Any], int]:
 
 
 def check_machine() -> Iterator[Finding]:
+    """The machine, its memory, and whether ffmpeg is there."""
     yield Finding("machine", f"{platform.system()} {platform.machine()}, {format_bytes(machine_memory())} of memory")
     if shutil.which("ffmpeg"):
         yield Finding("ffmpeg", "found")
@@ -103,6 +104,7 @@ def check_machine() -> Iterator[Finding]:
 
 
 def check_backends() -> Iterator[Finding]:
+    """Every registered backend: its version, its numbers, and the library it wants."""
     for name in BACKENDS:
         if not is_installed(name):
             yield Finding(name, f"not installed; {install_hint(name)}")  # one backend is enough

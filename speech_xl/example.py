@@ -13,6 +13,8 @@ EXAMPLE = Path(__file__).resolve().parent.parent / "space" / "examples" / "town_
 
 @dataclass(frozen=True)
 class Example:
+    """The shipped recording's title and questions."""
+
     title: str
     suggestions: tuple[str, ...]  # questions that the recording answers
 

@@ -104,6 +104,7 @@ def log_mel(samples: np.ndarray, num_mel_bins: int) -> np.ndarray:
     ------
     ValueError
         If the shape is another, or n is too short to be mirrored at the edges.
+
     """
     samples = np.atleast_2d(np.asarray(samples, np.float32))
     if samples.ndim != 2 or samples.shape[1] <= N_FFT // 2:
@@ -114,7 +115,7 @@ def log_mel(samples: np.ndarray, num_mel_bins: int) -> np.ndarray:
     spectrum = scipy.fft.rfft(cut * _hann(), axis=-1, overwrite_x=True)  # (B, T, 201) complex64
     power = spectrum.real**2 + spectrum.imag**2
     mel = np.matmul(_mel_filters(num_mel_bins), power.transpose(0, 2, 1))  # (B, num_mel_bins, T)
-    log = np.log10(np.maximum(mel, _FLOOR, out=mel), out=mel)
+    log: np.ndarray = np.log10(np.maximum(mel, _FLOOR, out=mel), out=mel)
     np.maximum(log, log.max(axis=(1, 2), keepdims=True) - _RANGE, out=log)
     log += 4.0
     log /= 4.0
@@ -132,4 +133,5 @@ def _mel_filters(num_mel_bins: int) -> np.ndarray:
     """Slaney's mel filter bank from 0 to 8 kHz, (num_mel_bins, 201) float32."""
     from librosa.filters import mel  # here, because librosa takes seconds to import
 
-    return mel(sr=SAMPLING_RATE, n_fft=N_FFT, n_mels=num_mel_bins, norm="slaney", dtype=np.float32)
+    filters: np.ndarray = mel(sr=SAMPLING_RATE, n_fft=N_FFT, n_mels=num_mel_bins, norm="slaney", dtype=np.float32)
+    return filters

@@ -66,6 +66,7 @@ def slug(name: str) -> str:
 
 
 def fetch_file(part: BasePart, file: PartFile, target: Path, home: Path, cache: Path) -> None:
+    """Fetch one file of a part to `target` from the first source that has it; CheckpointError lists what was tried."""
     tried = []
     for source in file.sources:
         try:
@@ -120,6 +121,7 @@ def is_right(path: Path, file: PartFile) -> bool:
 
 
 def check_hash(path: Path, file: PartFile) -> None:
+    """SourceError unless a file has the size and SHA-256 that it should have."""
     size = path.stat().st_size
     if size != file.size:
         raise SourceError(f"{size} bytes where {file.size} belong, so its sha256 differs, and it was refused")
@@ -192,6 +194,7 @@ def run_watched(command: list[str], package: str, folder: Path, scratch: Path, s
 
 
 def bytes_in(folder: Path) -> int:
+    """Bytes of all files below a folder."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):  # pip moves files while they are counted
@@ -200,4 +203,5 @@ def bytes_in(folder: Path) -> int:
 
 
 def is_full(error: OSError) -> bool:
+    """Whether an error of the system means that the disk, or the user's share of it, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)

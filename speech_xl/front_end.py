@@ -39,10 +39,11 @@ class FrontEnd(Protocol):
 
 def front_end_factory(folder: Path, config: ModelConfig, prompt: Prompt, backend: Backend) -> Callable[[], FrontEnd]:
     """What makes a front end for each recording; CheckpointError if a recogniser's tokenizer is absent or broken."""
-    if config.recognizer is None:
+    recognizer = config.recognizer
+    if recognizer is None:
         return lambda: FrameFrontEnd(backend, config)
-    tokenizer = load_recognizer_tokenizer(folder, config.recognizer.vocab_size)
-    return lambda: RecognizerFrontEnd(backend, WordReader(backend, tokenizer, config.recognizer), prompt)
+    tokenizer = load_recognizer_tokenizer(folder, recognizer.vocab_size)
+    return lambda: RecognizerFrontEnd(backend, WordReader(backend, tokenizer, recognizer), prompt)
 
 
 class FrameFrontEnd:
@@ -58,7 +59,8 @@ class FrameFrontEnd:
         ]
         valid = np.minimum(np.array(positions, np.int64), config.encoder.max_source_positions)
         tokens = [config.tokens_of_window(w.valid_samples) for w in windows]
-        self._backend.hear(state, np.stack([w.mel for w in windows]), valid, tokens)
+        mel = np.stack([w.mel for w in windows if w.mel is not None])  # only a recogniser's windows can be silent
+        self._backend.hear(state, mel, valid, tokens)
         first = windows[0].index * config.tokens_per_window
         edges = np.arange(first, first + sum(tokens) + 1) * config.seconds_per_token
         edges = np.minimum(edges, group.end_sample / SAMPLING_RATE)  # the last token may reach past the last sample

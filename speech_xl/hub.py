@@ -23,7 +23,7 @@ def download_file(name: str, file: str, revision: str | None = None) -> Path:
     def get(client: ModuleType) -> str:
         if not client.constants.HF_HUB_OFFLINE:  # asked once: the download itself would ask a dead network for a minute
             client.get_hf_file_metadata(client.hf_hub_url(name, file, revision=revision))
-        return client.hf_hub_download(name, file, revision=revision)
+        return str(client.hf_hub_download(name, file, revision=revision))
 
     return _ask(name, revision, get)
 
@@ -40,14 +40,14 @@ def _ask(name: str, revision: str | None, get: Callable[[ModuleType], str]) -> P
 
 def hub_client() -> ModuleType:
     """huggingface_hub, which reads HF_ENDPOINT when it is loaded; CheckpointError if that is no address at all."""
-    import huggingface_hub
     import huggingface_hub.errors
 
+    client: ModuleType = huggingface_hub
     try:
-        _ = huggingface_hub.snapshot_download, huggingface_hub.HfApi  # loads the parts that talk
+        _ = client.snapshot_download, client.HfApi  # loads the parts that talk
     except ValueError as error:
         raise CheckpointError(f"HF_ENDPOINT is no web address ({error}); correct it or unset it.") from None
-    return huggingface_hub
+    return client
 
 
 def hub_errors() -> tuple[type[Exception], ...]:

@@ -26,12 +26,15 @@ def check_choice(config: ModelConfig, ratio: Ratio | str, budget: int | None) ->
         return
     if budget is not None:
         raise ScheduleError("A memory budget chooses the ratio itself; give a ratio or a budget, not both.")
+    if isinstance(ratio, str):
+        raise ScheduleError(f"There is no ratio {ratio!r}; choose {DEFAULT}, raw or a number.")
     check_ratio(ratio, interval_of(config), ratios_of(config))
 
 
 class SpeechModel:
     """A loaded model: configuration, prompt and backend. `lock` admits one caller to the backend at a time,
-    in order of arrival. `note`: a line for the user about which model this is, if there is one to say."""
+    in order of arrival. `note`: a line for the user about which model this is, if there is one to say.
+    """
 
     def __init__(self, folder: Path, config: ModelConfig, prompt: Prompt, backend: Backend, note: str | None = None):
         self.folder = folder
@@ -53,6 +56,7 @@ class SpeechModel:
 
     @property
     def interval(self) -> int:
+        """Speech tokens per interval."""
         return interval_of(self.config)
 
     @property
@@ -67,6 +71,7 @@ class SpeechModel:
 
     @property
     def bytes_per_slot(self) -> int:
+        """Bytes of a memory slot's keys and values in all layers."""
         return self.backend.storage.bytes_per_slot(self.config, self.backend.itemsize)
 
     def position_warnings(self, positions: int) -> tuple[str, ...]:
@@ -90,9 +95,9 @@ class SpeechModel:
             tokens = self.config.tokens_for(round(seconds * SAMPLING_RATE))
             prefix = len(self.prompt.prefix_ids)
             return ratio_for_budget(budget, tokens, self.interval, self.ratios, self.bytes_per_slot, prefix)
-        if ratio == DEFAULT:
-            is_trained = self.config.sst is not None and self.config.sst.trained
-            return self.config.sst.default_ratio if is_trained else self.ratio_for_context(seconds)
+        if isinstance(ratio, str):  # DEFAULT, as checked above
+            sst = self.config.sst
+            return sst.default_ratio if sst is not None and sst.trained else self.ratio_for_context(seconds)
         return ratio
 
     def ratio_for_context(self, seconds: float | None) -> Ratio:

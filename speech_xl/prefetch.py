@@ -147,12 +147,14 @@ class Levels:
         self._taken = 0
 
     def push(self, samples: np.ndarray) -> None:
+        """Take the next samples (n,) float32."""
         samples = np.concatenate([self._rest, samples])
         whole = len(samples) // self._size * self._size
         self._done.append(np.square(samples[:whole]).reshape(-1, self._size).mean(1))
         self._rest = samples[whole:]
 
     def finish(self) -> None:
+        """Close the last stretch, however short it is."""
         if len(self._rest):
             self._done.append(np.square(self._rest).mean(keepdims=True))
 

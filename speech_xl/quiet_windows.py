@@ -77,6 +77,6 @@ def _loudness(samples: np.ndarray) -> np.ndarray:
     """Mean square of every 200 ms, one place each 50 ms, at least one: (n // 800 - 3,) float64 for (n,) float32."""
     shortest = QUIET_BLOCKS * BLOCK
     if len(samples) < shortest:
-        return np.square(samples, dtype=np.float64).mean(keepdims=True)
+        return np.array([np.square(samples, dtype=np.float64).mean()])
     blocks = np.square(samples[: len(samples) // BLOCK * BLOCK], dtype=np.float64).reshape(-1, BLOCK).sum(1)
     return np.convolve(blocks, np.ones(QUIET_BLOCKS), mode="valid") / shortest

@@ -103,7 +103,7 @@ def recall(
     with model.lock:
         state = model.backend.start(list(memory.prefix))
         model.backend.hear_words(state, ids)
-        model.backend.close_interval(state, plan)
+        model.backend.close_intervals(state, [plan])
         size = model.backend.memory_bytes(state)
     place = np.arange(len(ids), dtype=np.int64)
     recalled = dataclasses.replace(

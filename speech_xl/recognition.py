@@ -50,7 +50,7 @@ def words_of(recognition: Recognition, tokenizer: Tokenizer, seconds: float) -> 
     positions = max(1, min(recognition.attention.shape[1], int(np.ceil(seconds * POSITIONS_PER_SECOND))))
     starts = token_starts(recognition.attention[:, :positions]) / POSITIONS_PER_SECOND
     ends = np.append(starts[1:], seconds)[: len(recognition.ids)]
-    words = []
+    words: list[Word] = []
     for text, first, last in split_words(recognition.ids, tokenizer):
         start, end = float(starts[first]), min(float(ends[last]), seconds)
         longest = 0.4 + 0.1 * len(text)  # seconds that even slow talk takes: what is more is a pause
@@ -96,8 +96,8 @@ def split_words(ids: Sequence[int], tokenizer: Tokenizer) -> list[tuple[str, int
     """(word, its first token, its last) for everything between blanks; broken characters and bare marks are left out."""
     text = tokenizer.decode(list(ids))
     # How far the text reaches after each token; half a character reaches nowhere yet.
-    reach = [len(tokenizer.decode(list(ids[: n + 1])).rstrip("\N{REPLACEMENT CHARACTER}")) for n in range(len(ids))]
-    reach = np.maximum.accumulate(reach)
+    texts = (tokenizer.decode(list(ids[: n + 1])) for n in range(len(ids)))
+    reach = np.maximum.accumulate([len(heard.rstrip("\N{REPLACEMENT CHARACTER}")) for heard in texts])
     words, at = [], 0
     for piece in text.split():
         begin = text.index(piece, at)
@@ -119,7 +119,8 @@ def without_loops(words: Sequence[Word]) -> list[Word]:
     """The words, of the same few again and again only the first time."""
     least = REPEATS_IN_LOOP if is_loop(" ".join(word.text for word in words)) else REPEATS
     plain = ["".join(c for c in word.text.lower() if c.isalnum()) for word in words]
-    kept, at = [], 0
+    kept: list[Word] = []
+    at = 0
     while at < len(words):
         size, repeats = _repeated(plain[at:], least)
         kept += words[at : at + size]

@@ -196,6 +196,11 @@ class IntervalPlan:
         seen = (self.hidden_from + self.hidden, self.base - self.evicted)
         return stretch_of_rows(1 + self.index, place, kept, seen, self.ssts)
 
+    def speech_mask(self) -> np.ndarray:
+        """(n, n) bool: which speech rows of its own interval each speech row sees."""
+        rows = self.rows()[: self.tokens]
+        return visible(rows, rows)
+
     def sst_mask(self) -> np.ndarray:
         """(K, n + K) bool: which rows of its own interval each SST sees. Memory within the horizon is always visible."""
         rows = self.rows()
@@ -263,10 +268,14 @@ class Scheduler:
             audio_slots = self.base - plan.evicted - self.prefix
             hidden = max(0, audio_slots - self.horizon)
             plan = dataclasses.replace(plan, hidden_from=self.prefix, hidden=hidden)
-        self.index += 1
-        self.tokens += tokens
-        self.base += plan.kept
+        self.advance(plan)
         return plan
+
+    def advance(self, plan: IntervalPlan) -> None:
+        """Move the clock behind a plan, the next one, that a copy of this scheduler has made."""
+        self.index += 1
+        self.tokens += plan.tokens
+        self.base += plan.kept
 
     def plan_all(self, tokens: int) -> Iterator[IntervalPlan]:
         """The plans of `tokens` more speech tokens, the last one as long as what is left."""

@@ -1,8 +1,8 @@
 """In how many bits a memory keeps its keys and values, and how many bytes a slot then takes.
 
 Quantized rows are kept per group of neighbouring numbers of one head: each number a code of `bits`, each
-group a scale and a lowest value in the model's own type; number = lowest + code * scale. Both backends
-execute this layout. It knows no tensors.
+group a scale and a lowest value in the model's own type; number = lowest + code * scale. A memory grows by pages of one
+size, which are never moved. Both backends execute this layout. It knows no tensors.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from speech_xl.errors import BackendError
 
 MEMORY_BITS = (16, 8, 4)
 LARGEST_GROUP = 64  # numbers that share a scale; MLX's usual size for weights
+PAGE_SLOTS = 512  # slots of one layer that are allocated at a time: larger ones are read a little faster, smaller ones waste less
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,13 @@ class MemoryStorage:
 
     @property
     def is_packed(self) -> bool:
+        """Whether numbers are kept as codes with scales."""
         return self.bits < 16
 
     @property
     def levels(self) -> int:
         """The largest code."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     def bytes_per_slot(self, config: ModelConfig, itemsize: int) -> int:
         """Bytes of one slot's keys and values in all layers; `itemsize` is that of the model's own type."""

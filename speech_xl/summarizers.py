@@ -8,7 +8,7 @@ trained ones. It knows positions and weights over rows, no tensors.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -18,8 +18,15 @@ from speech_xl.schedule import IntervalPlan, Ratio, block_spans, plan_interval, 
 
 
 class Summarizer(Protocol):
-    name: ClassVar[str]
-    needs_training: ClassVar[bool]
+    """The rule for what an interval leaves in the memory."""
+
+    @property
+    def name(self) -> str:
+        """What it is chosen by."""
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether it plans SSTs, which are worth what the checkpoint's training made of them."""
 
     def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio, prefix: int) -> IntervalPlan:
         """As schedule.plan_interval. Ratio None is raw, whatever the summarizer."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 PREFIX = 0  # the stretch of the text before the audio
+CAUSAL = "causal"  # a mask in a word: as many queries as keys, and each sees the keys up to its own place
+Mask = np.ndarray | str | None  # (..., Q, K) bool, or CAUSAL; None: every query sees every key
 
 
 @dataclass(frozen=True)
@@ -75,3 +77,18 @@ def visible(queries: Rows, keys: Rows) -> np.ndarray:
     kept = (keys.slot >= queries.first[:, None]) & (keys.slot < queries.stop[:, None]) & (keys.slot >= 0)
     past = ((keys.stretch == PREFIX) | kept) & (stretch != PREFIX)
     return np.where(is_own, own, past)
+
+
+def text_mask(padding: np.ndarray, rows: int) -> Mask:
+    """What the last `rows` of T columns see of all of them, in B texts of which each has rows to itself: (B, 1, rows, T).
+
+    padding (B, T) bool: columns that belong to no text. Nobody sees these but they themselves, so that nothing is
+    computed from nothing. A column may also be a memory slot: text sees all slots that it is given.
+    """
+    columns = padding.shape[1]
+    if not padding.any() and rows in (1, columns):
+        return None if rows == 1 else CAUSAL
+    text = text_rows(1, columns, (0, 0))
+    queries = text[columns - rows :]
+    is_itself = queries.place[:, None] == text.place
+    return ((visible(queries, text) & ~padding[:, None]) | is_itself)[:, None]

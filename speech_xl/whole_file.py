@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import itertools
 import os
 import re
 import shutil
@@ -49,15 +48,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 def _hidden_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside `path` that nobody else writes to; gone afterwards."""
     digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]  # a name of any length has one
-    for number in itertools.count():  # beyond 0 where others write the same file now
+    lock, number = None, 0
+    while lock is None:
         folder = path.parent / f".{digest}.{number}"
         made = False
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
             made = True
-        lock = _lock(folder, made)
-        if lock is not None:
-            break
+        lock, number = _lock(folder, made), number + 1  # beyond 0 where others write the same file now
     try:
         _empty(folder)
         yield folder

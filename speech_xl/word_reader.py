@@ -41,20 +41,23 @@ class WordReader:
 
     def read(self, windows: Sequence[Window]) -> list[list[Word]]:
         """The words of each window, times from its own start; none of a silent one. The caller holds the model's lock."""
-        spoken = [w for w in windows if w.mel is not None]
-        if not spoken:
+        mels = [w.mel for w in windows if w.mel is not None]
+        if not mels:
             return [[] for _ in windows]
-        mel = np.stack([w.mel for w in spoken])
+        mel = np.stack(mels)
         readings = self._backend.recognize(mel, prompt := self._prompt())
         if prompt and (again := [n for n, reading in enumerate(readings) if self._is_lost(reading)]):
             # A prompt can carry a recogniser away; what it reads without one is at least not the prompt's fault.
             for n, reading in zip(again, self._backend.recognize(mel[again]), strict=True):
                 readings[n] = reading
         found = iter(readings)
-        words = []
+        words: list[list[Word]] = []
         for window in windows:
-            reading = next(found) if window.mel is not None else None
-            own = words_of(reading, self._tokenizer, window.valid_samples / SAMPLING_RATE) if reading else []
+            if window.mel is None:
+                words.append([])
+                continue
+            reading = next(found)
+            own = words_of(reading, self._tokenizer, window.valid_samples / SAMPLING_RATE)
             if own and not self._is_lost(reading):
                 self._before = [*self._before, *(word.text for word in own)][-PROMPT_TOKENS:]
             words.append(own)

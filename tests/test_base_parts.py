@@ -27,7 +27,7 @@ from speech_xl import assembly, checkpoints, fetching
 from speech_xl.base_parts import parts_from
 from speech_xl.checkpoints import LOW_RANK, check_checkpoint, resolve_checkpoint, resolve_default
 from speech_xl.cli import main as speech_xl
-from speech_xl.config import load_config, to_dict
+from speech_xl.config_file import load_config, to_dict
 from speech_xl.errors import CheckpointError
 from tests import published
 
@@ -289,7 +289,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from speech_xl import assembly
-from speech_xl.config import load_config
+from speech_xl.config_file import load_config
 assembly.ASSEMBLER = "stub_assembler"
 folder = Path(sys.argv[1])
 print(assembly.assembled(folder, load_config(folder)))

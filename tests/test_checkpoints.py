@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from speech_xl import checkpoints
 from speech_xl.checkpoints import check_checkpoint, expected_tensors, fingerprint, resolve_checkpoint
-from speech_xl.config import ModelConfig, from_dict, to_dict
+from speech_xl.config import ModelConfig
+from speech_xl.config_file import from_dict, to_dict
 from speech_xl.errors import CheckpointError
 from speech_xl.model import SpeechModel
 from tests.tiny import configs, save_checkpoint, tiny_config
@@ -98,6 +99,12 @@ def test_contradictions_in_a_configuration_are_named(changes: dict, sentence: st
         data[part] |= values
     with pytest.raises(CheckpointError, match=sentence):
         from_dict(data)
+
+
+def test_a_configuration_nested_too_deep_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        check_checkpoint(tmp_path)
 
 
 def test_a_missing_field_is_named() -> None:

@@ -54,7 +54,7 @@ def our_logits(backend: Backend, config: ModelConfig, mel: np.ndarray, valid: li
     backend.hear(state, mel, positions, tokens)
     scheduler = Scheduler(7, ListedRatios((None,)), len(before))
     for plan in scheduler.plan_all(sum(tokens)):
-        backend.close_interval(state, plan)
+        backend.close_intervals(state, [plan])
     return backend.logits(state, after, scheduler.base)
 
 

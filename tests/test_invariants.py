@@ -48,10 +48,10 @@ def hear_tokens(model: SpeechModel, mel: np.ndarray, listed: list, groups: list[
         backend.hear(state, part, positions, [per_window] * len(part))
         queued += per_window * len(part)
         while queued >= model.interval:
-            backend.close_interval(state, scheduler.next(model.interval))
+            backend.close_intervals(state, [scheduler.next(model.interval)])
             queued -= model.interval
     if queued:
-        backend.close_interval(state, scheduler.next(queued))
+        backend.close_intervals(state, [scheduler.next(queued)])
     return state, scheduler
 
 
@@ -126,7 +126,7 @@ def test_6_nothing_later_depends_on_raw_keys_of_a_closed_interval(backend: str, 
         positions = np.full(len(mel), config.encoder.max_source_positions)
         model.backend.hear(state, mel, positions, [per_window] * len(mel))
         for plan in list(scheduler.plan_all(first_tokens)):
-            model.backend.close_interval(state, plan)
+            model.backend.close_intervals(state, [plan])
         carried = model.backend.import_memory(model.backend.export_memory(state))
         model.backend.hear(carried, mel, positions, [0] * len(mel))  # nothing of it is kept
         question = model.prompt.question_ids("what?")

@@ -48,16 +48,13 @@ def hear(backend: Backend, speech: torch.Tensor, prefix: torch.Tensor, ratios: l
     state = backend.start(prefix.tolist())
     state.queued = speech
     for plan in list(scheduler.plan_all(speech.shape[1])):
-        backend.close_interval(state, plan)
+        backend.close_intervals(state, [plan])
     return state, scheduler
 
 
-@torch.inference_mode()
 def logits_behind(backend: Backend, state: State, base: int, text: torch.Tensor) -> torch.Tensor:
     """(vocab_size,) after the last of `text`."""
-    decoder = backend.model.decoder
-    rotation = decoder.rotation(base + torch.arange(len(text)))
-    return decoder.text(text[None], rotation, state.memory, backend.start([]).memory)[0][0]
+    return torch.from_numpy(backend.logits(state, text.tolist(), base))
 
 
 def run_whole(backend: Backend, speech: torch.Tensor, prefix: torch.Tensor, ratios: list[Ratio], text: torch.Tensor):
@@ -155,7 +152,7 @@ def test_5_and_6_a_closed_interval_is_its_slots_and_nothing_else(
         before = backend.export_memory(carried)
         carried = backend.import_memory(before)
         carried.queued = speech[:, plan.first_token : plan.first_token + plan.tokens]
-        backend.close_interval(carried, plan)
+        backend.close_intervals(carried, [plan])
         after = backend.export_memory(carried)
         assert all(np.array_equal(after[name][:, :, : plan.base], before[name]) for name in before)
     ours, theirs = backend.export_memory(state), backend.export_memory(carried)

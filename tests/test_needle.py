@@ -91,7 +91,7 @@ def test_a_recording_is_heard_as_its_file_would_be(
         listening = Listening(tiny_speech_model, source, ratio=4)
         assert [event.seconds for event in listening][-1] == pytest.approx(3, abs=0.05)
         memories.append(listening.memory)
-    ours, whole = ([a for a in tiny_speech_model.backend.export_memory(m.state).values()] for m in memories)
+    ours, whole = (list(tiny_speech_model.backend.export_memory(m.state).values()) for m in memories)
     assert all(np.array_equal(a, b) for a, b in zip(ours, whole, strict=True))
     assert memories[0].recording.sha256 == recording.sha256 and memories[0].recording.path == "1 at 50 % of 3 s"
 

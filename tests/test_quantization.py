@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from speech_xl.config import ModelConfig, save_config
+from speech_xl.config import ModelConfig
+from speech_xl.config_file import save_config
 from speech_xl.conversation import Listening, ask
 from speech_xl.errors import BackendError, CheckpointError
 from speech_xl.memory import AudioMemory, load_memory, save_memory

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from speech_xl.config import SAMPLING_RATE, check
+from speech_xl.config import SAMPLING_RATE
+from speech_xl.config_check import check
 from speech_xl.conversation import Listening, ask
 from speech_xl.errors import CheckpointError, QuestionError
 from speech_xl.memory import AudioMemory

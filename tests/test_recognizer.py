@@ -11,7 +11,8 @@ from transformers import GenerationMixin, WhisperConfig, WhisperForConditionalGe
 
 from mlx_backend.backend import Backend as MLXBackend
 from speech_xl.checkpoints import check_checkpoint
-from speech_xl.config import ModelConfig, from_dict, load_config, to_dict
+from speech_xl.config import ModelConfig
+from speech_xl.config_file import from_dict, load_config, to_dict
 from speech_xl.errors import CheckpointError
 from speech_xl.features import log_mel
 from tests.tiny import save_checkpoint, sound, tiny_recognizer_config
@@ -56,7 +57,8 @@ def greedy(
     theirs: WhisperForConditionalGeneration, mel: np.ndarray, before: tuple[int, ...] = ()
 ) -> tuple[list[int], torch.Tensor, torch.Tensor]:
     """transformers' model step by step, without a cache -> ids, all logits, cross-attention of all layers and heads.
-    Logits and attention are those from the first start id on."""
+    Logits and attention are those from the first start id on.
+    """
     r = CONFIG.recognizer
     start = [*before, *r.start_ids]
     ids = list(start)

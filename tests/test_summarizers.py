@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,8 @@ from speech_xl.schedule import FixedRatio, Scheduler, memory_slots
 from speech_xl.storage import memory_storage
 from speech_xl.summarizers import SUMMARIZERS, choose_summarizer
 from tests.tiny import save_checkpoint, tiny_config, tiny_model, write_sound
-from torch_backend.decoder import rotate
+from torch_backend.attention import rotate
+from torch_backend.backend import Backend
 from torch_backend.memory import KeyValues
 
 BACKENDS = [name for name in ("torch", "mlx") if name == "torch" or (find_spec("mlx") and find_spec("mlx_backend"))]
@@ -73,31 +75,29 @@ def test_window_moves_rows_up_as_if_they_had_been_heard_there() -> None:
     config = tiny_config()
     decoder = tiny_model(config).decoder
     rows = torch.randn(1, 2, 10, 8, generator=torch.Generator().manual_seed(2))
-    memory = KeyValues(2, 8, torch.float32, torch.device("cpu"), NOT_PACKED)
+    memory = KeyValues(2, 8, torch.float32, torch.device("cpu"), NOT_PACKED, decoder.turned)
     memory.append(rotate(rows, decoder.rotation(torch.arange(10))), rows)
-    seen_before = memory.keys
-    untouched = seen_before.clone()
-    decoder.evict([memory], 3, 4, decoder.rotation(torch.tensor([-4])))
-    left = torch.cat([rows[:, :, :3], rows[:, :, 7:]], 2)
-    torch.testing.assert_close(memory.keys, rotate(left, decoder.rotation(torch.arange(6))))
-    torch.testing.assert_close(memory.values, left)
-    assert torch.equal(seen_before, untouched)
+    fork = memory.rows((0, 10))
+    memory.evict(3, 4)
+    later = torch.randn(1, 2, 5, 8)
+    memory.append(rotate(later, decoder.rotation(torch.arange(6, 11))), later)
+    left = torch.cat([rows[:, :, :3], rows[:, :, 7:], later], 2)
+    keys, values = memory.joined()
+    torch.testing.assert_close(keys, rotate(left, decoder.rotation(torch.arange(11))))
+    torch.testing.assert_close(values, left)
+    assert torch.equal(fork.joined()[1], rows)
 
 
 def kept(name: str, ratio: int, speech: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Module]:
     """Values and unrotated keys that one interval leaves in the first layer, computed by the torch decoder."""
     config = tiny_config()
-    decoder = tiny_model(config).decoder
+    backend = Backend(tiny_model(config), config)
     plan = Scheduler(16, FixedRatio(ratio), 0, SUMMARIZERS[name].plan).next(speech.shape[1])
-    memory = [KeyValues(2, 8, torch.float32, torch.device("cpu"), NOT_PACKED) for _ in range(2)]
-    still = decoder.rotation(torch.zeros(plan.kept, dtype=torch.int64))  # position 0: not rotated
-    with torch.inference_mode():
-        decoder.interval(
-            speech, memory, decoder.rotation(torch.from_numpy(plan.speech_positions)),
-            decoder.rotation(torch.from_numpy(plan.sst_query_positions)), still, torch.from_numpy(plan.sst_mask()),
-            None if plan.selection is None else torch.from_numpy(plan.selection), plan.attended_rows if plan.attended else None,
-        )  # fmt: skip
-    return memory[0].keys, memory[0].values, decoder
+    still = dataclasses.replace(plan, slot_positions=np.zeros(plan.kept, np.int64))  # position 0: not rotated
+    state = backend.start([])
+    state.queued = speech
+    backend.close_intervals(state, [still])
+    return *state.memory[0].joined(), backend.model.decoder
 
 
 def test_stride_keeps_rows_and_pool_keeps_their_means() -> None:

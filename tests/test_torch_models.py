@@ -11,13 +11,12 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from speech_xl.config import ModelConfig
-from speech_xl.schedule import IntervalPlan, ListedRatios, Scheduler, whole_pass
-from speech_xl.storage import memory_storage
+from speech_xl.schedule import ListedRatios, Scheduler, whole_pass
 from tests.tiny import configs, pooled_of, scheduler_of, tiny_config, tiny_model
+from torch_backend.backend import Backend, State
 from torch_backend.decoder import Decoder
-from torch_backend.memory import KeyValues
+from torch_backend.model import SpeechXL
 
-NOT_PACKED = memory_storage(16, 8)
 few = settings(max_examples=8, deadline=None)
 
 
@@ -32,36 +31,14 @@ def qwen2(config: ModelConfig) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(made).eval()
 
 
-def empty(config: ModelConfig) -> list[KeyValues]:
-    d = config.decoder
-    return [
-        KeyValues(d.num_key_value_heads, d.head_dim, torch.float32, torch.device("cpu"), NOT_PACKED)
-        for _ in range(d.num_hidden_layers)
-    ]
-
-
-def pooled_interval(config: ModelConfig, plan: IntervalPlan) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """What `Decoder.interval` wants where SSTs pool."""
-    if not (config.sst.pooled and plan.ssts):
-        return None
-    tokens = torch.from_numpy(plan.pooled_tokens())[None]
-    return tokens, torch.tensor(list(config.sst.pool_columns(plan.ratio))).expand(tokens.shape)
-
-
-def stream(
-    decoder: Decoder, config: ModelConfig, prefix: torch.Tensor, speech: torch.Tensor, plans: list
-) -> list[KeyValues]:
-    """Prefix, then interval after interval, as the backend does it."""
-    memory = empty(config)
-    if len(prefix):
-        decoder.text(prefix[None], decoder.rotation(torch.arange(len(prefix))), empty(config), memory)
-    for p in plans:
-        decoder.interval(
-            speech[:, p.first_token : p.first_token + p.tokens], memory,
-            *(decoder.rotation(torch.from_numpy(x)) for x in (p.speech_positions, p.sst_query_positions, p.slot_positions)),
-            torch.from_numpy(p.sst_mask()), hidden=(p.hidden_from, p.hidden), pooled=pooled_interval(config, p),
-        )  # fmt: skip
-    return memory
+def stream(model: SpeechXL, config: ModelConfig, prefix: torch.Tensor, speech: torch.Tensor, plans: list) -> tuple[Backend, State]:
+    """Prefix, then interval after interval."""
+    backend = Backend(model, config)
+    state = backend.start(prefix.tolist())
+    state.queued = speech
+    for plan in plans:
+        backend.close_intervals(state, [plan])
+    return backend, state
 
 
 def one_pass(
@@ -84,7 +61,7 @@ def one_pass(
     configs(), st.integers(0, 50), st.integers(0, 3), st.lists(st.sampled_from(["raw", 0, 1]), min_size=1, max_size=4)
 )
 def test_streaming_equals_one_masked_pass(config: ModelConfig, tokens: int, prefix: int, drawn: list) -> None:
-    decoder = tiny_model(config).decoder
+    model = tiny_model(config)
     torch.manual_seed(1)
     ids = torch.randint(0, config.decoder.vocab_size, (prefix,))
     speech = torch.randn(1, tokens, config.decoder.hidden_size)
@@ -93,17 +70,17 @@ def test_streaming_equals_one_masked_pass(config: ModelConfig, tokens: int, pref
     scheduler = scheduler_of(config, listed, prefix)
     plans = list(scheduler.plan_all(tokens))
     with torch.inference_mode():
-        logits, passed = one_pass(decoder, config, ids, speech, plans, texts)
-        memory = stream(decoder, config, ids, speech, plans)
-        assert all(layer.length == scheduler.base for layer in memory)
-        last = len(logits) - 6
-        for text in texts:
-            last += len(text)
-            rotation = decoder.rotation(scheduler.base + torch.arange(len(text)))
-            streamed, weights = decoder.text(text[None], rotation, memory, empty(config))
-            torch.testing.assert_close(streamed[0], logits[last - 1], atol=1e-5, rtol=1e-4)
-            assert weights.shape == (config.decoder.num_hidden_layers, scheduler.base)
-            assert (weights.sum(1) <= 1 + 1e-5).all()
+        logits, passed = one_pass(model.decoder, config, ids, speech, plans, texts)
+    backend, state = stream(model, config, ids, speech, plans)
+    assert all(layer.length == scheduler.base for layer in state.memory)
+    last = len(logits) - 6
+    for text in texts:
+        last += len(text)
+        streamed = torch.from_numpy(backend.logits(state, text.tolist(), scheduler.base))
+        torch.testing.assert_close(streamed, logits[last - 1], atol=1e-5, rtol=1e-4)
+        step = next(backend.answer(state, text.tolist(), scheduler.base))
+        assert step.token == int(streamed.argmax()) and step.slot_weights.shape == (scheduler.base,)
+        assert step.slot_weights.sum() <= 1 + 1e-5
     assert passed.speech == tokens
 
 
@@ -111,7 +88,8 @@ def test_streaming_equals_one_masked_pass(config: ModelConfig, tokens: int, pref
 @given(configs(), st.integers(1, 40))
 def test_all_raw_and_without_ssts_is_the_plain_causal_model(config: ModelConfig, tokens: int) -> None:
     """Invariants 4 and 8: raw is transformers' Qwen2, and so are the speech rows when SSTs are there."""
-    model, reference = tiny_model(config).decoder, qwen2(config)
+    whole, reference = tiny_model(config), qwen2(config)
+    model = whole.decoder
     names = dict(reference.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -134,9 +112,9 @@ def test_all_raw_and_without_ssts_is_the_plain_causal_model(config: ModelConfig,
         expected = reference(inputs_embeds=embedded).logits[0]
         logits, _ = one_pass(model, config, prefix, speech, plans, [text])
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-        memory = stream(model, config, prefix, speech, plans)
-        streamed, _ = model.text(text[None], model.rotation(scheduler.base + torch.arange(3)), memory, empty(config))
-        torch.testing.assert_close(streamed[0], expected[-1], atol=1e-4, rtol=1e-4)
+        backend, state = stream(whole, config, prefix, speech, plans)
+        streamed = torch.from_numpy(backend.logits(state, text.tolist(), scheduler.base))
+        torch.testing.assert_close(streamed, expected[-1], atol=1e-4, rtol=1e-4)
         # One interval with SSTs: its speech rows are the base model's.
         alone = Scheduler(max(config.sst.ratios) * tokens, ListedRatios((config.sst.ratios[0],)), 2)
         with_ssts, _ = one_pass(model, config, prefix, speech, list(alone.plan_all(tokens)), [])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speech_xl.config import load_config
+from speech_xl.config_file import load_config
 from speech_xl.prompt import Prompt
 from tests.tiny_training import STAGE, TALKS, hearing_checkpoint, recipe, write_lines
 from training.__main__ import main

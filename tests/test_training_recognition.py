@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from speech_xl.config import load_config
+from speech_xl.config_file import load_config
 from speech_xl.prompt import Prompt
 from speech_xl.quiet_windows import lone_window
 from tests.tiny import RECOGNIZER_TOKENIZER, save_checkpoint, tiny_config, tiny_recognizer_config, write_sound

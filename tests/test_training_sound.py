@@ -12,7 +12,8 @@ import torch
 from converters.__main__ import main as convert
 from speech_xl import word_reader
 from speech_xl.checkpoints import check_checkpoint
-from speech_xl.config import SAMPLING_RATE, load_config
+from speech_xl.config import SAMPLING_RATE
+from speech_xl.config_file import load_config
 from speech_xl.recognition import Word
 from tests import families
 from tests.tiny import save_checkpoint, sound, tiny_config, write_sound
@@ -190,6 +191,11 @@ def test_a_recogniser_hears_each_recording_once(
         tmp_path / "l.jsonl", [{"heard": r.heard} for r in heard]
     ))  # fmt: skip
     assert check_checkpoint(out).sst.trained
+
+
+def test_ssts_that_only_the_recipe_has_do_not_hinder_hearing(spoken: Path, tmp_path: Path) -> None:
+    model = hearing_checkpoint(tmp_path / "plain", sst=None)
+    assert check_checkpoint(train(model, tmp_path / "out", recipe({"steps": 1}), spoken)).sst.pooled
 
 
 def test_another_sound_under_the_same_name_trains_anew(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = ["encoder.py", "recognizer.py", "decoder.py", "memory.py", "model.py", "backend.py"]
+FILES = ["encoder.py", "recognizer.py", "attention.py", "decoder.py", "memory.py", "model.py", "backend.py"]
 TRANSLATED = {"__call__": "forward"}  # what a framework calls the same thing by
 OWN_FILES = {"cpu.py", "loading.py"}  # MLX's CPU build needs help, and so does torch, not to draw weights that files hold
 OWN = {("model.py", "dequantize")}  # MLX computes with quantized weights, torch does not

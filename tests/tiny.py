@@ -22,8 +22,8 @@ from speech_xl.config import (
     PromptConfig,
     RecognizerConfig,
     SSTConfig,
-    save_config,
 )
+from speech_xl.config_file import save_config
 from speech_xl.schedule import ListedRatios, Ratio, Scheduler, WholePass
 from speech_xl.summarizers import ssts_of
 from torch_backend.model import SpeechXL

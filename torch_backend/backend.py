@@ -6,7 +6,8 @@ promises.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import itertools
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +21,20 @@ from speech_xl.config import ModelConfig
 from speech_xl.sampling import Choose
 from speech_xl.schedule import IntervalPlan
 from speech_xl.storage import memory_storage
-from torch_backend.decoder import Pooled
+from speech_xl.visibility import text_mask
+from torch_backend.attention import Pooled
+from torch_backend.decoder import Intervals
 from torch_backend.loading import without_weights
-from torch_backend.memory import KeyValues
+from torch_backend.memory import KeyValues, TextCache
 from torch_backend.model import SpeechXL
 
 # bfloat16 only where the device is fast at it: CPUs without its instructions are about 100 times slower.
 FAST_DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
+
+
+def padded(rows: torch.Tensor, length: int) -> torch.Tensor:
+    """(1, kv_heads, M, head_dim) -> (1, kv_heads, length, head_dim)."""
+    return F.pad(rows, (0, 0, 0, length - rows.shape[2]))
 
 
 @dataclass
@@ -66,22 +74,29 @@ class Backend:
         model.load_state_dict(model.sanitize(tensors), assign=True)
         return cls(model.to(dtype or FAST_DTYPE[device]), config, memory_bits)
 
-    def _empty(self, memory_bits: int = 16) -> list[KeyValues]:
-        d = self.config.decoder
-        storage = memory_storage(memory_bits, d.head_dim)
+    def _empty(self) -> list[KeyValues]:
+        d, turned = self.config.decoder, self.model.decoder.turned
         return [
-            KeyValues(d.num_key_value_heads, d.head_dim, self.dtype, self._device, storage)
+            KeyValues(d.num_key_value_heads, d.head_dim, self.dtype, self._device, self.storage, turned)
             for _ in range(d.num_hidden_layers)
         ]
+
+    def _caches(self, texts: int) -> list[TextCache]:
+        d = self.config.decoder
+        none = torch.empty(texts, d.num_key_value_heads, 0, d.head_dim, dtype=self.dtype, device=self._device)
+        return [TextCache(none, none) for _ in range(d.num_hidden_layers)]
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
     @torch.inference_mode()
     def start(self, prefix: list[int]) -> State:
-        memory = self._empty(self.storage.bits)
+        memory = self._empty()
         if prefix:
-            self._read(prefix, 0, self._empty(), memory)
+            caches = self._caches(1)
+            self._read([prefix], [0], memory, caches, np.zeros((1, len(prefix)), bool))
+            for layer, cache in zip(memory, caches, strict=True):
+                layer.append(*cache.filled)
         return State(memory, torch.zeros(1, 0, self.config.decoder.hidden_size, dtype=self.dtype, device=self._device))
 
     @torch.inference_mode()
@@ -100,63 +115,119 @@ class Backend:
         words = self.model.decoder.embed_tokens(torch.tensor([ids], dtype=torch.int64, device=self._device))
         state.queued = torch.cat([state.queued, words], dim=1)
 
-    def _pooled(self, plan: IntervalPlan) -> Pooled | None:
-        if not (plan.ssts and self.config.sst.pooled):
-            return None
-        tokens = plan.pooled_tokens()[None]
-        columns = np.broadcast_to(self.config.sst.pool_columns(plan.ratio), tokens.shape)
-        return self._tensor(tokens), self._tensor(columns)
+    def _intervals(self, state: State, plans: Sequence[IntervalPlan]) -> Intervals:
+        """Plans of one shape, as tensors."""
+        plan, rotation = plans[0], self.model.decoder.rotation
 
-    @torch.inference_mode()
-    def close_interval(self, state: State, plan: IntervalPlan) -> None:
-        decoder = self.model.decoder
-        speech, state.queued = state.queued[:, : plan.tokens], state.queued[:, plan.tokens :].clone()
-        if plan.evicted:
-            back = decoder.rotation(torch.tensor([-plan.evicted], device=self._device))
-            decoder.evict(state.memory, plan.evict_from, plan.evicted, back)
-        decoder.interval(
-            speech,
-            state.memory,
-            decoder.rotation(self._tensor(plan.speech_positions)),
-            decoder.rotation(self._tensor(plan.sst_query_positions)),
-            decoder.rotation(self._tensor(plan.slot_positions)),
+        def rotations(positions: str) -> tuple[torch.Tensor, torch.Tensor]:
+            return rotation(self._tensor(np.stack([getattr(p, positions) for p in plans])))
+
+        pooled: Pooled | None = None
+        if plan.ssts and self.config.sst.pooled:
+            tokens = np.stack([p.pooled_tokens() for p in plans])
+            columns = np.resize(self.config.sst.pool_columns(plan.ratio), tokens.shape)
+            pooled = self._tensor(tokens), self._tensor(columns)
+        return Intervals(
+            ((0, plan.hidden_from), (plan.hidden_from + plan.hidden, state.memory[0].length)),
+            rotations("speech_positions"),
+            rotations("sst_query_positions"),
+            rotations("slot_positions"),
             self._tensor(plan.sst_mask()),
+            pooled,
             None if plan.selection is None else self._tensor(plan.selection).to(self.dtype),
-            plan.attended_rows if plan.attended else None,
-            (plan.hidden_from, plan.hidden),
-            self._pooled(plan),
+            (self._tensor(plan.speech_mask()), plan.attended_rows) if plan.attended else None,
         )
 
-    def fork(self, state: State) -> State:
-        return State([layer.copy() for layer in state.memory], state.queued.clone())
-
     @torch.inference_mode()
+    def close_intervals(self, state: State, plans: Sequence[IntervalPlan]) -> None:
+        tokens = sum(plan.tokens for plan in plans)
+        speech, state.queued = state.queued[:, :tokens], state.queued[:, tokens:].clone()
+        for layer in state.memory if plans[0].evicted else ():
+            layer.evict(plans[0].evict_from, plans[0].evicted)
+        speech = speech.reshape(len(plans), -1, speech.shape[2])
+        self.model.decoder.intervals(speech, state.memory, self._intervals(state, plans))
+
+    def fork(self, state: State) -> State:
+        return State([layer.fork() for layer in state.memory], state.queued.clone())
+
     def slice(self, state: State, prefix: int, first: int, last: int) -> State:
-        rows = torch.cat([torch.arange(prefix), torch.arange(prefix + first, prefix + last)]).to(self._device)
-        return State([layer.take(rows[None]) for layer in state.memory], state.queued[:, :0].clone())
+        parts = (0, prefix), (prefix + first, prefix + last)
+        return State([layer.rows(*parts) for layer in state.memory], state.queued[:, :0].clone())
 
     def _read(
-        self, ids: list[int], position: int, memory: list[KeyValues], cache: list[KeyValues]
+        self,
+        texts: Sequence[Sequence[int]],
+        positions: Sequence[int],
+        memory: list[KeyValues],
+        caches: list[TextCache],
+        padding: np.ndarray,
+        weighed: Collection[int] = (),
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        positions = torch.arange(position, position + len(ids), device=self._device)
-        rotation = self.model.decoder.rotation(positions)
-        return self.model.decoder.text(torch.tensor([ids], device=self._device), rotation, memory, cache)
+        """Read texts of the same length, each from its own position on; padding (B, T) bool, see text_mask."""
+        ids = torch.tensor(texts, device=self._device)
+        first = torch.tensor(positions, device=self._device)
+        rotation = self.model.decoder.rotation(first[:, None] + torch.arange(ids.shape[1], device=self._device))
+        mask = text_mask(padding, ids.shape[1])
+        mask = self._tensor(mask) if isinstance(mask, np.ndarray) else mask
+        return self.model.decoder.text(ids, rotation, memory, caches, mask, weighed)
 
-    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Iterator[Step]:
-        cache = self._empty()
-        while True:
+    def _go_on(
+        self,
+        texts: Sequence[Sequence[int]],
+        positions: Sequence[int],
+        memory: list[KeyValues],
+        caches: list[TextCache],
+        padding: np.ndarray,
+        end_ids: Collection[int],
+        weighed: Collection[int] = (),
+        choose: Choose | None = None,
+    ) -> Generator[dict[int, Step]]:
+        """Steps, greedy without `choose`, of several texts, those that are not over by their numbers; padding (B, columns before the texts)."""
+        longest = max(map(len, texts))
+        before = [longest - len(ids) for ids in texts]  # texts end together: the shorter ones stand behind padding
+        ids = [[0] * n + list(text) for n, text in zip(before, texts, strict=True)]
+        padding = np.concatenate([padding, np.arange(longest) < np.array(before)[:, None]], axis=1)
+        positions = [position - n for position, n in zip(positions, before, strict=True)]
+        going = list(range(len(texts)))
+        while going:
             with torch.inference_mode():  # not around the yield: it would leak into the caller
-                logits, weights = self._read(ids, position, state.memory, cache)
-                shown = weights[list(self.config.evidence_layers)] if self.config.evidence_layers else weights
-                token = int(logits.argmax()) if choose is None else choose(logits[0].float().cpu().numpy())
-                step = Step(token, shown.mean(0).cpu().numpy())
-            yield step
-            position += len(ids)
-            ids = [step.token]
+                logits, weights = self._read(ids, positions, memory, caches, padding, weighed)
+                shown = weights.cpu().numpy()
+                tokens = logits.argmax(-1).tolist() if choose is None else list(map(choose, logits.float().cpu().numpy()))
+            yield {text: Step(tokens[row], shown[row]) for row, text in enumerate(going)}
+            rows = [row for row, token in enumerate(tokens) if token not in end_ids]
+            if 0 < len(rows) < len(going):  # finished texts leave the batch
+                for cache in caches:
+                    cache.keep(rows)
+            positions = [positions[row] + len(ids[row]) for row in rows]
+            padding = np.pad(padding[rows], ((0, 0), (0, 1)))
+            going, ids = [going[row] for row in rows], [[tokens[row]] for row in rows]
 
     @torch.inference_mode()
     def logits(self, state: State, ids: list[int], position: int) -> np.ndarray:
-        return self._read(ids, position, state.memory, self._empty())[0][0].float().cpu().numpy()
+        logits, _ = self._read([ids], [position], state.memory, self._caches(1), np.zeros((1, len(ids)), bool))
+        return logits[0].to(torch.promote_types(logits.dtype, torch.float32)).cpu().numpy()
+
+    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Generator[Step]:
+        for steps in self._answers(state, [ids], position, (), choose):
+            yield steps[0]
+
+    def answer_together(
+        self, state: State, texts: Sequence[list[int]], position: int, end_ids: Collection[int]
+    ) -> Generator[dict[int, Step]]:
+        return self._answers(state, texts, position, end_ids)
+
+    def _answers(
+        self,
+        state: State,
+        texts: Sequence[list[int]],
+        position: int,
+        end_ids: Collection[int],
+        choose: Choose | None = None,
+    ) -> Generator[dict[int, Step]]:
+        weighed = self.config.evidence_layers or range(self.config.decoder.num_hidden_layers)
+        nothing, caches = np.zeros((len(texts), 0), bool), self._caches(len(texts))
+        return self._go_on(texts, [position] * len(texts), state.memory, caches, nothing, end_ids, weighed, choose)
 
     @torch.inference_mode()
     def answer_spans(
@@ -168,43 +239,29 @@ class Backend:
         end_ids: Collection[int],
         longest: int,
     ) -> list[list[int]]:
-        first, last = torch.tensor(spans, device=self._device).T
-        slot = torch.arange(-prefix, int((last - first).max()), device=self._device)  # prefix rows are negative
-        padding = slot >= (last - first)[:, None]
-        rows = torch.where(padding, 0, prefix + slot + torch.where(slot < 0, 0, first[:, None]))
-        memory = [layer.take(rows) for layer in state.memory]
-        room = (0, 0, 0, len(ids) + longest - 1)  # behind the memories: columns for the text
-        keys = [F.pad(layer.keys, room) for layer in memory]
-        values = [F.pad(layer.values, room) for layer in memory]
+        most = max(last - first for first, last in spans)
+        padding = np.arange(-prefix, most) >= np.array([[last - first] for first, last in spans])
+        caches = []
+        for layer in state.memory:  # little is copied of a memory: a few intervals, each once
+            slots = [layer.rows((0, prefix), (prefix + first, prefix + last)).joined() for first, last in spans]
+            parts = zip(*slots, strict=True)
+            caches.append(TextCache(*(torch.cat([padded(p, prefix + most) for p in part]) for part in parts)))
+        positions = [prefix + last for _, last in spans]
         said: list[list[int]] = [[] for _ in spans]
-        asked = list(range(len(spans)))  # the span of each batch row
-        text = torch.tensor([ids] * len(spans), device=self._device)
-        position, filled = prefix + last, rows.shape[1]
-        for _ in range(longest):
-            positions = position[:, None] + torch.arange(text.shape[1], device=self._device)
-            rotation = self.model.decoder.rotation(positions)
-            tokens = self.model.decoder.texts(text, rotation, keys, values, filled, padding).argmax(-1).tolist()
-            position, filled = position + text.shape[1], filled + text.shape[1]
-            going = [row for row, token in enumerate(tokens) if token not in end_ids]
-            for row in going:
-                said[asked[row]].append(tokens[row])
-            if not going:
-                break
-            if len(going) < len(asked):  # finished rows leave the batch
-                asked = [asked[row] for row in going]
-                keys, values = [k[going] for k in keys], [v[going] for v in values]
-                position, padding = position[going], padding[going]
-            text = torch.tensor([[tokens[row]] for row in going], device=self._device)
+        answers = self._go_on([ids] * len(spans), positions, self._empty(), caches, padding, end_ids)
+        for steps in itertools.islice(answers, longest):
+            for span, step in steps.items():
+                if step.token not in end_ids:
+                    said[span].append(step.token)
         return said
 
     def memory_bytes(self, state: State) -> int:
         return sum(layer.nbytes for layer in state.memory)
 
     def export_memory(self, state: State) -> dict[str, np.ndarray]:
-        return {
-            name: torch.cat([getattr(layer, name) for layer in state.memory]).float().cpu().numpy()
-            for name in ("keys", "values")
-        }
+        layers = zip(*(layer.joined() for layer in state.memory), strict=True)
+        parts = zip(("keys", "values"), layers, strict=True)
+        return {name: torch.cat(part).float().cpu().numpy() for name, part in parts}
 
     @torch.inference_mode()
     def import_memory(self, arrays: dict[str, np.ndarray]) -> State:

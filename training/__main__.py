@@ -10,6 +10,7 @@ from speech_xl.errors import SpeechXLError
 
 
 def main(command: list[str] | None = None, prog: str = "python -m training") -> int:
+    """Run the command -> its exit code."""
     parser = argparse.ArgumentParser(prog=prog, description="Train a checkpoint on JSON lines, each stage from where it left off.")
     parser.add_argument("--model", required=True, help="checkpoint folder, Hub id, or the name of a shipped model")
     parser.add_argument("--data", required=True, nargs="+", type=Path, metavar="JSONL", help="recordings to train on")
@@ -30,6 +31,9 @@ def main(command: list[str] | None = None, prog: str = "python -m training") -> 
             return 0
     except SpeechXLError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be entered
+        print(f"{error.filename or 'A file'}: {error.strerror or error}; name another output folder.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the first step, or twice
         pass

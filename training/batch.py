@@ -38,11 +38,14 @@ class Block:
 
     @property
     def rows(self) -> int:
+        """Text rows: the last token of an answer is predicted and not read."""
         return len(self.question) + len(self.answer) - 1
 
 
 @dataclass(frozen=True)
 class Batch:
+    """Some recordings with their questions as the rows of one masked pass."""
+
     prefix_ids: np.ndarray  # (P,) int64
     speech: Speech
     text_ids: np.ndarray  # (B, T) int64
@@ -59,6 +62,7 @@ class Batch:
 
 
 def name_of(ratio: Ratio) -> str:
+    """A ratio as reports call it."""
     return "raw" if ratio is None else str(ratio)
 
 

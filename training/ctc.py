@@ -52,6 +52,8 @@ class CTCHead(nn.Module):
 
 @dataclass(frozen=True)
 class CTCBatch:
+    """Some recordings with their transcripts as classes."""
+
     speech: Speech
     lengths: np.ndarray  # (B,) int64: speech tokens of each recording
     classes: np.ndarray  # (C,) int64: the token of each class but blank
@@ -69,10 +71,12 @@ class CTCBatcher:
         self._prompt, self._config, self._stage, self._seed = prompt, config, stage, seed
 
     def training(self, samples: Sequence[Sample], numbers: Sequence[int], step: int, progress: float) -> CTCBatch:
+        """The batch of a training step, augmented by chance of the seed, the step and the first sample's number."""
         drawn = (self._seed, step, int(numbers[0]))
         return self._collate(samples, pad_speech(samples, self._config, self._stage.augment, drawn), drawn)
 
     def validation(self, samples: Sequence[Sample], numbers: Sequence[int], ratio: Ratio) -> CTCBatch:
+        """The batch of samples as they are; `ratio` means nothing here."""
         drawn = (self._seed, int(numbers[0]))
         return self._collate(samples, pad_speech(samples, self._config, 0.0, drawn), drawn)
 
@@ -91,7 +95,8 @@ class CTCBatcher:
 
     def losses(self, network: nn.Module, batch: CTCBatch, device: torch.device) -> tuple[torch.Tensor, Sums]:
         """(B,) float32: each recording's loss, summed over its tokens; the figures count a token as right if the best
-        path has it."""
+        path has it.
+        """
         rows = torch.from_numpy(batch.speech.rows).to(device)
         windows = batch.speech.windows and tuple(torch.from_numpy(a).to(device) for a in batch.speech.windows)
         heard = network(rows, windows, classes=torch.from_numpy(batch.classes).to(device))

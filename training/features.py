@@ -16,7 +16,8 @@ import torch
 from tqdm import tqdm
 
 from speech_xl.backend import load_backend
-from speech_xl.config import ModelConfig, load_config
+from speech_xl.config import ModelConfig
+from speech_xl.config_file import load_config
 from speech_xl.quiet_windows import QuietWindowStream, lone_window
 from speech_xl.recognition import load_recognizer_tokenizer
 from speech_xl.whole_file import whole_file
@@ -36,6 +37,7 @@ class FeatureCache:
         self._folder, self._front_end = folder, front_end
 
     def path(self, recording: Recording, ending: str) -> Path:
+        """Where a recording's features lie, by its sound, its span and the front end that computed them."""
         key = f"{sound_hash(recording)}/{recording.start}/{recording.end}/{self._front_end}"
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{ending}"
 

@@ -31,6 +31,7 @@ class LoraLinear(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., inputs) -> (..., outputs)."""
         return self.base_layer(x) + self.lora_B(self.lora_A(x)) * self.scaling
 
     def merged(self) -> torch.Tensor:

@@ -18,7 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from speech_xl.config import ModelConfig, SSTConfig, save_config
+from speech_xl.config import ModelConfig, SSTConfig
+from speech_xl.config_file import save_config
 from speech_xl.errors import CheckpointError
 from torch_backend.decoder import Decoder
 from torch_backend.encoder import SpeechTower
@@ -51,7 +52,8 @@ class Network(nn.Module):
     ) -> torch.Tensor:
         """A training.speech.Speech as tensors -> with classes (C,), the CTC head's log-probabilities (B, N, 1 + C); else
         what `answer` makes of the text. With `read` (B, R) ids, `rows` are whole windows' encoder outputs (B, S, d_model)
-        and the recogniser's logits (B, R, vocabulary) are returned."""
+        and the recogniser's logits (B, R, vocabulary) are returned.
+        """
         if read is not None:
             recognizer = self.speech.recognizer
             return recognizer(read, 0, recognizer.start(rows))[0]
@@ -163,7 +165,7 @@ def initialise_ssts(decoder: Decoder, sst: SSTConfig, end_id: int | None) -> Non
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             if hasattr(attention, f"sst_{name}"):
                 getattr(attention, f"sst_{name}").load_state_dict(getattr(attention, name).state_dict())
-        if sst.pooled:  # with projections of their own, see speech_xl.config.check
+        if sst.pooled:  # with projections of their own, see speech_xl.config_check
             for projection in (attention.sst_k_proj, attention.sst_v_proj):
                 for parameter in projection.parameters():
                     parameter.zero_()

@@ -92,6 +92,7 @@ class Stage:
 
     @property
     def trains_encoder(self) -> bool:
+        """Whether the patterns reach into the encoder, so that its outputs cannot be cached."""
         return any(re.search(p, "speech.encoder.layers.0.fc1.weight") for p in self.patterns)
 
     @property
@@ -116,6 +117,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
+    """The stages of a training and what they share."""
+
     stages: tuple[Stage, ...]
     seed: int = 1
     save_minutes: float = 5.0
@@ -133,7 +136,7 @@ def load_recipe(path: Path | None) -> Recipe:
         return DEFAULT
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"The recipe {path} cannot be read ({error}); name a JSON file.") from None
     return recipe_from_dict(data)
 

@@ -35,13 +35,16 @@ GROUP = ("recognition", "raw")  # where figures are counted
 @dataclass(frozen=True)
 class WindowSample(Sample):
     """One window and the text that is said in it: `words` (N,) int32 are the recogniser's tokens of it, `before` those of
-    the line before."""
+    the line before.
+    """
 
     before: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class RecognitionBatch:
+    """Some windows with the text to read from them."""
+
     heard: np.ndarray  # (B, S, D) float32
     ids: np.ndarray  # (B, R) int64
     answer_rows: np.ndarray  # (A, 2) int64: window, row
@@ -79,10 +82,12 @@ class RecognitionBatcher:
     def training(
         self, samples: Sequence[WindowSample], numbers: Sequence[int], step: int, progress: float
     ) -> RecognitionBatch:
+        """The batch of a training step; a share of the windows has a prompt, by chance."""
         drawn = [np.random.default_rng([self._seed, step, n]).random() for n in numbers]
         return self._collate(samples, [share < self._stage.prompted for share in drawn])
 
     def validation(self, samples: Sequence[WindowSample], numbers: Sequence[int], ratio: Ratio) -> RecognitionBatch:
+        """The batch of windows, every second one with a prompt; `ratio` means nothing here."""
         return self._collate(samples, [number % 2 == 1 for number in numbers])
 
     def _collate(self, samples: Sequence[WindowSample], prompted: Sequence[bool]) -> RecognitionBatch:

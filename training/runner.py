@@ -15,7 +15,8 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from speech_xl.checkpoints import fingerprint
-from speech_xl.config import SSTConfig, load_config
+from speech_xl.config import SSTConfig
+from speech_xl.config_file import load_config
 from speech_xl.errors import CheckpointError
 from speech_xl.prompt import Prompt
 from training.batch import Batcher
@@ -31,6 +32,8 @@ from training.state import StageFolder, stage_fingerprint
 
 
 class Runner:
+    """Runs a recipe's stages one after another and keeps each one's result."""
+
     def __init__(self, recipe: Recipe, data: Sequence[Path], validation: Path | None, output: Path):
         self.recipe, self.data, self.output = recipe, list(data), output
         self.validation = [validation] if validation else []

@@ -37,6 +37,7 @@ class Sample:
 
     @property
     def questions(self) -> tuple[Question, ...]:
+        """Those of its line."""
         return self.source.questions
 
     @property

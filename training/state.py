@@ -44,10 +44,12 @@ class StageFolder:
 
     @property
     def is_done(self) -> bool:
+        """Whether the stage has ended."""
         return (self.path / "done.json").exists()
 
     @property
     def is_due(self) -> bool:
+        """Whether it is time to save again."""
         return time.monotonic() - self._saved_at >= self._save_seconds
 
     def save(self, state: dict[str, Any]) -> None:
@@ -61,6 +63,7 @@ class StageFolder:
         self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
+        """The state that was saved last; None at the start."""
         path = self.path / "state.pt"
         return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
 
@@ -97,5 +100,6 @@ class StageFolder:
         self._board.flush()
 
     def close(self) -> None:
+        """Close the event log."""
         if self._board is not None:
             self._board.close()

@@ -20,6 +20,7 @@ def find(folder: Path, name: str) -> Path | None:
 
 
 def read_text(path: Path) -> str:
+    """A UTF-8 file; BenchmarkError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -29,6 +30,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
+    """A JSON file's value; BenchmarkError if it is none."""
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError):
@@ -38,10 +40,10 @@ def read_json(path: Path) -> Any:
 def read_json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """-> (where it stands, one line's object) of each line that is not empty."""
     rows = []
-    for number, text in enumerate(read_text(path).split("\n"), 1):
-        if text.strip():
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
             try:
-                row = json.loads(text)
+                row = json.loads(line)
             except (ValueError, RecursionError):
                 raise BenchmarkError(f"{path}, line {number} is no JSON; download the file again.") from None
             rows.append((f"{path}, line {number}", checked(row, dict, f"{path}, line {number}", "one object")))
@@ -50,10 +52,11 @@ def read_json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def checked(value: Any, kind: type, where: str, what: str) -> Any:
     """`value` if it is of that type, and not empty; BenchmarkError that misses `what` there."""
-    if not isinstance(value, kind) or not value or (kind is str and not value.strip()):
+    if not isinstance(value, kind) or not value or (isinstance(value, str) and not value.strip()):
         raise BenchmarkError(f"{where}: there is no {what}; {OTHER}.")
     return value
 
 
 def text(entry: dict[str, Any], name: str, where: str) -> str:
+    """A field that must be text; BenchmarkError, naming the place, if it is not."""
     return checked(entry.get(name), str, where, f'"{name}"')

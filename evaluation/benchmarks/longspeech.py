@@ -23,6 +23,7 @@ SIZES = {  # of the public test split, in the order of the table
 
 
 def read(folder: Path) -> list[Line]:
+    """The lines of every task in the folder; BenchmarkError if there are none."""
     lines: list[Line] = []
     for task in SIZES:
         path = folder / "LongSpeechQA" / task / "test.jsonl"

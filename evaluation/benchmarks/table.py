@@ -40,6 +40,7 @@ class Scored:
         return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
     def markdown(self, benchmark: Benchmark) -> str:
+        """A section of the report: what was measured, the table, and what the figures lack."""
         notes = [f"{row.method.label}: {note}" for row, s in zip(self.rows, self.scores, strict=True) for note in s.notes]
         if all(scores.notes == self.scores[0].notes for scores in self.scores):
             notes = self.scores[0].notes
@@ -61,6 +62,7 @@ class Scored:
 def score_all(
     benchmark: Benchmark, lines: Sequence[Line], data: Data, rows: Sequence[Row], results: ResultsFile
 ) -> Scored:
+    """Score every method's answers to the same lines."""
     fields = {line.fields["id"]: line.fields for line in lines}
     ids = [item.id for item in data.items]
     scores = []

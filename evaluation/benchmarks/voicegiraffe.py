@@ -33,6 +33,7 @@ STANDING = re.compile(r"\b([A-D])\b")  # ... and at last the last one that stand
 
 
 def read(folder: Path) -> list[Line]:
+    """The lines of the benchmark's one file; BenchmarkError if the folder is not as published."""
     files = sorted((folder / "benchmark").glob("*.jsonl"))
     if len(files) != 1:
         raise BenchmarkError(
@@ -58,7 +59,7 @@ def split_options(question: str, where: str) -> tuple[str, dict[str, str]]:
     options = [OPTION.match(row) for row in rows[-4:]]
     if len(rows) < 5 or [option and option[1] for option in options] != list(LETTERS):
         raise BenchmarkError(f"{where}: the question does not end with the choices A to D; {OTHER}.")
-    return "\n".join(rows[:-4]).strip(), {option[1]: option[2] for option in options}
+    return "\n".join(rows[:-4]).strip(), {option[1]: option[2] for option in options if option}
 
 
 def _recording(folder: Path, named: str) -> str:
@@ -69,6 +70,7 @@ def _recording(folder: Path, named: str) -> str:
 
 
 def read_letter(said: str) -> str | None:
+    """The option that an answer names, A to D; None if it names none."""
     for pattern in PATTERNS:
         if found := pattern.search(said):
             return found[1].upper()
@@ -77,8 +79,9 @@ def read_letter(said: str) -> str | None:
 
 
 def score(answered: Sequence[Answered]) -> Scores:
+    """Share of right options, overall and by the benchmark's own groups."""
     letters = [read_letter(each.said) for each in answered]
-    rights = [letter == each.item.answer for letter, each in zip(letters, answered, strict=True)]
+    rights = [letter == each.right for letter, each in zip(letters, answered, strict=True)]
     groups: list[dict[str, list[bool]]] = [{"overall": rights}, *({} for _ in GROUPS), {}]
     for each, right in zip(answered, rights, strict=True):
         names = [each.fields[name] for name in GROUPS]
@@ -86,7 +89,7 @@ def score(answered: Sequence[Answered]) -> Scores:
         columns = [f"{title} {name}" for title, name in zip(GROUPS.values(), names, strict=True)]
         for group, column in zip(groups[1:], [*columns, f"{names[0]}, {names[-1]}"], strict=True):
             group.setdefault(column, []).append(right)
-    figures = {name: 100 * sum(group[name]) / len(group[name]) for group in groups for name in sorted(group)}
+    figures: dict[str, float | None] = {name: 100 * sum(group[name]) / len(group[name]) for group in groups for name in sorted(group)}
     silent = letters.count(None)
     return Scores(figures, [f"{silent} of {len(letters)} answers name no letter and count as wrong."] if silent else [])
 

@@ -21,6 +21,7 @@ DEPTHS = [0.0, 25.0, 50.0, 75.0, 100.0]
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.needle", description=__doc__.splitlines()[0])
     parser.add_argument("needles", type=Path, help='JSON lines of short recordings: {"audio", "question", "answer"}')
     parser.add_argument("--speech", type=Path, required=True, metavar="FOLDER", help="recordings of other speech")
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Ask the whole grid, print the table and write the report."""
     lengths = [parse_time(length) for length in arguments.lengths]
     grid = make_grid(arguments.needles, arguments.speech, lengths, arguments.depths)
     model, methods = command.load(arguments)
@@ -47,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command -> its exit code."""
     return command.finish(run, build_parser().parse_args(arguments))
 
 

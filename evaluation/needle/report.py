@@ -37,6 +37,7 @@ def right_answers(grid: Grid, method: Method, results: ResultsFile) -> np.ndarra
 
 
 def markdown(grid: Grid, rows: Sequence[Row], results: ResultsFile, about: str) -> str:
+    """The report's text: a table of right answers by depth and length for every method."""
     needles = len(next(iter(grid.cells.values())))
     parts = [
         "# Needle grid\n",

@@ -15,15 +15,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from recipes.order_desk.grammar import NOT_MENTIONED, QUESTIONS, SPOKEN_WORDS
 from speech_xl.checkpoints import EMBEDDED_FOLDER
-from speech_xl.config import (
-    DecoderConfig,
-    EncoderConfig,
-    ModelConfig,
-    PromptConfig,
-    RecognizerConfig,
-    load_config,
-    save_config,
-)
+from speech_xl.config import DecoderConfig, EncoderConfig, ModelConfig, PromptConfig, RecognizerConfig
+from speech_xl.config_file import load_config, save_config
 from torch_backend.decoder import Decoder
 from torch_backend.model import SpeechXL
 from training.network import read_tensors, replace_folder

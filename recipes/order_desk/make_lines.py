@@ -52,12 +52,14 @@ def _write(folder: Path, name: str, samples: object) -> str:
 
 
 def write_lines(path: Path, lines: Iterator[dict]) -> None:
+    """Write JSON lines, with a progress bar."""
     with path.open("w", encoding="utf-8") as file:
         for line in tqdm(lines, desc=path.name, unit="line"):
             file.write(json.dumps(line) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Make the recordings and their lines -> the exit code."""
     parser = argparse.ArgumentParser(prog="python -m recipes.order_desk.make_lines", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="spoken.jsonl, train.jsonl, valid.jsonl and audio/ go here")
     parser.add_argument("--human-data", type=Path, help="folder with orders/ and digits/ spoken by people")

@@ -119,6 +119,7 @@ def make(data: Path, work: Path) -> Path:
 
 
 def main() -> int:
+    """Make the model, or go on where that was stopped -> the exit code."""
     parser = argparse.ArgumentParser(prog="python -m recipes.small", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with orders/, digits/ and kitchen.flac")
     parser.add_argument("--work", type=Path, default=Path("runs/small"), help="where everything is made (runs/small)")

@@ -38,6 +38,8 @@ def bare(phrase: str) -> str:
 
 @dataclass(frozen=True)
 class Clause:
+    """Who did what to what: a sentence and the questions about its parts."""
+
     kind: str  # of the thing: "object", "person", "food", ...
     verb: tuple[str, str, str]  # "sell", "sold", "sold"
     actor: str
@@ -48,14 +50,17 @@ class Clause:
 
     @property
     def done(self) -> str:
+        """The verb in the sentence's tense."""
         return f"will {self.verb[0]}" if self.future else self.verb[1]
 
     @property
     def has_passive(self) -> bool:
+        """Whether it can be said in the passive without guessing a number."""
         counted = re.match("the |a |an ", self.thing)  # else "was" or "were" is not known
         return bool(counted) and not self.future and self.kind not in ("food", "plant")
 
     def sentence(self, rng: random.Random) -> str:
+        """One of the ways to say it."""
         base, past, participle = self.verb
         if self.future:
             core = f"{self.actor} {rng.choice(('will', 'is going to', 'plans to', 'wants to'))} {base} {self.thing}"
@@ -77,12 +82,14 @@ class Clause:
         return f" {self.extras[rng.choice(said)]}" if rng.random() < 0.3 else ""
 
     def ask_who(self, hint: str = "") -> tuple[str, ...]:
+        """Ways to ask for the actor; `hint` is a phrase that tells two like clauses apart."""
         thing = definite(self.thing)
         asked = tuple(f"{who} {self.done} {thing}?" for who in ("Who", "Which person"))
         asked += (f"Who {self.done} {thing}{hint}?",)
         return (*asked, f"By whom was {thing} {self.verb[2]}?") if self.has_passive else asked
 
     def ask_what(self, hint: str = "") -> tuple[str, ...]:
+        """Ways to ask for the thing."""
         what, actor = "Whom" if self.kind == "person" else "What", definite(self.actor)
         does = f"{what} {'will' if self.future else 'did'} {actor} {self.verb[0]}"
         return f"{does}?", f"{does}{hint}?", f"{what} {'is' if self.future else 'was'} it that {actor} {self.done}?"
@@ -98,6 +105,7 @@ class Clause:
         )
 
     def answer(self, word: str) -> str:
+        """The answer to where, when, how or why."""
         return bare(self.extras[word]) if word in ("where", "when") else self.extras[word]
 
     def unanswered(self, other_thing: str, other_actor: str, rng: random.Random) -> list[str]:

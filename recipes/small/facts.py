@@ -27,12 +27,16 @@ _SLOT = re.compile(r"{(\w+?)(\d*)}")
 
 @dataclass(frozen=True)
 class Asked:
+    """One question in several wordings, and its answer."""
+
     wordings: tuple[str, ...]  # ways to ask for the same thing
     answer: str
 
 
 @dataclass(frozen=True)
 class Fact:
+    """A sentence and what can be asked about it."""
+
     sentence: str  # without a capital that only its place gives it
     asked: tuple[Asked, ...]
     absent: tuple[str, ...]  # questions near the fact that it does not answer
@@ -50,6 +54,7 @@ def with_articles(text: str) -> str:
 
 
 def capitalised(sentence: str) -> str:
+    """The sentence with a capital at its start."""
     return sentence[:1].upper() + sentence[1:]
 
 
@@ -59,6 +64,7 @@ class FactSource:
     Parameters
     ----------
     held : whether to draw held-out templates and names only. The grammar's verbs are split like templates.
+
     """
 
     def __init__(self, held: bool = False, folder: Path = FACT_LISTS) -> None:
@@ -104,6 +110,7 @@ class FactSource:
         return chosen
 
     def from_template(self, template: dict, rng: random.Random) -> Fact:
+        """A fact of that template, its places filled by chance."""
         say = rng.choice(template["say"])
         names = sorted({m[1] + m[2] for m in _SLOT.finditer(say)})
         values = self.fill(names, rng)
@@ -140,6 +147,7 @@ class FactSource:
         return Fact(sentence, tuple(asked), tuple(map(with_articles, absent)), f"{kind} {verb[0]}")
 
     def draw(self, rng: random.Random) -> Fact:
+        """A fact of a template or of the grammar."""
         if rng.random() < TEMPLATE_SHARE:
             return self.from_template(rng.choice(self.templates), rng)
         return self.from_grammar(rng)

@@ -38,6 +38,8 @@ SPLITS = ("train", "held")
 
 @dataclass(frozen=True)
 class Window:
+    """Orders that are heard together."""
+
     samples: np.ndarray  # (n,) float32, 16 kHz, at most 28 s
     orders: list[dict]  # {"number": int or None, "name": str, "slots": dict}, in the order they are spoken
 
@@ -48,6 +50,7 @@ def is_held_order(name: str) -> bool:
 
 
 def read_manifest(folder: Path) -> list[dict]:
+    """The clips that a folder's manifest lists, each with its path."""
     return [json.loads(line) | {"path": folder / json.loads(line)["audio"]} for line in open(folder / "manifest.jsonl")]
 
 
@@ -113,6 +116,7 @@ class Recogniser:
     def __init__(self, folder: Path) -> None:
         model = SpeechModel.load(str(folder), "torch")
         recognizer = model.config.recognizer
+        assert recognizer is not None
         self._encoder = model.config.encoder
         self._reader = WordReader(model.backend, load_recognizer_tokenizer(model.folder, recognizer.vocab_size), recognizer)
 
@@ -142,6 +146,7 @@ def fill_cache(data: Path, model: Path, cache: Path, rounds: Sequence[tuple[str,
 
 
 def main() -> None:
+    """Hear the orders that the cache lacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with orders/, digits/ and kitchen.flac")
     parser.add_argument("--model", type=Path, required=True, help="checkpoint whose recogniser hears")

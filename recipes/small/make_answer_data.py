@@ -28,6 +28,7 @@ def recordings(path: Path) -> Iterator[list[dict]]:
 
 
 def main() -> None:
+    """Write the lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="files of make_text_data")
     parser.add_argument("--orders", type=Path, required=True, help="a file of make_order_data")

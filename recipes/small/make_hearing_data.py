@@ -47,6 +47,7 @@ LEAST_LIKENESS = 72.0  # of a transcript and a way to say an order, in percent; 
 
 
 def plain(text: str) -> str:
+    """Lower case, letters, figures and apostrophes only."""
     return " ".join(re.sub(r"[^a-z0-9' ]+", " ", text.lower()).split())
 
 
@@ -81,6 +82,7 @@ def sentence(words: str) -> str:
 
 
 def number_words(number: int) -> str:
+    """A number below a hundred said figure by figure."""
     a, b = divmod(number, 10)
     return f"{UNITS[a].capitalize()} {UNITS[b]}."
 
@@ -107,10 +109,11 @@ class Voices:
                 self._human.setdefault(row["speaker"], {}).setdefault(row["digit"], []).append(row["path"])
 
     def say(self, number: int, rng: random.Random) -> list[np.ndarray]:
+        """The two figures of a number and the pause between them, 16 kHz float32, by one voice."""
         digits = divmod(number, 10)
         if rng.random() < 0.5:
-            voice = self._human[rng.choice(sorted(self._human))]
-            clips = [load_clip(rng.choice(voice[digit])) for digit in digits]
+            person = self._human[rng.choice(sorted(self._human))]
+            clips = [load_clip(rng.choice(person[digit])) for digit in digits]
         else:
             voice = sample_voice(rng)
             clips = [level(speak(UNITS[digit], voice)) for digit in digits]
@@ -118,10 +121,12 @@ class Voices:
 
 
 def level(samples: np.ndarray) -> np.ndarray:
+    """The samples at half of full scale."""
     return (samples * (0.5 / max(1e-6, float(np.abs(samples).max())))).astype(np.float32)
 
 
 def pause(rng: random.Random, low: float, high: float) -> np.ndarray:
+    """Silence of `low` to `high` seconds."""
     return np.zeros(int(rng.uniform(low, high) * SAMPLING_RATE), np.float32)
 
 
@@ -139,7 +144,8 @@ def read_speech(data: Path, held: bool) -> dict[str, list[dict]]:
 
 def laid(pieces: Iterator[tuple[list[np.ndarray], str]]) -> Iterator[tuple[np.ndarray, str]]:
     """Spoken pieces, one after another in windows."""
-    parts, texts = [], []
+    parts: list[np.ndarray] = []
+    texts: list[str] = []
     for sounds, text in pieces:
         if parts and sum(map(len, parts + sounds)) > WINDOW_SECONDS * SAMPLING_RATE:
             yield np.concatenate(parts), " ".join(texts)
@@ -188,6 +194,7 @@ def windows(
 
 
 def main() -> None:
+    """Write the lines and their recordings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data", type=Path, required=True, help="folder with orders/, digits/, speech/ and kitchen.flac"

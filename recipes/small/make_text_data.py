@@ -49,6 +49,8 @@ _COMMON = set(" ".join(json.loads(Path(__file__).with_name("words.json").read_te
 
 @dataclass(frozen=True)
 class Sentence:
+    """A sentence as it was said and as it was heard."""
+
     text: str  # as it was said
     heard: str  # as the recogniser wrote it
     fact: Fact | None = None
@@ -100,6 +102,7 @@ class Library:
         return texts or rng.sample(self.facts.fillers, min(len(self.facts.fillers), max(1, words // 8)))
 
     def draw_fact(self, rng: random.Random) -> Fact:
+        """A fact, or a word's definition."""
         if self.definitions and rng.random() < 0.1:
             return defined(*rng.choice(self.definitions))
         return self.facts.draw(rng)
@@ -129,9 +132,9 @@ def compose(library: Library, words: int, style: Style, rng: random.Random) -> l
     else:
         rest = library.running(max(8, words - spoken), rng)
     lines: list[tuple[str, Fact | None]] = [(text, None) for text in rest]
-    for fact in facts:  # running text keeps its order, facts fall anywhere
-        text = rng.choice(_LEADS) + fact.sentence if rng.random() < 0.25 else fact.sentence
-        lines.insert(rng.randint(0, len(lines)), (capitalised(text), fact))
+    for said in facts:  # running text keeps its order, facts fall anywhere
+        text = rng.choice(_LEADS) + said.sentence if rng.random() < 0.25 else said.sentence
+        lines.insert(rng.randint(0, len(lines)), (capitalised(text), said))
     sentences = []
     for text, fact in lines:
         kept = [written(a.answer, style) for a in fact.asked] if fact else []
@@ -227,7 +230,7 @@ def make_recording(library: Library, rng: random.Random, shortest: int, longest:
     rng.shuffle(said)
     lines = said[: round(0.6 * total)]
     lines += ask_absent(library, sentences, round(0.2 * total), rng)
-    seen = set()
+    seen: set[int] = set()
     for line in ask_words(library, sentences, rng):
         if len(lines) >= total or len(seen) > 200:
             break
@@ -239,6 +242,7 @@ def make_recording(library: Library, rng: random.Random, shortest: int, longest:
 
 
 def main() -> None:
+    """Write the lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="JSON lines to write")
     parser.add_argument("--count", type=int, default=6000, help="recordings (6000)")
@@ -256,8 +260,7 @@ def main() -> None:
     with open(args.output, "w") as file:
         for number in range(args.count):
             rng = random.Random(f"{args.seed} {number}")
-            for line in make_recording(library, rng, args.shortest, args.longest, args.answers == "spoken"):
-                file.write(json.dumps(line) + "\n")
+            file.writelines(json.dumps(line) + "\n" for line in make_recording(library, rng, args.shortest, args.longest, args.answers == "spoken"))
 
 
 if __name__ == "__main__":

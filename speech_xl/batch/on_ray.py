@@ -29,6 +29,7 @@ class Cluster:
 
     @property
     def place(self) -> str:
+        """The address to connect to; "local" starts one here."""
         return self.address or os.environ.get("RAY_ADDRESS") or "local"
 
 

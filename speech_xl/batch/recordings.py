@@ -36,6 +36,7 @@ class Recording:
 
     @property
     def is_memory(self) -> bool:
+        """Whether it is a .sxl file, which need not be heard."""
         return self.path.suffix.lower() == MEMORY_SUFFIX
 
     def memory_file(self, folder: Path) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from speech_xl.errors import OutputError
 from speech_xl.whole_file import do_with, hold_folder, remove_leftovers, whole_file, whole_lines
@@ -65,7 +65,7 @@ class Results:
         try:
             known = json.loads(do_with(path, path.read_bytes))
             different = next((name for name in settings if known[name] != settings[name]), None)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise OutputError(f"{path} is damaged; name another output folder.") from None
         if different is not None:
             raise OutputError(
@@ -77,16 +77,18 @@ class Results:
         for number, line in enumerate(whole_lines(self._path), 1):
             try:
                 self._places[key_of(json.loads(line))] = (self._size, len(line))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise OutputError(
                     f"{self._path}, line {number} is damaged; remove that line, or name another output folder."
                 ) from None
             self._size += len(line)
 
     def has(self, key: Key) -> bool:
+        """Whether a line with that key is there."""
         return key in self._places
 
     def all_keys(self) -> list[Key]:
+        """Of all lines, in the file's order."""
         return list(self._places)
 
     def lines(self, keys: Iterable[Key]) -> Iterator[Line]:
@@ -130,6 +132,6 @@ class Results:
         self._places, self._size = places, at
 
 
-def _bytes(file: Any, place: tuple[int, int]) -> bytes:
+def _bytes(file: BinaryIO, place: tuple[int, int]) -> bytes:
     file.seek(place[0])
     return file.read(place[1])

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
+    """A subcommand: where it is, and what it needs."""
+
     module: str
     help: str  # a line of `speech-xl --help`
     extra: str | None = None  # the extra of pyproject.toml that holds the packages it needs

@@ -17,6 +17,7 @@ from speech_xl.errors import QuestionError
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = argparse.ArgumentParser(prog=prog, description="Answer questions about a recording or a memory (.sxl).")
     parser.add_argument("recording", type=Path)
     parser.add_argument("question", nargs="*")
@@ -39,6 +40,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
 
 
 def main(words: list[str], prog: str) -> int:
+    """Run the command -> its exit code."""
     arguments = parse(build_parser(prog), words)
     questions = list(arguments.question)
     if arguments.questions is not None:

@@ -10,12 +10,14 @@ from speech_xl.errors import BackendError
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = argparse.ArgumentParser(prog=prog, description="Check this machine: backends, numbers, speed.")
     add_model(parser)
     return parser
 
 
 def main(words: list[str], prog: str) -> int:
+    """Run the command -> its exit code; BackendError names what is to be looked at."""
     arguments = build_parser(prog).parse_args(words)
     found = []
     for finding in examine(arguments.model, arguments.backend):

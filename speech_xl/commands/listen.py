@@ -14,6 +14,7 @@ from speech_xl.schedule import format_bytes
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = argparse.ArgumentParser(prog=prog, description="Hear a recording once and keep its memory.")
     parser.add_argument("recording", type=Path)
     parser.add_argument("-o", "--output", type=Path, help="default: the recording's name with .sxl")
@@ -23,6 +24,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def main(words: list[str], prog: str) -> int:
+    """Run the command -> its exit code."""
     arguments = build_parser(prog).parse_args(words)
     if arguments.recording.is_dir():  # said before a name for the memory is made of it
         raise RecordingError(f"{arguments.recording} is a folder. Name one recording in it.")

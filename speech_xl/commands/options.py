@@ -55,6 +55,7 @@ def add_longest(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_span(arguments: argparse.Namespace) -> Span:
+    """--from and --to in seconds, None where not given; QuestionError for times that cannot be."""
     start, end = (None if text is None else parse_time(text) for text in (arguments.start, arguments.end))
     check_span(start, end, None)
     return start, end
@@ -68,6 +69,7 @@ def parse_memory(arguments: argparse.Namespace) -> tuple[Ratio | str, int | None
 
 
 def load_model(arguments: argparse.Namespace) -> SpeechModel:
+    """The model that the flags name; its note, if there is one, goes to stderr."""
     model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
     if model.note:
         print(model.note, file=sys.stderr)

@@ -16,6 +16,7 @@ from speech_xl.whole_file import whole_file
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = argparse.ArgumentParser(prog=prog, description="Write down what a recording or a memory (.sxl) says.")
     parser.add_argument("recording", type=Path)
     parser.add_argument("--format", choices=FORMATS, help="default: by the output's name, else txt")
@@ -27,6 +28,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def main(words: list[str], prog: str) -> int:
+    """Run the command -> its exit code."""
     arguments = build_parser(prog).parse_args(words)
     span, output = parse_span(arguments), arguments.output
     kind = arguments.format or (output.suffix[1:].lower() if output and output.suffix[1:].lower() in FORMATS else "txt")

@@ -7,7 +7,7 @@ either layout, keeps memories in 16 bits only (here: as computed) and has no rec
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from speech_xl.backend import Recognition, Step
 from speech_xl.config import ModelConfig
 from speech_xl.errors import BackendError
+from speech_xl.sampling import Choose
 from speech_xl.schedule import IntervalPlan
 from speech_xl.storage import memory_storage
 from speech_xl.visibility import visible
@@ -83,7 +84,11 @@ class Backend:
     def hear_words(self, state: State, ids: list[int]) -> None:
         state.queued = np.concatenate([state.queued, self._weights["decoder.embed_tokens.weight"][ids]])
 
-    def close_interval(self, state: State, plan: IntervalPlan) -> None:
+    def close_intervals(self, state: State, plans: Sequence[IntervalPlan]) -> None:
+        for plan in plans:
+            self._close_interval(state, plan)
+
+    def _close_interval(self, state: State, plan: IntervalPlan) -> None:
         n, theta = plan.tokens, self.config.decoder.rope_theta
         x, state.queued = state.queued[:n], state.queued[n:]
         is_sst = np.arange(n + plan.ssts) >= n
@@ -153,15 +158,25 @@ class Backend:
         head = "decoder.embed_tokens" if self.config.decoder.tie_word_embeddings else "decoder.lm_head"
         return grown, linear({f"{head}.weight": self._weights[f"{head}.weight"]}, head, last), np.stack(looks)
 
-    def answer(self, state: State, ids: list[int], position: int) -> Iterator[Step]:
+    def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Generator[Step]:
         rows, slots = state.memory, state.memory[0][0].shape[1]
         layers = list(self.config.evidence_layers) or slice(None)
         while True:
             rows, logits, looks = self._read(ids, position, rows)
-            step = Step(int(logits.argmax()), looks[layers, :slots].mean(0).astype(np.float32))
+            token = int(logits.argmax()) if choose is None else choose(logits.astype(np.float32))
+            step = Step(token, looks[layers, :slots].mean(0).astype(np.float32))
             yield step
             position += len(ids)
             ids = [step.token]
+
+    def answer_together(
+        self, state: State, texts: Sequence[list[int]], position: int, end_ids: Collection[int]
+    ) -> Generator[dict[int, Step]]:
+        going = {number: self.answer(state, ids, position) for number, ids in enumerate(texts)}
+        while going:
+            steps = {number: next(answer) for number, answer in going.items()}
+            yield steps
+            going = {number: answer for number, answer in going.items() if steps[number].token not in end_ids}
 
     def logits(self, state: State, ids: list[int], position: int) -> np.ndarray:
         return self._read(ids, position, state.memory)[1].astype(np.float32)

@@ -1,0 +1,205 @@
+"""Attention of the decoder: projections, and softmax over keys that lie in several pieces.
+
+A row's keys are those of the memory's pages and its own. Each piece goes through a fused kernel that also gives the
+log-sum-exp of its scores, and by these the pieces are joined to what one softmax over all would give: nothing of the
+memory is copied, whatever its length. What a row sees comes from the core as a mask or as CAUSAL.
+
+Letters: B batch, R rows, K keys, M memory slots, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from speech_xl.config import DecoderConfig, SSTConfig
+from torch_backend.memory import KeyValues
+
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cos, sin of shape (B or 1, 1, R, head_dim)
+Pooled = tuple[torch.Tensor, torch.Tensor]  # tokens and columns, see Attention.pool
+Mask = torch.Tensor | str | None  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
+Piece = tuple[torch.Tensor, torch.Tensor]  # attention to some keys (B, H, R, head_dim), and the scores' log-sum-exp (B, H, R)
+
+PIECES_AT_ONCE = 16  # that wait to be joined: more would take room that grows with the memory
+
+
+def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """RoPE (arXiv 2104.09864) in the half-split layout of Llama and Qwen2. x (B, H, R, head_dim)."""
+    cos, sin = rotation
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-right, left], dim=-1) * sin
+
+
+def attend_piece(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None) -> Piece:
+    """q (B, H, R, head_dim); k, v (B, kv_heads, K, head_dim), K > 0; CAUSAL needs R = K."""
+    b, heads, rows, width = q.shape
+    group = heads // k.shape[1]
+    if mask is None:  # the heads that share keys are rows of one product
+        out, total = _kernel(q.reshape(b, k.shape[1], group * rows, width), k, v, None, False)
+        return out.reshape(q.shape), total.reshape(b, heads, rows)
+    if isinstance(mask, str):
+        return _kernel(q, *(x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v)), None, True)
+    seen = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
+    seen = seen.expand(b, 1, rows, k.shape[2])
+    return _kernel(q, *(x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v)), seen, False)
+
+
+def _kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, causal: bool) -> Piece:
+    """The fused kernels beneath scaled_dot_product_attention, which does not hand out the log-sum-exp. All have H heads."""
+    aten = torch.ops.aten
+    if q.device.type == "cpu":
+        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=bias)
+    if q.device.type == "cuda" and bias is None and q.element_size() == 2:
+        return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)[:2]
+    scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
+    if causal:
+        scores += torch.full(scores.shape[-2:], -torch.inf, device=q.device).triu(1)
+    if bias is not None:
+        scores += bias
+    total = scores.logsumexp(-1)
+    return (scores - total[..., None]).exp().to(v.dtype) @ v, total
+
+
+def join(pieces: Sequence[Piece]) -> Piece:
+    """The piece of all keys of several pieces."""
+    if len(pieces) == 1:
+        return pieces[0]
+    totals = torch.stack([total for _, total in pieces])
+    total = totals.logsumexp(0)
+    shares = (totals - total).exp()[..., None]
+    out = torch.stack([out for out, _ in pieces])
+    return (out * shares).sum(0).to(out.dtype), total
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with one set of projections for speech and text, another for SSTs."""
+
+    def __init__(self, config: DecoderConfig, sst: SSTConfig | None):
+        super().__init__()
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim, self.rope_theta = config.head_dim, config.rope_theta
+        width, bias = config.hidden_size, config.attention_bias
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = nn.Linear(width, queries, bias=bias)
+        self.k_proj = nn.Linear(width, keys, bias=bias)
+        self.v_proj = nn.Linear(width, keys, bias=bias)
+        self.o_proj = nn.Linear(queries, width, bias=config.attention_output_bias)
+        if sst is not None and sst.own_projections:
+            self.sst_q_proj = nn.Linear(width, queries, bias=bias)
+            self.sst_k_proj = nn.Linear(width, keys, bias=bias)
+            self.sst_v_proj = nn.Linear(width, keys, bias=bias)
+            if sst.output_projection:
+                self.sst_o_proj = nn.Linear(queries, width, bias=config.attention_output_bias)
+            if sst.pooled:
+                self.sst_pool = nn.Parameter(torch.zeros(2, self.kv_heads, sum(sst.ratios)))
+
+    def queries(self, x: torch.Tensor, sst: bool = False) -> torch.Tensor:
+        """(B, R, D) -> unrotated (B, H, R, head_dim)."""
+        return self._heads((self.sst_q_proj if sst and hasattr(self, "sst_q_proj") else self.q_proj)(x))
+
+    def keys_values(self, x: torch.Tensor, sst: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, R, D) -> unrotated keys, and values, (B, kv_heads, R, head_dim)."""
+        is_own = sst and hasattr(self, "sst_q_proj")
+        layers = (self.sst_k_proj, self.sst_v_proj) if is_own else (self.k_proj, self.v_proj)
+        k, v = (self._heads(layer(x)) for layer in layers)
+        return k, v
+
+    def project(self, x: torch.Tensor, sst: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, R, D) -> unrotated q (B, H, R, head_dim), k and v (B, kv_heads, R, head_dim)."""
+        return self.queries(x, sst), *self.keys_values(x, sst)
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def pool(self, part: int, rows: torch.Tensor, tokens: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """(B, kv_heads, K, head_dim): for each SST a weighted sum of unrotated keys (part 0) or values (part 1).
+
+        rows (B, kv_heads, n, head_dim); tokens (B, K, R) int64, the rows that each SST stands for; columns (B, K, R)
+        int64, the weight of each, sum of the ratios where there is none. The weights are one row per head, so that
+        heads can keep different tokens of a block: together they keep more than any mean does.
+        """
+        weights = F.pad(self.sst_pool[part], (0, 1))[:, columns].transpose(0, 1)  # (B, kv_heads, K, R)
+        # As a matrix over the rows: products are fast in both directions, gathered rows are slow to train through.
+        mix = weights.new_zeros(*weights.shape[:3], rows.shape[2])
+        return mix.scatter_add(3, tokens[:, None].expand(weights.shape), weights) @ rows
+
+    def output(self, x: torch.Tensor, sst: bool = False) -> torch.Tensor:
+        """(B, H, R, head_dim) -> (B, R, D)."""
+        project = self.sst_o_proj if sst and hasattr(self, "sst_o_proj") else self.o_proj
+        return project(x.transpose(1, 2).flatten(2))
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Scaled dot-product attention; mask (..., R, keys) is True where a row sees a key."""
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.heads != self.kv_heads)
+
+    def attend_memory(self, q: torch.Tensor, memory: KeyValues) -> list[Piece]:
+        """Rotated queries (B, H, R, head_dim) to the memory that all of the batch share: one piece, none if it is empty."""
+        b, heads, rows, width = q.shape
+        # Heads that share keys, and the batch, are rows of one product.
+        folded = q.unflatten(1, (self.kv_heads, -1)).transpose(0, 1).reshape(1, self.kv_heads, -1, width)
+        pieces: list[Piece] = []
+        for keys, values, turn in memory.blocks():
+            pieces.append(_kernel(turned(folded, turn, self.rope_theta), keys, values, None, False))
+            if len(pieces) == PIECES_AT_ONCE:
+                pieces = [join(pieces)]
+        if not pieces:
+            return []
+        out, total = join(pieces)
+        out = out.reshape(self.kv_heads, b, -1, rows, width).transpose(0, 1).reshape(q.shape)
+        return [(out, total.reshape(self.kv_heads, b, -1, rows).transpose(0, 1).reshape(b, heads, rows))]
+
+    def weigh(self, q: torch.Tensor, total: torch.Tensor, memory: KeyValues) -> torch.Tensor:
+        """(B, M) float32: the attention of one row (B, H, 1, head_dim) to each memory slot, averaged over heads.
+
+        total (B, H, 1): log-sum-exp of its scores to all keys that it sees.
+        """
+        q = q.reshape(len(q), self.kv_heads, -1, self.head_dim)
+        scores = [q.new_zeros(*q.shape[:3], 0)]
+        for keys, _, turn in memory.blocks():
+            scores.append(turned(q, turn, self.rope_theta) @ keys.transpose(-1, -2))
+        joined = torch.cat(scores, dim=-1).float().flatten(1, 2) / math.sqrt(self.head_dim)
+        return (joined - total).exp().mean(1)
+
+    def most_attended(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        unrotated: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor,
+        attended_rows: Callable[[np.ndarray], np.ndarray],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unrotated keys, and values, (B, kv_heads, m, head_dim) of the rows that their interval attends to most, per head.
+
+        q, k, v and `unrotated`, the keys before rotation: the interval's n rows, of which each sees those of mask (n, n).
+        `attended_rows`: which stay, by the attention that each row gets; see IntervalPlan.
+        """
+        grouped = q.unflatten(1, (self.kv_heads, -1))
+        scores = (grouped @ k[:, :, None].transpose(-1, -2)).float() / math.sqrt(self.head_dim)
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(-1).sum((2, 3))  # (B, kv_heads, n)
+        chosen = torch.from_numpy(attended_rows(weights.cpu().numpy())).to(q.device)
+        rows = chosen[..., None].expand(-1, -1, -1, self.head_dim)
+        return unrotated.gather(2, rows), v.gather(2, rows)
+
+
+def angles(positions: torch.Tensor, head_dim: int, theta: float) -> torch.Tensor:
+    """positions (...,) int64 -> (..., head_dim) float32 of RoPE.
+
+    In float32 whatever the weights' type: bfloat16 cannot tell position 257 from 256.
+    """
+    pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    found = positions.float()[..., None] * theta ** (-pairs / head_dim)
+    return torch.cat([found, found], dim=-1)
+
+
+def turned(x: torch.Tensor, positions: int, theta: float) -> torch.Tensor:
+    """Rotated keys or queries (..., R, head_dim), moved on by a number of positions."""
+    if not positions:
+        return x
+    turn = angles(torch.tensor([positions], device=x.device), x.shape[-1], theta)
+    return rotate(x, (turn.cos().to(x.dtype), turn.sin().to(x.dtype)))
