@@ -27,6 +27,8 @@ BOUNDARY = "0123456789abcdef"
 
 @dataclass(frozen=True)
 class Target:
+    """What is fed with bytes, and the inputs to begin with."""
+
     seeds: list[bytes]
     feed: Callable[[bytes], None]
     mutate: Mutate | None = None  # beside the fuzzer's own changes of bytes
@@ -236,6 +238,7 @@ def bodies(folder: Path) -> Target:
 
 
 def form(file: bytes, fields: dict[str, str]) -> bytes:
+    """The body of a form with a file and some fields."""
     parts = [
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{n}"\r\n\r\n{v}\r\n'.encode() for n, v in fields.items()
     ]
