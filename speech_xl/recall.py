@@ -44,7 +44,7 @@ class Interval:
 
 def intervals_between(memory: AudioMemory, start: float, end: float) -> list[Interval]:
     """The intervals that overlap [start, end] seconds, each with its own slots."""
-    number = memory.spans[:, 0] // memory.interval
+    number = memory.slot_intervals
     first = np.flatnonzero(np.diff(number, prepend=-1))
     stop = np.append(first[1:], len(number))[: len(first)]
     tokens = np.stack([memory.spans[first, 0], memory.spans[stop - 1, 1]], axis=1)
