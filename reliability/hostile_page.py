@@ -8,7 +8,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from speech_xl.chapters import Chapter
 from speech_xl.conversation import Listening
+from speech_xl.evidence import Evidence
 from speech_xl.memory import save_memory
 from speech_xl.model import SpeechModel
 from speech_xl.transcript import Segment
@@ -57,7 +59,7 @@ def running(drawn: Any) -> list[str]:
 
 def page_findings(checkpoint: Path, folder: Path) -> Iterator[str]:
     """Hear recordings and memories with hostile names on a page's handlers; a sentence for each thing that would run."""
-    from space import downloads, pictures
+    from space import downloads, pictures, transcript
     from space.session import Session
     from space.work import Worker
 
@@ -68,12 +70,12 @@ def page_findings(checkpoint: Path, folder: Path) -> Iterator[str]:
         session = Session(model)
         path = folder / name.replace("/", "")
         path.write_bytes(talk(0.5))
-        if found := running(
-            [*worker.hear(str(path), "4", session), pictures.player("x", name), pictures.shown_name(name)]
-        ):
-            yield f"the page's status or player of {name!r}: {found}"
+        if found := running([*worker.hear(str(path), "4", session), pictures.shown_name(name)]):
+            yield f"the page's status of {name!r}: {found}"
         said = Segment(0.0, 1.0, f"{MARK} {MARKDOWN}")
-        if found := running([pictures.transcript([said], "", True)]):
+        chapters = [Chapter(0.0, 1.0, said.text, 0, 1), Chapter(1.0, 2.0, said.text, 1, 2)]
+        drawn = [transcript.transcript([said, said], chapters, "", is_playable) for is_playable in (True, False)]
+        if found := running([*drawn, pictures.evidence_buttons([Evidence(0.0, 1.0, 0.5)], [said])]):
             yield f"the page's transcript: {found}"
         session.forget()
     for text in ("a\0b", "\ud800", "../../x", "..", ""):
@@ -86,7 +88,7 @@ def page_findings(checkpoint: Path, folder: Path) -> Iterator[str]:
             save_memory(kept, folder / "hostile.sxl", model)
             list(worker.hear(str(folder / "hostile.sxl"), "", session))
             made = Path(downloads.download("sxl", session))
-            if made.parent != session.folder_path:
+            if made.parent != session.run.folder_path:
                 yield f"a memory of {text!r} was written to {made}"
         except Exception as error:
             if type(error).__module__ != "speech_xl.errors":
