@@ -42,6 +42,13 @@ OTHERS = {
 }
 
 
+NUMBER = (int, float)
+TYPES = {
+    "id": (str,), "audio": (str,), "kind": (str,), "said": (str,), "name": (str,), "ratio": (int, type(None)),
+    "seconds": NUMBER, "bytes": (int,), "listen_seconds": NUMBER, "answer_seconds": NUMBER,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to keep a recording. `ratio`: speech tokens a slot; None: every one of them, or their text."""
@@ -94,6 +101,9 @@ def _to_line(run: Run, result: Result) -> str:
 def _from_line(line: bytes) -> tuple[Run, Result]:
     """Raises ValueError, KeyError or TypeError where the line is not one of ours."""
     fields = json.loads(line)
+    for name, types in TYPES.items():
+        if type(fields[name]) not in types:
+            raise TypeError(name)
     run = Run(**{f.name: fields.pop(f.name) for f in dataclasses.fields(Run)})
     method = Method(fields.pop("name"), fields.pop("ratio"))
     fields["scores"] = {name: (float(points), float(most)) for name, (points, most) in fields["scores"].items()}

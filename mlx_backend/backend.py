@@ -148,9 +148,10 @@ class Backend:
             return rotation(mx.array(np.stack([getattr(p, positions) for p in plans])))
 
         pooled: Pooled | None = None
-        if plan.ssts and self.config.sst.pooled:
+        sst = self.config.sst
+        if plan.ssts and plan.ratio is not None and sst is not None and sst.pooled:
             tokens = np.stack([p.pooled_tokens() for p in plans])
-            columns = np.resize(self.config.sst.pool_columns(plan.ratio), tokens.shape)
+            columns = np.resize(sst.pool_columns(plan.ratio), tokens.shape)
             pooled = mx.array(tokens), mx.array(columns)
         return Intervals(
             ((0, plan.hidden_from), (plan.hidden_from + plan.hidden, state.memory[0].length)),

@@ -138,7 +138,9 @@ class KeyValues:
         before, behind = self._cut(0, first), self._cut(first + count, self.length)
         self.pages = [*before, *(dataclasses.replace(page, turn=page.turn + count) for page in behind)]
         self.length -= count
-        self._can_fill &= bool(self.pages) and self.pages[-1].buffers is last.buffers and self.pages[-1].stop == last.stop
+        end = self.pages[-1] if self.pages else None
+        is_same = end is not None and last is not None and end.buffers is last.buffers and end.stop == last.stop
+        self._can_fill &= is_same
 
     def blocks(self) -> Iterator[tuple[mx.array, mx.array, int]]:
         """Each page's keys and values (1, kv_heads, rows, head_dim), and how many positions further these keys stand."""

@@ -104,7 +104,6 @@ def log_mel(samples: np.ndarray, num_mel_bins: int) -> np.ndarray:
     ------
     ValueError
         If the shape is another, or n is too short to be mirrored at the edges.
-
     """
     samples = np.atleast_2d(np.asarray(samples, np.float32))
     if samples.ndim != 2 or samples.shape[1] <= N_FFT // 2:

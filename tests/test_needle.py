@@ -146,7 +146,7 @@ def test_a_stopped_grid_goes_on_and_may_grow(
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
     assert run("--lengths", "2", "--output", str(tmp_path)) == 0 and len(asked) == 3 + 6
     assert run("--lengths", "2", "0:03", "--output", str(tmp_path)) == 0 and len(asked) == 3 + 6 + 8
-    assert {path.name for path in tmp_path.iterdir()} == {"results.jsonl", "report.md", "report.csv", "needle.png"}
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {"results.jsonl", "report.md", "report.csv", "needle.png"}
     assert (tmp_path / "needle.png").read_bytes().startswith(b"\x89PNG")
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| depth | 0:02 | 0:03 |" in report and "## sst 4" in report and "### 0:03" in report

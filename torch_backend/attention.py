@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch_backend.memory import KeyValues
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cos, sin of shape (B or 1, 1, R, head_dim)
 Pooled = tuple[torch.Tensor, torch.Tensor]  # tokens and columns, see Attention.pool
-Mask = torch.Tensor | str | None  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
+Mask: TypeAlias = torch.Tensor | str | None  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
 Piece = tuple[torch.Tensor, torch.Tensor]  # attention to some keys (B, H, R, head_dim), and the scores' log-sum-exp (B, H, R)
 
 PIECES_AT_ONCE = 16  # that wait to be joined: more would take room that grows with the memory
@@ -42,11 +43,11 @@ def attend_piece(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask =
     if mask is None:  # the heads that share keys are rows of one product
         out, total = _kernel(q.reshape(b, k.shape[1], group * rows, width), k, v, None, False)
         return out.reshape(q.shape), total.reshape(b, heads, rows)
+    k, v = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v))
     if isinstance(mask, str):
-        return _kernel(q, *(x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v)), None, True)
+        return _kernel(q, k, v, None, True)
     seen = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
-    seen = seen.expand(b, 1, rows, k.shape[2])
-    return _kernel(q, *(x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v)), seen, False)
+    return _kernel(q, k, v, seen.expand(b, 1, rows, k.shape[2]), False)
 
 
 def _kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, causal: bool) -> Piece:

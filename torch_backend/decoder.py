@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,10 +51,13 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> the same."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DecoderLayer(nn.Module):
+    """Attention and SwiGLU, each behind a norm and around a residual."""
+
     def __init__(self, config: DecoderConfig, sst: SSTConfig | None):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -62,6 +66,7 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, R, D) -> the same, the residual included."""
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -87,7 +92,7 @@ class Decoder(nn.Module):
         self.lm_head = None
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.sst_embedding = nn.Parameter(torch.zeros(config.hidden_size)) if sst is not None else None
+        self.sst_embedding: Any = nn.Parameter(torch.zeros(config.hidden_size)) if sst is not None else None
 
     def rotation(self, positions: torch.Tensor) -> Rotation:
         """positions (R,) or (B, R) int64 -> cos and sin, (R, head_dim) or (B, 1, R, head_dim)."""

@@ -56,10 +56,17 @@ def read(folder: Path) -> list[Line]:
 def split_options(question: str, where: str) -> tuple[str, dict[str, str]]:
     """Text that ends with the lines "A: ..." to "D: ..." -> (the question alone, letter -> choice)."""
     rows = question.rstrip().split("\n")
-    options = [OPTION.match(row) for row in rows[-4:]]
-    if len(rows) < 5 or [option and option[1] for option in options] != list(LETTERS):
+    found = [(number, option) for number, row in enumerate(rows) if (option := OPTION.match(row))][-4:]
+    starts, options = [number for number, _ in found], [option for _, option in found]
+    asked = "\n".join(rows[: starts[0]]).strip() if starts else ""
+    if [option[1] for option in options] != list(LETTERS) or not asked:
         raise BenchmarkError(f"{where}: the question does not end with the choices A to D; {OTHER}.")
-    return "\n".join(rows[:-4]).strip(), {option[1]: option[2] for option in options if option}
+    # A choice may go on in the lines behind its first.
+    ends = [*starts[1:], len(rows)]
+    return asked, {
+        option[1]: " ".join([option[2], *" ".join(rows[first + 1 : last]).split()])
+        for option, first, last in zip(options, starts, ends, strict=True)
+    }
 
 
 def _recording(folder: Path, named: str) -> str:

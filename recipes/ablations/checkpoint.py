@@ -42,9 +42,10 @@ def word_tokenizer() -> Tokenizer:
 
 
 def decoder_config(tokenizer: Tokenizer) -> DecoderConfig:
+    """A decoder of a few hundred thousand weights over that vocabulary."""
     return DecoderConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=96, intermediate_size=192, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=24, rope_theta=10_000.0, attention_bias=False,
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, rope_theta=10_000.0, attention_bias=False,
     )  # fmt: skip
 
 
