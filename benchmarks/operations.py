@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from speech_xl.checkpoints import expected_tensors
 from speech_xl.config import DecoderConfig, ModelConfig
 from speech_xl.schedule import IntervalPlan
@@ -88,7 +90,8 @@ def interval_parts(config: ModelConfig, plan: IntervalPlan) -> tuple[int, int]:
     seen = plan.base - plan.evicted - plan.hidden
     speech_pairs, sst_pairs = n * seen + n * (n + 1) // 2, k * seen + int(plan.sst_mask().sum())
     is_pooled = bool(k and config.sst.pooled)
-    pooling = 2 * 2 * k * plan.ratio * d.num_key_value_heads * d.head_dim if is_pooled else 0
+    pooled = sum(len(np.unique(tokens)) for tokens in plan.pooled_tokens()) if is_pooled else 0
+    pooling = 2 * 2 * pooled * d.num_key_value_heads * d.head_dim
     keys = _keys_values(d, n + k)
     whole_layers = d.num_hidden_layers - 1
     products = whole_layers * (_queries_out(d, n + k) + keys) + d.num_hidden_layers * pooling

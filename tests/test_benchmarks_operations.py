@@ -70,7 +70,7 @@ def test_by_hand() -> None:
     assert interval_parts(three, plan) == (outputs(2) + keys + sst_rows + more[0], 4 * sst_pairs * 32 + more[1])
     assert interval_operations(three, plan) == sum(interval_parts(three, plan))
     pooled = tiny_config(sst__pooled=True)
-    weighted = 2 * (2 * 2 * 4 * 16)  # in each of two layers: keys and values, two SSTs, four tokens, two heads of 8
+    weighted = 2 * (2 * 8 * 16)  # in each layer: keys and values, the four tokens of each SST, two heads of 8
     assert interval_parts(pooled, plan) == (outputs(8) + 2 * all_rows + 2 * weighted, more[1])
     raw = plan_interval(0, 0, base=10, tokens=6, ratio=None)
     assert interval_parts(config, raw) == (outputs(6) + 2 * 2 * (2 * 6 * 32 * 16), 4 * speech_pairs * 32)
