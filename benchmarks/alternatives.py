@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 from benchmarks.answering import QUESTION
@@ -94,7 +94,7 @@ def timed(work: Callable[[], Any], wait: Callable[[], None]) -> float:
 def ask_both(model: SpeechModel, theirs: FullCache, state: Any, position: int) -> dict[str, float]:
     """Least seconds of ROUNDS to the first token and for one of those behind it, of both sides by turns."""
     ids = model.prompt.question_ids(QUESTION)
-    sides = {"ours": lambda: model.backend.answer(state, ids, position), "theirs": lambda: theirs.answer(ids)}
+    sides: dict[str, Callable[[], Generator[Any]]] = {"ours": lambda: model.backend.answer(state, ids, position), "theirs": lambda: theirs.answer(ids)}
     best = {f"{side}_{what}_seconds": float("inf") for side in sides for what in ("first", "token")}
     for _ in range(ROUNDS):
         for side, start in sides.items():

@@ -7,7 +7,7 @@ and says what comes next, as a user of these libraries would do it. It knows no 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Protocol
 
 from speech_xl.backend import Backend
@@ -21,7 +21,7 @@ class FullCache(Protocol):
     def hear(self, ids: list[int]) -> None:
         """Append the keys and values of tokens."""
 
-    def answer(self, ids: list[int]) -> Iterator[int]:
+    def answer(self, ids: list[int]) -> Generator[int]:
         """Read a question and go on greedily; closing the iterator leaves the cache as it was before."""
 
     def bytes(self) -> int:
@@ -79,7 +79,7 @@ class TransformersCache:
     def hear(self, ids: list[int]) -> None:
         self._read(ids)
 
-    def answer(self, ids: list[int]) -> Iterator[int]:
+    def answer(self, ids: list[int]) -> Generator[int]:
         heard = self._cache.get_seq_length()
         try:
             while True:
@@ -135,7 +135,7 @@ class MLXCache:
 
         self._run(work)
 
-    def answer(self, ids: list[int]) -> Iterator[int]:
+    def answer(self, ids: list[int]) -> Generator[int]:
         heard = self._cache[0].offset
         try:
             while True:

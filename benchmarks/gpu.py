@@ -75,7 +75,7 @@ def targets(results: Sequence[Result | None]) -> list[dict[str, Any]]:
     ten_over_one = ten and hour and ten["seconds"] / hour["seconds"]
     memory = ten and hour and working_bytes(ten) / working_bytes(hour)
     row = other and other["rows"][-1]
-    found = [
+    found: list[tuple[str, Any, float, str]] = [
         ("an hour heard, s", per_hour, 3.0, "most"),
         ("first token at ten hours, ms", asked and asked["first_seconds"] * 1000, 60.0, "most"),
         ("a token at ten hours, times weights and memory read once", limit and limit["answers"][-1]["times_limit"], 1.3, "most"),

@@ -84,6 +84,7 @@ class Counter:
     def _read(self, mel: Any, *rest: Any) -> None:
         *before, readings = rest
         self._windows(len(mel))
+        assert self._config.recognizer is not None
         start = len(self._config.recognizer.start_ids) + (len(before[0]) if before else 0)
         for reading in readings:
             # The end is a chosen token too; a reading that came to none is as long as there is room.

@@ -21,6 +21,7 @@ from speech_xl.conversation import Listening
 from speech_xl.example import EXAMPLE
 from speech_xl.schedule import Ratio
 
+SECONDS_BETWEEN_LINES = 10
 MARKS, MARK_MINUTES = 20, 5.0  # times and memory are noted on the way: so often, and no less often than that
 
 
@@ -70,6 +71,7 @@ def measure(
         torch.cuda.reset_peak_memory_stats()
     listening = Listening(speech_model, RepeatedSound(Path(source), minutes * 60), ratio=ratio)
     marks: list[dict[str, Any]] = []
+    told = 0.0
     step = min(minutes * 60 / MARKS, MARK_MINUTES * 60)
     started, processor = time.perf_counter(), time.process_time()
     for heard in listening:
@@ -77,7 +79,9 @@ def measure(
             elapsed = time.perf_counter() - started
             marks.append({"heard": heard.seconds, "seconds": elapsed, "resident_bytes": resident_bytes(),
                           "peak_bytes": peak_bytes(), "memory_bytes": heard.memory_bytes})  # fmt: skip
-            print(f"{model} on {backend}: {heard.seconds / 60:.1f} min heard in {elapsed:.0f} s", file=sys.stderr)
+            if elapsed > told + SECONDS_BETWEEN_LINES:
+                print(f"{model} on {backend}: {heard.seconds / 60:.1f} min heard in {elapsed:.0f} s", file=sys.stderr)
+                told = elapsed
     seconds, processor = time.perf_counter() - started, time.process_time() - processor
     memory, config = listening.memory, speech_model.config
     return {

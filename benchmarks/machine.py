@@ -13,12 +13,13 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("torch", "mlx", "mlx-lm", "transformers", "faster-whisper", "ctranslate2", "numpy")
 STATUS = Path("/proc/self/status")
 
 
-def describe_machine() -> dict[str, object]:
+def describe_machine() -> dict[str, Any]:
     """JSON-ready: processor, cores, threads that are allowed, memory in bytes, system, versions of packages."""
     versions = {}
     for name in PACKAGES:
@@ -62,7 +63,7 @@ def accelerator_name() -> str | None:
     return found.stdout.splitlines()[0].strip() if found.returncode == 0 and found.stdout else None
 
 
-def machine_in_words(machine: dict[str, object]) -> str:
+def machine_in_words(machine: dict[str, Any]) -> str:
     """One line of a report."""
     threads = f"{machine['threads']} threads" if machine["threads"] else "all threads"
     memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB"
@@ -72,7 +73,8 @@ def machine_in_words(machine: dict[str, object]) -> str:
 
 
 def _status_bytes(field: str) -> int:
-    return int(re.search(rf"^{field}:\s*(\d+) kB$", STATUS.read_text(), re.MULTILINE)[1]) * 1024
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024  # written in kB
 
 
 def peak_bytes() -> int:

@@ -38,6 +38,7 @@ def window_operations(config: ModelConfig) -> int:
 def adapter_operations(config: ModelConfig) -> int:
     """The adapter on one window's kept positions."""
     a, width = config.adapter, config.decoder.hidden_size
+    assert a is not None
     inner = a.hidden_size or width
     first = product(config.tokens_per_window, config.encoder.d_model * a.stack, inner)
     return first + (product(config.tokens_per_window, inner, width) if a.hidden_size else 0)
@@ -49,6 +50,7 @@ def reading_operations(config: ModelConfig, start: int, tokens: int) -> int:
     Logits are needed of the row that chooses, and of the one that tells silence where that is another.
     """
     r, width, positions = config.recognizer, config.encoder.d_model, config.encoder.max_source_positions
+    assert r is not None
     rows = start + tokens - 1
     heard = 2 * product(positions, width, width)  # keys and values of the sound, once
     projections = 6 * product(rows, width, width)
@@ -89,7 +91,7 @@ def interval_parts(config: ModelConfig, plan: IntervalPlan) -> tuple[int, int]:
     n, k = plan.tokens, plan.ssts
     seen = plan.base - plan.evicted - plan.hidden
     speech_pairs, sst_pairs = n * seen + n * (n + 1) // 2, k * seen + int(plan.sst_mask().sum())
-    is_pooled = bool(k and config.sst.pooled)
+    is_pooled = k > 0 and config.sst is not None and config.sst.pooled
     pooled = sum(len(np.unique(tokens)) for tokens in plan.pooled_tokens()) if is_pooled else 0
     pooling = 2 * 2 * pooled * d.num_key_value_heads * d.head_dim
     keys = _keys_values(d, n + k)

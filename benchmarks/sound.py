@@ -46,13 +46,13 @@ class RepeatingDecoder:
     damaged = False
 
     def __init__(self, path: Path, seconds: float):
-        self._path = path
+        self._path, self._seconds = path, seconds
         self._decoder = open_decoder(path)
         own = self._decoder.info
         self.info = RecordingInfo(path, seconds, own.sampling_rate, own.channels, own.format)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        left = round(self.info.seconds * self.info.sampling_rate)
+        left = round(self._seconds * (self.info.sampling_rate or SAMPLING_RATE))
         while left > 0:
             before = left
             for block in self._decoder.blocks():

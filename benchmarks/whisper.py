@@ -18,7 +18,7 @@ from benchmarks.sound import windows_of
 from speech_xl.checkpoints import SHIPPED, SMALL
 from speech_xl.config import SAMPLING_RATE, RecognizerConfig
 from speech_xl.config_file import load_config
-from speech_xl.errors import CheckpointError
+from speech_xl.errors import BackendError, CheckpointError
 from speech_xl.fetching import cache_folder, fetch_part
 from speech_xl.model import SpeechModel
 from speech_xl.word_reader import LARGEST_GROUP
@@ -27,27 +27,35 @@ Transcribe = Callable[[float], int]  # seconds of sound -> tokens or words that 
 
 
 def transcribers(model: SpeechModel) -> dict[str, Transcribe]:
-    """Name -> what transcribes. CheckpointError for a model without a recogniser."""
-    if model.config.recognizer is None:
-        raise CheckpointError(f"{model.config.name} has no recogniser, so Whisper does not do its work; compare small.")
+    """Name -> what transcribes. CheckpointError for a model without a recogniser, BackendError for another one's weights."""
+    recognizer_of(model)
+    if model.backend.name != "torch":
+        raise BackendError("Whisper is transformers', whose weights are torch's: compare with --backend torch.")
     found = {"transformers, 4 windows at once": with_transformers(model)}
     if find_spec("faster_whisper") is not None:
         found |= {f"faster-whisper, {kind}": with_faster_whisper(model, kind) for kind in ("float32", "int8")}
     return found
 
 
+def recognizer_of(model: SpeechModel) -> RecognizerConfig:
+    """CheckpointError for a model without one."""
+    if model.config.recognizer is None:
+        raise CheckpointError(f"{model.config.name} has no recogniser, so Whisper does not do its work; compare small.")
+    return model.config.recognizer
+
+
 def with_transformers(model: SpeechModel) -> Transcribe:
     """WhisperForConditionalGeneration on as many windows at once as we read."""
     from transformers import WhisperFeatureExtractor
 
-    network, recognizer = whisper_network(model), model.config.recognizer
+    network, recognizer = whisper_network(model), recognizer_of(model)
     extract = WhisperFeatureExtractor(feature_size=model.config.encoder.num_mel_bins)
 
     def transcribe(seconds: float) -> int:
         read, windows = 0, windows_of(seconds)
         while batch := list(itertools.islice(windows, LARGEST_GROUP)):
             mel = extract(batch, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
-            read += sum(map(len, read_windows(network, recognizer, mel)))
+            read += sum(len(ids) for ids in read_windows(network, recognizer, mel))
         return read
 
     return transcribe
@@ -58,7 +66,8 @@ def whisper_network(model: SpeechModel) -> Any:
     import torch
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-    e, r = model.config.encoder, model.config.recognizer
+    e, r = model.config.encoder, recognizer_of(model)
+    backend: Any = model.backend
     config = WhisperConfig(
         vocab_size=r.vocab_size, num_mel_bins=e.num_mel_bins, d_model=e.d_model, encoder_layers=e.encoder_layers,
         encoder_attention_heads=e.encoder_attention_heads, encoder_ffn_dim=e.encoder_ffn_dim,
@@ -67,7 +76,7 @@ def whisper_network(model: SpeechModel) -> Any:
         max_target_positions=r.max_target_positions, decoder_start_token_id=r.start_ids[0], pad_token_id=r.end_id,
         bos_token_id=r.end_id, eos_token_id=r.end_id, attn_implementation="sdpa",
     )  # fmt: skip
-    speech = model.backend.model.speech.state_dict()
+    speech = backend.model.speech.state_dict()
     weights = {n.replace("encoder.", "model.encoder.", 1): t for n, t in speech.items() if n.startswith("encoder.")}
     weights |= {n.replace("recognizer.", "model.decoder.", 1): t for n, t in speech.items() if n.startswith("recognizer.")}
     weights["proj_out.weight"] = weights["model.decoder.embed_tokens.weight"]
@@ -128,7 +137,7 @@ def link_part(model: SpeechModel, folder: Path) -> None:
         (folder / file.name).symlink_to((place / file.name).resolve())
     tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     words = dict(tokenizer["model"]["vocab"]) | {t["content"]: t["id"] for t in tokenizer["added_tokens"]}
-    r = model.config.recognizer
+    r = recognizer_of(model)
     by_id = {number: word for word, number in words.items()}
     (folder / "vocabulary.json").write_text(json.dumps([by_id.get(i, f"<|{i}|>") for i in range(r.vocab_size)]))
     rules = {"alignment_heads": r.alignment_heads, "suppress_ids": sorted(set(r.suppressed_ids)),
