@@ -162,6 +162,7 @@ class Shelf:
         return said["name"], memory, events
 
     def rename(self, secret: str, identifier: str, name: str) -> None:
+        """Give a kept memory another name; its old one stays if nothing of the new can be shown."""
         notes = self.path(secret, identifier).with_suffix(".json")
         said = json.loads(notes.read_text(encoding="utf-8"))
         with whole_file(notes) as temporary:
@@ -175,6 +176,7 @@ class Shelf:
         return Path(shutil.copyfile(path, folder / f"{stem}.sxl"))
 
     def delete(self, secret: str, identifier: str) -> None:
+        """Delete a kept memory, if it is there."""
         path = self.path(secret, identifier)
         path.with_suffix(".json").unlink(missing_ok=True)
         path.unlink(missing_ok=True)
