@@ -81,14 +81,13 @@ class Asking:
         model = self._model
         memory, question = self._to_read()
         ids = model.prompt.question_ids(question)
-        steps = model.backend.answer(memory.state, ids, memory.position, self._sampling.chooser())
+        steps = model.together.answer(memory, ids, self._sampling.chooser())
         said: list[int] = []
         shown, attention, rows = "", np.zeros(memory.slots), 0
         finish_reason = "length"
         try:
             while len(said) < self._longest:
-                with model.lock:
-                    step = next(steps)
+                step = next(steps)
                 attention += step.slot_weights
                 rows += 1
                 if step.token in model.prompt.end_ids:

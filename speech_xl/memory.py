@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -58,6 +59,8 @@ class AudioMemory:
     text_position: int | None = None  # of a slice: where text behind it starts; None: right behind all slots
     recalled: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)  # interval -> token ids of
     # its words, once somebody asked for them
+    readings: WeakValueDictionary[Any, AudioMemory] = field(default_factory=WeakValueDictionary, compare=False, repr=False)
+    # of such words, by span and intervals, while somebody reads them: who asks meanwhile reads the same
 
     @property
     def position(self) -> int:
