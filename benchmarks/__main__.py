@@ -66,6 +66,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> int:
+    """Measure what the flags name and print the table -> the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, nargs="+", default=[30, 300], help="lengths to hear")
     parser.add_argument("--backend", nargs="+", default=["auto"], choices=("auto", *BACKENDS))

@@ -23,6 +23,7 @@ from speech_xl.backend import install_hint, is_installed
 from speech_xl.config_check import LAYOUTS
 from speech_xl.errors import BackendError, CheckpointError, SpeechXLError
 from speech_xl.hub import hub_client
+from speech_xl.plain_text import plain_text
 from speech_xl.schedule import format_bytes
 
 
@@ -66,7 +67,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
 def say(line: str) -> None:
     """Print, whoever reads: a closed pipe stops neither the conversion nor an upload, and names may be no text."""
     try:
-        print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
+        print(plain_text(line), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

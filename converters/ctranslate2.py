@@ -82,7 +82,7 @@ def read_variables(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
                     raise CheckpointError(f"{path} is damaged or cut off; copy or download it again.")
                 found[name] = stored
                 file.seek(length, 1)
-            aliases = dict((take_string(file), take_string(file)) for _ in range(take(file, "I")))
+            aliases = {take_string(file): take_string(file) for _ in range(take(file, "I"))}
     except (OSError, struct.error, UnicodeDecodeError):
         raise CheckpointError(f"{path} is damaged or cut off; copy or download it again.") from None
     return found, aliases

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from converters.assemble import base_tensors
@@ -71,7 +72,7 @@ def export_delta(full: Path, parts_file: Path, ranks: tuple[int, int], out: Path
         except BaseException:
             shutil.rmtree(work)
             raise
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is a SafetensorError
         raise OutputError(f"{out} cannot be written ({error}); name another folder.") from error
     return [*lines, f"{format_bytes(total)} in {out}, beside base parts of {format_bytes(sum(p.size for p in parts))}"]
 

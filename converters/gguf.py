@@ -37,7 +37,7 @@ NAMES = (
 )
 # our reading of `tokenizer.ggml.pre`: how text is cut before pairs are merged (llama.cpp's llama-vocab.cpp)
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-CUTS = {
+CUTS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
     "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "llama-bpe": [
@@ -171,7 +171,7 @@ class GGUFFile:
 
     def tokenizer(self) -> Tokenizer:
         """The file's own vocabulary and merges."""
-        kind, cut = (self._values.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+        kind, cut = (str(self._values.get(f"tokenizer.ggml.{name}")) for name in ("model", "pre"))
         require(kind == "gpt2", f"{self.path} has a tokenizer of the kind {kind}; byte-level BPE (gpt2) is known")
         require(cut in CUTS, f"{self.path} cuts words in the way {cut}; {', '.join(CUTS)} are known")
         tokens = field(self._values, "tokenizer.ggml.tokens")

@@ -44,7 +44,7 @@ def translate(config: Json, stored: frozenset[str]) -> ModelConfig:
     )
     return ModelConfig(
         encoder=encoder,
-        adapter=AdapterConfig(encoder.encoder_ffn_dim // encoder.d_model, text["hidden_size"], bias=False),
+        adapter=AdapterConfig(encoder.encoder_ffn_dim // encoder.d_model, field(text, "hidden_size"), bias=False),
         decoder=text_decoder(text, is_tied((config, text), stored)),
         description="Speech, in many languages.",
     )

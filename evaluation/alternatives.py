@@ -75,7 +75,7 @@ def _compare(
     ours, theirs = (row.figures[kind][metric] for row in (cascade, best))
     sums = [*_sums(CASCADE, kind, metric, data, results), *_sums(best.method, kind, metric, data, results)]
     low, high = confidence(lambda a, b, c, d, axis: sign * (a.sum(axis) / b.sum(axis) - c.sum(axis) / d.sum(axis)), *sums)
-    is_clear = low is not None and (low > 0 or high < 0)
+    is_clear = low is not None and high is not None and (low > 0 or high < 0)
     size = best.costs[kind].bytes_per_minute / max(cascade.costs[kind].bytes_per_minute, 1e-9)
     return Comparison(kind, metric, ours, theirs, best.method, sign * (ours.value - theirs.value), is_clear, size)
 

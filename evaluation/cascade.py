@@ -42,7 +42,7 @@ def recognize(model: SpeechModel, audio: Path | SoundSource) -> tuple[list[Word]
         for group in reader:
             with model.lock:
                 heard = front_end.hear(state, group)
-            words += [word for _, word in heard.words]
+            words += [word for _, word in heard.words or ()]
             seconds = heard.seconds
     finally:
         reader.close()

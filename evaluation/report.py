@@ -73,9 +73,8 @@ def make_rows(data: Data, methods: Sequence[Method], results: ResultsFile) -> li
             for kind in kinds:
                 of_kind = [[r for r in recording if r.kind == kind] for recording in recordings]
                 parts[kind] = [recording for recording in of_kind if recording]
-        rows.append(
-            Row(method, *({kind: count(part) for kind, part in parts.items()} for count in (_costs, _figures)))
-        )
+        costs = {kind: _costs(part) for kind, part in parts.items()}
+        rows.append(Row(method, costs, {kind: _figures(part) for kind, part in parts.items()}))
     return rows
 
 

@@ -25,7 +25,8 @@ from speech_xl.visibility import CAUSAL
 @dataclass(frozen=True)
 class Intervals:
     """The plans of B intervals of one shape, as tensors. Without SSTs (K = 0) one of the last three says what stays;
-    with none of them, every row does."""
+    with none of them, every row does.
+    """
 
     seen: tuple[tuple[int, int], ...]  # rows of the memory [first, past the last) that all of them see
     speech_rotation: Rotation  # of n rows
@@ -51,6 +52,8 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """Attention and SwiGLU, each behind a norm and around a residual."""
+
     def __init__(self, config: DecoderConfig, sst: SSTConfig | None):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -59,6 +62,7 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config)
 
     def feed_forward(self, x: mx.array) -> mx.array:
+        """(B, R, D) -> the same, the residual included."""
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -119,7 +123,8 @@ class Decoder(nn.Module):
                 h = layer.input_layernorm(x)
                 unrotated, value = attention.keys_values(h)
                 key = rotate(unrotated, plan.speech_rotation)
-            if number < last or plan.attended is not None:
+            goes_on = number + 1 < last or (number < last and speech_stays)  # whether a later layer reads speech rows
+            if goes_on or plan.attended is not None:
                 q = rotate(attention.queries(h), plan.speech_rotation)
             if k:
                 h = layer.input_layernorm(s)
@@ -142,14 +147,14 @@ class Decoder(nn.Module):
             queries = []
             if k:
                 queries.append(rotate(attention.queries(h, sst=True), plan.sst_query_rotation))
-            if number + 1 < last or speech_stays:
+            if goes_on:
                 queries.append(q)
             from_memory = attention.attend_memory(mx.concatenate(queries, axis=2), past)  # read once for both kinds of rows
             if k:
                 seen = mx.concatenate([key, own_key], axis=2), mx.concatenate([value, own_value], axis=2)
                 pieces = [*rows_of(from_memory, slice(0, k)), attend_piece(queries[0], *seen, plan.sst_mask)]
                 s = layer.feed_forward(s + attention.output(join(pieces)[0], sst=True))
-            if number + 1 < last or speech_stays:
+            if goes_on:
                 pieces = [*rows_of(from_memory, slice(k, None)), attend_piece(q, key, value, CAUSAL)]
                 x = layer.feed_forward(x + attention.output(join(pieces)[0]))
 

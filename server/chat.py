@@ -62,6 +62,7 @@ class Shape:
 
     async def whole(self, turn: Turn) -> dict[str, Any]:
         """The response of a question that is not streamed, once its answer is complete."""
+        answer: Any = None
         async for piece in turn.pieces():
             answer = piece  # the last one is the Answer
         choice = {

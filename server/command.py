@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -78,7 +79,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         ("--answering", count, usual.answering, "questions answered and transcripts read at a time"),
         ("--waiting", count, usual.waiting, "more of each that may wait; others are told to come back"),
     ):
-        shown = format_bytes(value) if kind is amount else f"{value:g}"
+        shown = format_bytes(int(value)) if kind is amount else f"{value:g}"
         parser.add_argument(name, type=kind, default=value, metavar="N", help=f"{what} (default {shown})")
     parser.add_argument(
         "--audio-urls", default=usual.audio_urls, choices=AUDIO_URLS,
@@ -123,7 +124,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End what is being heard first: requests that wait for it could not end otherwise."""
-        self.config.app.state.service.library.close()
+        app: Any = self.config.app
+        app.state.service.library.close()
         await super().shutdown(sockets)
 
 

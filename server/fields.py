@@ -89,6 +89,11 @@ class ChatMessage(Strict):
         return [p for p in self.content or () if isinstance(p, AudioPart)]
 
 
+def _validated(value: Any) -> Any:
+    """What a validator below has made of a field: a number, where a client may write words for it."""
+    return value
+
+
 class Extras(Strict):
     """The object `speech_xl`: what only Speech-XL has."""
 
@@ -104,7 +109,12 @@ class Extras(Strict):
     @property
     def span(self) -> tuple[float | None, float | None]:
         """Seconds of the recording that are asked about, start and end; None is the recording's own."""
-        return self.start, self.end
+        return _validated(self.start), _validated(self.end)
+
+    @property
+    def budget(self) -> int | None:
+        """The memory's budget in bytes."""
+        return _validated(self.memory_budget)
 
     @field_validator("ratio")
     @classmethod
@@ -227,7 +237,8 @@ class ChatRequest(Strict):
     @classmethod
     def _can_sample(cls, value: float | None, field: ValidationInfo) -> float | None:
         try:
-            Sampling(**({} if value is None else {field.field_name: value}))
+            named: dict[str, Any] = {} if value is None else {str(field.field_name): value}
+            Sampling(**named)
         except QuestionError as error:
             raise ValueError(str(error)) from None
         return value

@@ -93,6 +93,7 @@ class Library:
 
         ApiError or SpeechXLError at once for whatever can be refused before it is heard; 429 if too many wait.
         """
+        is_ours = True
         try:
             ratio = await asyncio.to_thread(self._plan, recording, compression, span)
             name = self.identify(recording.sha256, "raw" if ratio is None else str(ratio), self._summarizer)
@@ -104,10 +105,10 @@ class Library:
             if (owner, name) not in self.hearings:
                 self.listening.admit()
                 self.hearings[owner, name] = self._begin((owner, name), recording, ratio)
-                recording = None  # the hearing's now
+                is_ours = False  # the hearing's now
             return Seat(self.hearings[owner, name])
         finally:
-            if recording is not None:
+            if is_ours:
                 recording.close()
 
     def _begin(self, key: Key, recording: Recording, ratio: Ratio) -> Hearing:

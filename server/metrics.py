@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,7 +40,7 @@ class Metrics:
     def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:
         return Counter(f"speech_xl_{name}", text, labels or [], registry=self.registry)
 
-    def gauge(self, name: str, text: str, value: object) -> None:
+    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A number that is asked for when it is read: `value` is called without arguments."""
         Gauge(f"speech_xl_{name}", text, registry=self.registry).set_function(value)
 

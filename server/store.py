@@ -62,7 +62,7 @@ class Store:
             return None
         return path
 
-    def keep(self, owner: str, identifier: str, write: Callable[[Path], None]) -> None:
+    def keep(self, owner: str, identifier: str, write: Callable[[Path], object]) -> None:
         """`write` a memory's file, whole or not at all, and make room for it.
 
         ApiError 413 if it is larger than the whole budget, OutputError if the disk does not take it.

@@ -87,7 +87,8 @@ def verbose_segment(number: int, segment: Segment, tokens: list[int]) -> dict[st
 
 async def events(service: Service, job: Job, asked: FileRequest) -> AsyncGenerator[dict[str, Any], None]:
     """A delta for each segment, with its times among our extras, and the whole text at the end."""
-    said, tokens = [], 0
+    said: list[str] = []
+    tokens = 0
     async for segment in segments_of(service, job, asked):
         delta = f" {segment.text}" if said else segment.text
         said.append(segment.text)

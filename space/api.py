@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import gradio as gr
 
@@ -74,7 +75,7 @@ class Endpoints:
             memory, partly = run.askable() if run else (None, False)
             if memory is None:
                 raise RecordingError(nothing_to_ask(session))
-            *_, answer = self._handlers.answer(session.model, run, memory, question)
+            answer: Any = list(self._handlers.answer(session.model, run, memory, question))[-1]
         except SpeechXLError as error:
             raise refuse(error) from error
         evidence = [{"start": e.start, "end": e.end, "weight": e.weight} for e in answer.evidence]

@@ -28,12 +28,13 @@ def download(kind: str, session: Session | None) -> str:
 
     RecordingError if there is nothing to put in it, OutputError if it cannot be written; no half of it is left.
     """
+    run, model = (session.run, session.model) if session is not None else (None, None)
     try:
         if kind == "sxl":
-            return str(memory_file(session and session.run, session and session.model))
+            return str(memory_file(run, model))
         if kind in SUBTITLES:
-            return str(_transcript(kind, session and session.run))
-        return str(_conversation(kind, session and session.run))
+            return str(_transcript(kind, run))
+        return str(_conversation(kind, run))
     except (OutputError, OSError):
         raise OutputError("The file cannot be written: this page's disk may be full; try again later.") from None
 

@@ -17,7 +17,7 @@ from space.compare import Comparison
 from space.handlers import Handlers
 from space.session import Session
 from space.shelf import Shelf
-from space.shelf_tab import ShelfHandlers, build_shelf
+from space.shelf_tab import ShelfHandlers, browser_secret, build_shelf
 from space.talk import PRIVATE, build_talk, fit
 from speech_xl.backend import BACKENDS
 from speech_xl.decoders import AUDIO_SUFFIXES, VIDEO_SUFFIXES
@@ -62,13 +62,14 @@ def build_page(model: SpeechModel, max_hours: float, can_choose: bool = False, s
     with gr.Blocks(title="Speech-XL", delete_cache=(SWEEP_SECONDS, SESSION_SECONDS), analytics_enabled=False) as page:
         session = gr.State(None, time_to_live=SESSION_SECONDS, delete_callback=lambda s: s and s.forget())
         add_endpoints(handlers, session)  # first, so that the public names are theirs
+        secret = browser_secret()
         intro = gr.HTML(introduction(model), elem_classes="sxl-head", padding=False)
         with gr.Tabs() as tabs:
             with gr.Tab("Ask", id="ask"):
                 talk = build_talk(handlers, session, shelf is not None)
             if shelf is not None:
                 with gr.Tab("Shelf", id="shelf"):
-                    build_shelf(ShelfHandlers(handlers, shelf), session, talk, tabs, page)
+                    build_shelf(ShelfHandlers(handlers, shelf), secret, session, talk, tabs, page)
             if handlers.can_compare:
                 with gr.Tab("Compare", id="compare"):
                     _compare(handlers, session)

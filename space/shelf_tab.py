@@ -20,7 +20,7 @@ from space.session import Session
 from space.shelf import DAY, Kept, Shelf, new_secret
 from space.talk import PRIVATE, Talk, fetch
 from speech_xl.clock import clock
-from speech_xl.errors import RecordingError, SpeechXLError
+from speech_xl.errors import OutputError, RecordingError, SpeechXLError
 from speech_xl.schedule import format_bytes
 
 STORAGE_KEY = "speech-xl-shelf"
@@ -45,13 +45,17 @@ class ShelfHandlers:
     def table(self, secret: str) -> str:
         return draw(self.shelf.entries(secret), self.handlers.model.fingerprint, self.shelf.days)
 
-    def keep(self, session: Session | None, secret: str) -> tuple[str, str]:
+    def keep(self, session: Session | None, secret: str | None) -> tuple[str, str]:
         """-> table, status."""
         run = session.run if session is not None else None
         memory = run.memory if run is not None else None
         with told():
             if memory is None:
                 raise RecordingError("There is no memory to keep yet; listen to a recording first.")
+            if not secret:
+                raise OutputError(
+                    "This browser stores nothing, so your shelf would be lost; download the memory instead."
+                )
             self.shelf.keep(secret, Path(run.name).stem, memory, run.events, session.model)
         return self.table(
             secret
@@ -132,9 +136,15 @@ def _row(kept: Kept, can_open: bool, days: float) -> str:
     return f'<tr><th scope="row">{name}</th>{data}<td><div class="sxl-row-buttons">{opens}{others}</div></td></tr>'
 
 
-def build_shelf(tab: ShelfHandlers, session: gr.State, talk: Talk, tabs: gr.Tabs, page: gr.Blocks) -> None:
+def browser_secret() -> gr.BrowserState:
+    """For the page itself, outside its tabs: a tab that was never opened would not store it."""
+    return gr.BrowserState(None, storage_key=STORAGE_KEY, secret=STORAGE_KEY)
+
+
+def build_shelf(
+    tab: ShelfHandlers, secret: gr.BrowserState, session: gr.State, talk: Talk, tabs: gr.Tabs, page: gr.Blocks
+) -> None:
     """The tab, and the first tab's Keep button. What is opened is shown on the first tab."""
-    secret = gr.BrowserState(None, storage_key=STORAGE_KEY, secret=STORAGE_KEY)
     gr.Markdown("Memories that you have kept. They answer without the audio, also after this page was started again.")
     table = gr.HTML(
         draw([], "", tab.shelf.days), elem_id="sxl-shelf", padding=False, js_on_load="sxlShelf(element, trigger)"

@@ -180,12 +180,15 @@ def _conversation(model: SpeechModel) -> tuple[gr.Textbox, gr.Button, gr.Chatbot
 def _transcript(handlers: Handlers, session: gr.State, line: gr.HTML) -> tuple[gr.HTML, dict[gr.Button, str]]:
     """-> the transcript, and the buttons that save it, with the kind of file that each makes."""
     gr.HTML('<h2 class="sxl-title">Transcript</h2>', padding=False)
-    with gr.Row(elem_classes="sxl-ask"):
+    with gr.Row(elem_classes="sxl-search"):
         gr.Textbox(  # page.js listens to both: no server is asked
             label="Search the transcript", placeholder="Search", show_label=False, container=False, scale=4,
             min_width=180, elem_id="sxl-search",
         )  # fmt: skip
-        gr.Checkbox(True, label="Follow the player", container=False, scale=1, min_width=190, elem_id="sxl-follow")
+        gr.Checkbox(
+            True, label="Follow the player", container=False, scale=1, min_width=160, elem_id="sxl-follow",
+            interactive=True,
+        )  # fmt: skip
     first = transcript((), (), no_words_yet(handlers.model.config.recognizer is not None), False)
     words = gr.HTML(
         first, elem_id="sxl-transcript", min_height=440, max_height=440, autoscroll=True,

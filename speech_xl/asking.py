@@ -129,7 +129,8 @@ class Asking:
 
     def _to_read(self) -> tuple[AudioMemory, str]:
         """The words that the question is about, where the checkpoint recalls; else the memory, or its part in the span. And
-        the question as it is put to them."""
+        the question as it is put to them.
+        """
         memory, span = self._memory, self._span
         recalled, question = recall(self._model, memory, self._question, span or (0.0, memory.seconds))
         if recalled is memory and span is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 
@@ -42,6 +43,9 @@ def call(name: str, words: list[str]) -> int:
 def main(words: list[str] | None = None) -> int:
     """Run a subcommand -> the exit code: 0, 2 for wrong input, 130 if it was stopped."""
     words = sys.argv[1:] if words is None else words
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # the name of a file may hold bytes that are no text
     if not words or words[0] not in COMMANDS:
         parser = build_parser()
         parser.parse_args(words)

@@ -86,7 +86,7 @@ def load_config(folder: Path) -> ModelConfig:
             f"{folder} is no Speech-XL checkpoint: it has no config.json. Name a folder made by training or "
             "by python -m converters."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}). Copy the checkpoint again.") from None
     if isinstance(data, dict) and data.get("model_type") != "speech_xl":
         raise CheckpointError(

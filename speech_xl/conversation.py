@@ -26,6 +26,7 @@ from speech_xl.errors import ScheduleError
 from speech_xl.interval_batches import interval_batches
 from speech_xl.memory import AudioMemory, RecordingSource, join_spans
 from speech_xl.model import DEFAULT, SpeechModel
+from speech_xl.plain_text import plain_text
 from speech_xl.prefetch import HeardWindows, WindowReader, samples_per_level
 from speech_xl.prompt import LONGEST_ANSWER
 from speech_xl.recognition import Word
@@ -238,12 +239,12 @@ class Listening:
             ratios=tuple(p.ratio for p in plans),
             interval=self._model.interval,
             prefix=self._prefix,
-            recording=RecordingSource(self._path.name, self.total_seconds, round(self._heard_seconds, 3), digest),
+            recording=RecordingSource(plain_text(self._path.name), self.total_seconds, round(self._heard_seconds, 3), digest),
             model=self._model.config.name,
             fingerprint=self._model.fingerprint,
             summarizer=self.summarizer.name,
             bytes=size,
-            warnings=warnings,
+            warnings=tuple(map(plain_text, warnings)),
         )
 
     def snapshot(self) -> AudioMemory:
@@ -271,6 +272,7 @@ def ask(
 ) -> Asking:  # fmt: skip
     """Ask one question about a memory, or about [start, end] seconds of it alone; QuestionError at once if it cannot be
     asked. The answer ends before the first text of `stop`; its tokens are the most probable ones unless `sampling` says
-    otherwise."""
+    otherwise.
+    """
     span = None if start is None and end is None else check_said(memory, start, end)
     return Asking(model, memory, question, longest, span, stop, sampling)

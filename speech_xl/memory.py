@@ -122,6 +122,7 @@ class MemoryHeader:
     def from_json(cls, text: str) -> MemoryHeader:
         """Raises ValueError that names the first field which is absent or cannot be."""
         data = _object(json.loads(text), "the description", cls)
+        json.dumps(data, ensure_ascii=False).encode()  # a ValueError where something is no text
         source = _object(data["recording"], "recording", RecordingSource)
 
         def require(holds: bool, name: str) -> None:
@@ -129,7 +130,7 @@ class MemoryHeader:
                 raise ValueError(f"{name} is not what it should be")
 
         for name in ("path", "sha256"):
-            require(isinstance(source[name], str), f"recording.{name}")
+            require(isinstance(source[name], str) and "\0" not in source[name], f"recording.{name}")
         require(source["seconds"] is None or _is_amount(source["seconds"]), "recording.seconds")
         require(_is_amount(source["seconds_heard"]), "recording.seconds_heard")
         for name in ("model", "fingerprint"):

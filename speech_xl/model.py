@@ -35,7 +35,8 @@ def check_choice(config: ModelConfig, ratio: Ratio | str, budget: int | None) ->
 class SpeechModel:
     """A loaded model: configuration, prompt and backend. `lock` admits one caller to the backend at a time,
     in order of arrival; `together` answers what is asked of one memory at once. `note`: a line for the user about which
-    model this is, if there is one to say."""
+    model this is, if there is one to say.
+    """
 
     def __init__(self, folder: Path, config: ModelConfig, prompt: Prompt, backend: Backend, note: str | None = None):
         self.folder = folder

@@ -34,6 +34,8 @@ WORDS_PER_SPEECH_TOKEN = 2  # text tokens, where speech tokens are sound; an int
 
 @dataclass(frozen=True)
 class Interval:
+    """An interval of a memory: where its slots and its words are."""
+
     number: int
     slots: tuple[int, int]  # [first, past the last), the prefix not counted
     tokens: tuple[int, int]  # speech tokens that they stand for, likewise
@@ -145,8 +147,8 @@ def choose(
     order = np.lexsort((attention, relevance(question, texts)))
     if named := set(holders(question, texts)):
         by_rank = [i for i in reversed(order.tolist()) if i in named][: max(1, most // 3)]
-        order = [n for i in by_rank for n in (i - 1, i, i + 1) if 0 <= n < len(intervals)]
-        return [intervals[i] for i in sorted(set(order))]
+        beside = [n for i in by_rank for n in (i - 1, i, i + 1) if 0 <= n < len(intervals)]
+        return [intervals[i] for i in sorted(set(beside))]
     return [intervals[i] for i in sorted(order[-most:].tolist())]
 
 

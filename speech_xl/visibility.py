@@ -76,7 +76,8 @@ def visible(queries: Rows, keys: Rows) -> np.ndarray:
     own = np.where(keys.sst, sst & (slot == keys.slot), keys.place <= place)
     kept = (keys.slot >= queries.first[:, None]) & (keys.slot < queries.stop[:, None]) & (keys.slot >= 0)
     past = ((keys.stretch == PREFIX) | kept) & (stretch != PREFIX)
-    return np.where(is_own, own, past)
+    seen: np.ndarray = np.where(is_own, own, past)
+    return seen
 
 
 def text_mask(padding: np.ndarray, rows: int) -> Mask:
@@ -91,4 +92,5 @@ def text_mask(padding: np.ndarray, rows: int) -> Mask:
     text = text_rows(1, columns, (0, 0))
     queries = text[columns - rows :]
     is_itself = queries.place[:, None] == text.place
-    return ((visible(queries, text) & ~padding[:, None]) | is_itself)[:, None]
+    seen: np.ndarray = (visible(queries, text) & ~padding[:, None]) | is_itself
+    return seen[:, None]

@@ -101,7 +101,8 @@ def relevance(question: str, texts: Sequence[str]) -> np.ndarray:
     count = {stem: sum(stem in found for found in held) for stem in wanted}
     own = np.array([sum(np.log(1 + len(texts) / count[stem]) for stem in found) for found in held])
     beside = np.maximum(np.append(0.0, own[:-1]), np.append(own[1:], 0.0))
-    return own + NEIGHBOUR * beside
+    total: np.ndarray = own + NEIGHBOUR * beside
+    return total
 
 
 def holders(question: str, texts: Sequence[str]) -> list[int]:

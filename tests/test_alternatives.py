@@ -66,9 +66,10 @@ def test_lettered_choices_are_read(tmp_path: Path) -> None:
 def test_kinds_are_chosen_and_missing_recordings_left_out(tmp_path: Path) -> None:
     write_sound(tmp_path / "a.wav", 0.1)
     path = tmp_path / "data.jsonl"
-    path.write_text("\n".join([question(), question(kind="who"), question(kind="who", audio="gone.wav")]), encoding="utf-8")
+    left_out = [question(kind="who", audio=name) for name in ("gone.wav", "data.jsonl")]  # the latter is no recording
+    path.write_text("\n".join([question(), question(kind="who"), *left_out]), encoding="utf-8")
     some = read_data(path, ["who"], skip_missing=True)
-    assert ([item.id for item in some.items], some.missing) == (["2"], 1)
+    assert ([item.id for item in some.items], some.missing) == (["2"], 2)
     assert some.sha256 == read_data(path, skip_missing=True).sha256  # results of some kinds stay good for all
     with pytest.raises(DataError, match="there is no recording"):
         read_data(path, ["who"])

@@ -379,3 +379,13 @@ def test_a_benchmark_runs_like_any_data(
     assert run("--ratios", "4") == 2 and "is of other data" in capsys.readouterr().err
     assert (out / "results.jsonl").read_bytes() == before
     assert run("--kinds", "Causal") == 2 and "no line of the kind 'Causal'" in capsys.readouterr().err
+
+
+def test_voicegiraffes_choices_may_stand_apart_and_go_on_in_further_lines() -> None:
+    question = "What is heard?\nTwice.\n\nA: a bell  \n\nB： a dog,\n   far away\nC: rain\nD: [1, 2]\n"
+    assert voicegiraffe.split_options(question, "here") == (
+        "What is heard?\nTwice.", {"A": "a bell", "B": "a dog, far away", "C": "rain", "D": "[1, 2]"}
+    )  # fmt: skip
+    for wrong in ("What?\nA: a\nB: b\nD: d", "A: a\nB: b\nC: c\nD: d", "What?"):
+        with pytest.raises(BenchmarkError, match="does not end with the choices A to D"):
+            voicegiraffe.split_options(wrong, "here")

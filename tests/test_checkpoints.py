@@ -101,6 +101,12 @@ def test_contradictions_in_a_configuration_are_named(changes: dict, sentence: st
         from_dict(data)
 
 
+def test_a_configuration_nested_too_deep_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        check_checkpoint(tmp_path)
+
+
 def test_a_missing_field_is_named() -> None:
     data = to_dict(tiny_config())
     del data["adapter"]["stack"]

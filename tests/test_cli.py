@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -405,6 +406,15 @@ def test_a_budget_needs_a_known_length(run, recording: Path, tmp_path: Path) -> 
 def test_a_memory_is_named_after_its_recording(run, tmp_path: Path) -> None:
     path = write_sound(tmp_path / "talk.wav", 1.0)
     assert run("listen", path)[0] == 0 and (tmp_path / "talk.sxl").exists()
+
+
+def test_a_name_that_is_no_text_is_shown_by_its_bytes(run, recording: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    path.write_bytes(recording.read_bytes())
+    code, out, _ = run("listen", path)
+    assert code == 0 and "caf\\udce9.sxl" in out
+    code, out, _ = run("info", path.with_suffix(".sxl"))
+    assert code == 0 and "caf\\udce9.wav" in out
 
 
 def test_an_unknown_tensor_is_named(run, recording: Path, tmp_path: Path) -> None:

@@ -100,6 +100,11 @@ def line(**fields: object) -> str:
         ([line(start=1)], "end is None"),
         ([line(start=2, end=2)], "not after start"),
         ([line(start=0, end=float("nan"))], "end is nan"),
+        ([line(start=0, end=10**400)], "end is 1000"),
+        ([line(start=5, end=6)], "start 5 is behind the recording's end at 0.1 s"),
+        ([line(audio="x" * 5000)], "no recording"),
+        ([line(audio="data.jsonl")], "line 1: .*data.jsonl is not a recording"),
+        ([line(), line(kind="\ud800")], "line 2: there is half a character"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, lines: list[str], wrong: str) -> None:
@@ -220,6 +225,8 @@ def test_results_of_another_run_are_refused_and_kept(
     lock = hold_folder(tmp_path, "evaluation")
     assert run(desk[0]) == 2 and "Another evaluation is at work" in capsys.readouterr().err
     lock.release()
+    (tmp_path / "results.jsonl").write_bytes(before.replace(b'"bytes": ', b'"bytes": -0.'))
+    assert run(desk[0]) == 2 and "line 1 is damaged" in capsys.readouterr().err
     (tmp_path / "results.jsonl").write_bytes(b"{}\n" + before)
     assert run(desk[0]) == 2 and "line 1 is damaged" in capsys.readouterr().err
 

@@ -161,6 +161,17 @@ def test_arrays_that_contradict_the_header(
         load_memory(path, tiny_speech_model)
 
 
+@pytest.mark.parametrize("text", ["a\0b.wav", "\ud800.wav"])
+def test_a_description_that_is_no_text_is_refused(
+    tiny_speech_model: SpeechModel, file: Path, tmp_path: Path, text: str
+) -> None:
+    """No file system, page or JSON of a server would take it."""
+    arrays, metadata, header = parts(file)
+    header["recording"]["path"] = text
+    with pytest.raises(MemoryFileError, match="damaged description"):
+        load_memory(written(tmp_path / "bad.sxl", arrays, metadata, header), tiny_speech_model)
+
+
 def test_warnings_of_the_recording_travel_with_its_memory(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
     path = write_sound(tmp_path / "cut.wav", 4.0)
     path.write_bytes(path.read_bytes()[:-40_000])

@@ -91,7 +91,7 @@ def test_a_recording_is_heard_as_its_file_would_be(
         listening = Listening(tiny_speech_model, source, ratio=4)
         assert [event.seconds for event in listening][-1] == pytest.approx(3, abs=0.05)
         memories.append(listening.memory)
-    ours, whole = ([a for a in tiny_speech_model.backend.export_memory(m.state).values()] for m in memories)
+    ours, whole = (list(tiny_speech_model.backend.export_memory(m.state).values()) for m in memories)
     assert all(np.array_equal(a, b) for a, b in zip(ours, whole, strict=True))
     assert memories[0].recording.sha256 == recording.sha256 and memories[0].recording.path == "1 at 50 % of 3 s"
 
@@ -146,7 +146,7 @@ def test_a_stopped_grid_goes_on_and_may_grow(
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
     assert run("--lengths", "2", "--output", str(tmp_path)) == 0 and len(asked) == 3 + 6
     assert run("--lengths", "2", "0:03", "--output", str(tmp_path)) == 0 and len(asked) == 3 + 6 + 8
-    assert {path.name for path in tmp_path.iterdir()} == {"results.jsonl", "report.md", "report.csv", "needle.png"}
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {"results.jsonl", "report.md", "report.csv", "needle.png"}
     assert (tmp_path / "needle.png").read_bytes().startswith(b"\x89PNG")
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| depth | 0:02 | 0:03 |" in report and "## sst 4" in report and "### 0:03" in report

@@ -57,7 +57,8 @@ def greedy(
     theirs: WhisperForConditionalGeneration, mel: np.ndarray, before: tuple[int, ...] = ()
 ) -> tuple[list[int], torch.Tensor, torch.Tensor]:
     """transformers' model step by step, without a cache -> ids, all logits, cross-attention of all layers and heads.
-    Logits and attention are those from the first start id on."""
+    Logits and attention are those from the first start id on.
+    """
     r = CONFIG.recognizer
     start = [*before, *r.start_ids]
     ids = list(start)

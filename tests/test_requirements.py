@@ -17,7 +17,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 IN_WHEEL = [name for name in PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"] if "/" not in name]
-IN_SOURCE_ONLY = ["benchmarks", "recipes", "tests"]
+IN_SOURCE_ONLY = ["benchmarks", "recipes", "reliability", "tests"]
 EXTRA_OF = {"app.py": "serve", "evaluation": "train", "mlx_backend": "mlx", "server": "serve", "space": "serve",
             "training": "train"}  # fmt: skip
 RUN = {"hatchling", "mkdocs-material", "mkdocstrings", "mypy", "pre-commit", "ruff"}  # programs, which nothing imports

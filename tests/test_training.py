@@ -12,11 +12,13 @@ import torch
 
 from speech_xl.checkpoints import check_checkpoint
 from speech_xl.config import SSTConfig
+from speech_xl.errors import OutputError
 from tests.tiny_training import SST, STAGE, TALKS, hearing_checkpoint, metrics, recipe, tensors, train, write_lines
 from torch_backend.backend import Backend
 from training import loop, network
 from training.__main__ import main
 from training.runner import Runner
+from training.state import StageFolder
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +220,44 @@ def test_adapters_are_named_and_scaled_as_pefts(model: Path) -> None:
     torch.testing.assert_close(adapted(x), x @ merged.T)
     with pytest.raises(Exception, match=r"lora\.targets"):
         add_lora(made, LoraConfig(targets="nothing"), seed=0)
+
+
+def test_a_kill_before_the_first_saved_state_leaves_no_trace(
+    model: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: loop.Loop) -> None:
+        path = self.folder.path / "metrics.csv"
+        path.write_bytes(path.read_bytes()[:-7])  # in the middle of a row
+        raise KeyboardInterrupt
+
+    train(model, tmp_path / "whole", recipe(), talks)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "_save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(model, tmp_path / "killed", recipe(), talks)
+    train(model, tmp_path / "killed", recipe(), talks)
+    (path,) = (tmp_path / "killed" / "stages").glob("*/metrics.csv")
+    whole, found = (metrics(tmp_path / name) for name in ("whole", "killed"))
+    assert found["loss"] == whole["loss"]
+    assert len(path.read_text().splitlines()) == 1 + sum(map(len, found.values()))
+
+
+def test_what_was_set_aside_goes_when_a_kill_left_it(tmp_path: Path) -> None:
+    (tmp_path / "model.old").mkdir()  # killed between the two renames
+    (tmp_path / "model.partial").mkdir()
+    network.replace_folder(tmp_path / "model.partial", tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_state_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:815] . PytorchStreamWriter failed writing file")
+
+    folder = StageFolder(tmp_path / "stage", 5)
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OutputError, match="make room"):
+        folder.save({})
+    assert list(folder.path.iterdir()) == []
 
 
 def test_a_wrong_start_is_one_sentence(model: Path, talks: Path, tmp_path: Path) -> None:

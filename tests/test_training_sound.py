@@ -193,6 +193,11 @@ def test_a_recogniser_hears_each_recording_once(
     assert check_checkpoint(out).sst.trained
 
 
+def test_ssts_that_only_the_recipe_has_do_not_hinder_hearing(spoken: Path, tmp_path: Path) -> None:
+    model = hearing_checkpoint(tmp_path / "plain", sst=None)
+    assert check_checkpoint(train(model, tmp_path / "out", recipe({"steps": 1}), spoken)).sst.pooled
+
+
 def test_another_sound_under_the_same_name_trains_anew(tmp_path: Path) -> None:
     model = save_checkpoint(tmp_path / "tiny", tiny_config())
     data = write_lines(tmp_path / "l.jsonl", [{"audio": "talk.wav", "text": "a b"}])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ from torch_backend.memory import KeyValues, TextCache
 @dataclass(frozen=True)
 class Intervals:
     """The plans of B intervals of one shape, as tensors. Without SSTs (K = 0) one of the last three says what stays;
-    with none of them, every row does."""
+    with none of them, every row does.
+    """
 
     seen: tuple[tuple[int, int], ...]  # rows of the memory [first, past the last) that all of them see
     speech_rotation: Rotation  # of n rows
@@ -49,10 +51,13 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> the same."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DecoderLayer(nn.Module):
+    """Attention and SwiGLU, each behind a norm and around a residual."""
+
     def __init__(self, config: DecoderConfig, sst: SSTConfig | None):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -61,6 +66,7 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, R, D) -> the same, the residual included."""
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -86,7 +92,7 @@ class Decoder(nn.Module):
         self.lm_head = None
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.sst_embedding = nn.Parameter(torch.zeros(config.hidden_size)) if sst is not None else None
+        self.sst_embedding: Any = nn.Parameter(torch.zeros(config.hidden_size)) if sst is not None else None
 
     def rotation(self, positions: torch.Tensor) -> Rotation:
         """positions (R,) or (B, R) int64 -> cos and sin, (R, head_dim) or (B, 1, R, head_dim)."""
@@ -121,7 +127,8 @@ class Decoder(nn.Module):
                 h = layer.input_layernorm(x)
                 unrotated, value = attention.keys_values(h)
                 key = rotate(unrotated, plan.speech_rotation)
-            if number < last or plan.attended is not None:
+            goes_on = number + 1 < last or (number < last and speech_stays)  # whether a later layer reads speech rows
+            if goes_on or plan.attended is not None:
                 q = rotate(attention.queries(h), plan.speech_rotation)
             if k:
                 h = layer.input_layernorm(s)
@@ -144,14 +151,14 @@ class Decoder(nn.Module):
             queries = []
             if k:
                 queries.append(rotate(attention.queries(h, sst=True), plan.sst_query_rotation))
-            if number + 1 < last or speech_stays:
+            if goes_on:
                 queries.append(q)
             from_memory = attention.attend_memory(torch.cat(queries, dim=2), past)  # read once for both kinds of rows
             if k:
                 seen = torch.cat([key, own_key], dim=2), torch.cat([value, own_value], dim=2)
                 pieces = [*rows_of(from_memory, slice(0, k)), attend_piece(queries[0], *seen, plan.sst_mask)]
                 s = layer.feed_forward(s + attention.output(join(pieces)[0], sst=True))
-            if number + 1 < last or speech_stays:
+            if goes_on:
                 pieces = [*rows_of(from_memory, slice(k, None)), attend_piece(q, key, value, CAUSAL)]
                 x = layer.feed_forward(x + attention.output(join(pieces)[0]))
 

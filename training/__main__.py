@@ -32,6 +32,9 @@ def main(command: list[str] | None = None, prog: str = "python -m training") -> 
     except SpeechXLError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that may not be entered
+        print(f"{error.filename or 'A file'}: {error.strerror or error}; name another output folder.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # before the first step, or twice
         pass
     print("Stopped; the same command goes on from here.", file=sys.stderr)

@@ -95,7 +95,8 @@ class CTCBatcher:
 
     def losses(self, network: nn.Module, batch: CTCBatch, device: torch.device) -> tuple[torch.Tensor, Sums]:
         """(B,) float32: each recording's loss, summed over its tokens; the figures count a token as right if the best
-        path has it."""
+        path has it.
+        """
         rows = torch.from_numpy(batch.speech.rows).to(device)
         windows = batch.speech.windows and tuple(torch.from_numpy(a).to(device) for a in batch.speech.windows)
         heard = network(rows, windows, classes=torch.from_numpy(batch.classes).to(device))

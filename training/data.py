@@ -108,7 +108,7 @@ def _recording(line: str, where: str, folder: Path) -> Recording:
     """One line; a relative audio path counts from the file's own folder."""
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: this is not JSON ({error}); write one object a line.") from None
     if not isinstance(values, dict):
         raise DataError(f"{where}: this is not a JSON object; write one object a line.")

@@ -52,7 +52,8 @@ class Network(nn.Module):
     ) -> torch.Tensor:
         """A training.speech.Speech as tensors -> with classes (C,), the CTC head's log-probabilities (B, N, 1 + C); else
         what `answer` makes of the text. With `read` (B, R) ids, `rows` are whole windows' encoder outputs (B, S, d_model)
-        and the recogniser's logits (B, R, vocabulary) are returned."""
+        and the recogniser's logits (B, R, vocabulary) are returned.
+        """
         if read is not None:
             recognizer = self.speech.recognizer
             return recognizer(read, 0, recognizer.start(rows))[0]

@@ -136,7 +136,7 @@ def load_recipe(path: Path | None) -> Recipe:
         return DEFAULT
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"The recipe {path} cannot be read ({error}); name a JSON file.") from None
     return recipe_from_dict(data)
 

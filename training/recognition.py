@@ -35,7 +35,8 @@ GROUP = ("recognition", "raw")  # where figures are counted
 @dataclass(frozen=True)
 class WindowSample(Sample):
     """One window and the text that is said in it: `words` (N,) int32 are the recogniser's tokens of it, `before` those of
-    the line before."""
+    the line before.
+    """
 
     before: tuple[int, ...] = ()
 

@@ -35,7 +35,7 @@ class StageFolder:
         do_with(self.path, lambda: self.path.mkdir(parents=True, exist_ok=True))
         self._save_seconds = save_minutes * 60
         self._saved_at = time.monotonic()
-        self._board = None
+        self._board: SummaryWriter | None = None
 
     @property
     def model(self) -> Path:

@@ -121,8 +121,8 @@ def _read_speech(folder: Path) -> list[Line]:
         elif shared.is_file():
             rows = (row.partition(" ") for row in read_text(shared).splitlines())
             words = next((row[2] for row in rows if row[0] == audio.stem), None)
-        checked(words, str, str(audio), "transcript beside it")
-        fields = {"id": f"{ASR} {audio.stem}", "audio": str(audio.relative_to(folder)), "kind": ASR, "text": words.strip()}
+        said = checked(words, str, str(audio), "transcript beside it").strip()
+        fields = {"id": f"{ASR} {audio.stem}", "audio": str(audio.relative_to(folder)), "kind": ASR, "text": said}
         lines.append(Line(str(audio), fields))
     return lines
 
@@ -143,7 +143,8 @@ def _read_half_truth(folder: Path) -> list[Line]:
 
 def read_letter(said: str, choices: dict[str, str]) -> str | None:
     """The letter that an answer starts with or announces, else that of the one choice whose text it holds, else the
-    first letter that stands alone; None: nothing of this."""
+    first letter that stands alone; None: nothing of this.
+    """
     upper, letters = said.strip().upper(), "".join(choices)
     if found := re.match(rf"[(\[]?([{letters}])(?:$|[.):\]])|.*?\b(?:OPTION|CHOICE)\s+([{letters}])\b", upper, re.DOTALL):
         return found[1] or found[2]
@@ -176,14 +177,15 @@ def score(answered: Sequence[Answered]) -> Scores:
         if not group:
             continue
         if kind == ASR:
-            rates = [word_error_rate(each.said, each.item.text) for each in group]
+            rates = [word_error_rate(each.said, each.right) for each in group]
             figures[kind] = 100 - sum(rates) / len(rates)
             continue
         figures[kind], silent = _f1(group, TASKS.get(kind, HALF_TRUTH))
         if silent:
             notes.append(f"{kind}: {silent} of {len(group)} answers name no choice; as in the public scripts, F1 omits them.")
-    values = list(figures.values())
-    return Scores({"average": None if None in values else sum(values) / len(values), **figures}, notes)
+    known = [value for value in figures.values() if value is not None]
+    average = sum(known) / len(known) if len(known) == len(figures) else None
+    return Scores({"average": average, **figures}, notes)
 
 
 def _f1(group: Sequence[Answered], task: Task) -> tuple[float, int]:
@@ -193,7 +195,7 @@ def _f1(group: Sequence[Answered], task: Task) -> tuple[float, int]:
         choices = dict(zip(each.item.letters, each.item.choices, strict=True))
         letter = read_letter(each.said, choices)
         if letter is not None:
-            pair = (each.item.answer, letter)
+            pair = (each.right, letter)
             pairs.append(tuple(choices[x].strip().lower() for x in pair) if task.by_text else pair)
     silent = len(group) - len(pairs)
     if not pairs:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ class NeedleRecording:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def open_decoder(self) -> NeedleDecoder:
+        """From the start; any number of times."""
         return NeedleDecoder(self)
 
     def __str__(self) -> str:
@@ -87,7 +88,7 @@ class _Speech:
         self._rest = np.zeros(0, np.float32)
 
     @staticmethod
-    def _read(files: tuple[Path, ...]) -> Iterator[np.ndarray]:
+    def _read(files: tuple[Path, ...]) -> Generator[np.ndarray]:
         while True:
             for path in files:
                 with AudioReader(path) as reader:

@@ -15,15 +15,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from recipes.order_desk.grammar import NOT_MENTIONED, QUESTIONS, SPOKEN_WORDS
 from speech_xl.checkpoints import EMBEDDED_FOLDER
-from speech_xl.config import (
-    DecoderConfig,
-    EncoderConfig,
-    ModelConfig,
-    PromptConfig,
-    RecognizerConfig,
-    load_config,
-    save_config,
-)
+from speech_xl.config import DecoderConfig, EncoderConfig, ModelConfig, PromptConfig, RecognizerConfig
+from speech_xl.config_file import load_config, save_config
 from torch_backend.decoder import Decoder
 from torch_backend.model import SpeechXL
 from training.network import read_tensors, replace_folder
@@ -49,9 +42,10 @@ def word_tokenizer() -> Tokenizer:
 
 
 def decoder_config(tokenizer: Tokenizer) -> DecoderConfig:
+    """A decoder of a few hundred thousand weights over that vocabulary."""
     return DecoderConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=96, intermediate_size=192, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=24, rope_theta=10_000.0, attention_bias=False,
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, rope_theta=10_000.0, attention_bias=False,
     )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def clip_lines(folder: Path, clips: list[Clip]) -> Iterator[dict[str, str]]:
         path = folder / "audio" / f"{clip.name}.flac"
         path.parent.mkdir(parents=True, exist_ok=True)
         sf.write(path, clip.samples, SAMPLING_RATE, subtype="PCM_16")
-        yield {"audio": path.relative_to(folder).as_posix(), "text": " ".join(clip.words)}
+        yield {"audio": path.relative_to(folder).as_posix(), "text": " ".join(clip.words or ())}
 
 
 def _questions(asked: list[tuple[str, str]]) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from speech_xl.config import load_config
+from speech_xl.config_file import load_config
 from speech_xl.prompt import Prompt
 from speech_xl.schedule import Ratio
 from training.batch import Batch, Batcher, name_of

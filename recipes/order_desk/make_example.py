@@ -30,12 +30,11 @@ VOICES = (
 )
 
 
-def clip(words: list[str], voice: Voice, **meaning: object) -> Clip:
+def clip(words: list[str], voice: Voice, slots: dict[str, str] | None = None, digit: int | None = None) -> Clip:
     """Spoken words at half of full scale, with what they mean."""
     samples = speak(" ".join(words), voice)
     samples = (samples * (16384 / np.abs(samples).max())).astype(np.int16)
-    fields = {"slots": None, "digit": None} | meaning
-    return Clip(samples, tuple(words), speaker=voice.name, source="tts", name=" ".join(words), **fields)
+    return Clip(samples, tuple(words), slots, digit, speaker=voice.name, source="tts", name=" ".join(words))
 
 
 def main() -> None:

@@ -116,6 +116,7 @@ class Recogniser:
     def __init__(self, folder: Path) -> None:
         model = SpeechModel.load(str(folder), "torch")
         recognizer = model.config.recognizer
+        assert recognizer is not None
         self._encoder = model.config.encoder
         self._reader = WordReader(model.backend, load_recognizer_tokenizer(model.folder, recognizer.vocab_size), recognizer)
 

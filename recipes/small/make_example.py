@@ -96,8 +96,8 @@ def main() -> None:
     TARGET.parent.mkdir(exist_ok=True)
     wav = TARGET.with_suffix(".wav")
     sf.write(wav, sound, SAMPLING_RATE)
-    encode = ["ffmpeg", "-y", "-loglevel", "error", "-i", wav, "-c:a", "libvorbis", "-q:a", "1", "-bitexact", TARGET]
-    subprocess.run(encode, check=True)
+    encode = ["-loglevel", "error", "-i", str(wav), "-c:a", "libvorbis", "-q:a", "1", "-bitexact", str(TARGET)]
+    subprocess.run(["ffmpeg", "-y", *encode], check=True)
     wav.unlink()
     document = {
         "title": TITLE,

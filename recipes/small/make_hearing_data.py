@@ -112,8 +112,8 @@ class Voices:
         """The two figures of a number and the pause between them, 16 kHz float32, by one voice."""
         digits = divmod(number, 10)
         if rng.random() < 0.5:
-            voice = self._human[rng.choice(sorted(self._human))]
-            clips = [load_clip(rng.choice(voice[digit])) for digit in digits]
+            person = self._human[rng.choice(sorted(self._human))]
+            clips = [load_clip(rng.choice(person[digit])) for digit in digits]
         else:
             voice = sample_voice(rng)
             clips = [level(speak(UNITS[digit], voice)) for digit in digits]
@@ -144,7 +144,8 @@ def read_speech(data: Path, held: bool) -> dict[str, list[dict]]:
 
 def laid(pieces: Iterator[tuple[list[np.ndarray], str]]) -> Iterator[tuple[np.ndarray, str]]:
     """Spoken pieces, one after another in windows."""
-    parts, texts = [], []
+    parts: list[np.ndarray] = []
+    texts: list[str] = []
     for sounds, text in pieces:
         if parts and sum(map(len, parts + sounds)) > WINDOW_SECONDS * SAMPLING_RATE:
             yield np.concatenate(parts), " ".join(texts)

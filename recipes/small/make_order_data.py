@@ -55,7 +55,7 @@ class HeardOrder:
 def find_number(number: int, text: str, start: int) -> re.Match | None:
     """Where a number's two digits stand in a transcript from `start` on, however they are spelled."""
     a, b = divmod(number, 10)
-    digits = re.compile(rf"(?<![\w.,-])({a}|{_UNITS[a]})(\W{{0,4}})({b}|{_UNITS[b]})(?![\w])", re.I)
+    digits = re.compile(rf"(?<![\w.,-])({a}|{_UNITS[a]})(\W{{0,4}})({b}|{_UNITS[b]})(?![\w])", re.IGNORECASE)
     return digits.search(text, start)
 
 
@@ -134,7 +134,8 @@ def from_passage(orders: Sequence[HeardOrder], plain: Sequence[str], rng: random
     """Two to five orders with new numbers, the outer ones perhaps cut -> as `from_orders`; only whole ones are asked for."""
     chosen = rng.sample(list(orders), min(len(orders), 7))
     numbers = rng.sample(range(100), len(chosen))
-    texts, whole = [], []
+    texts: list[list[str]] = []
+    whole: list[tuple[int, HeardOrder] | None] = []
     for number, order in zip(numbers, chosen, strict=True):
         texts.append(tell(order, number).split())
         whole.append((number, order))
@@ -144,9 +145,9 @@ def from_passage(orders: Sequence[HeardOrder], plain: Sequence[str], rng: random
     start = rng.randrange(len(texts[0]) + 1) if rng.random() < 0.8 else 0
     end = start + rng.randint(PASSAGE // 2, PASSAGE)
     asked, told, at = {}, {}, 0
-    for words, order in zip(texts, whole, strict=True):
-        if order is not None and start <= at and at + len(words) <= end:
-            asked[order[0]], told[order[0]] = order[1].slots, " ".join(words)
+    for words, numbered in zip(texts, whole, strict=True):
+        if numbered is not None and start <= at and at + len(words) <= end:
+            asked[numbered[0]], told[numbered[0]] = numbered[1].slots, " ".join(words)
         at += len(words)
     heard = " ".join([word for words in texts for word in words][start:end])
     return heard, asked, told | {n: "" for n in numbers if n not in told}
@@ -154,7 +155,8 @@ def from_passage(orders: Sequence[HeardOrder], plain: Sequence[str], rng: random
 
 def from_windows(windows: Sequence[dict], rng: random.Random) -> tuple[str, dict, dict]:
     """Whole windows as they were heard, unheard numbers included -> as `from_orders`."""
-    texts, asked, told, spoken = [], {}, {}, set()
+    texts, asked, told = [], {}, {}
+    spoken: set[int] = set()
     for line in rng.sample(list(windows), min(len(windows), rng.randint(2, 5))):
         numbers = {order["number"] for order in line["orders"]} - {None}
         if numbers & spoken:

@@ -132,9 +132,9 @@ def compose(library: Library, words: int, style: Style, rng: random.Random) -> l
     else:
         rest = library.running(max(8, words - spoken), rng)
     lines: list[tuple[str, Fact | None]] = [(text, None) for text in rest]
-    for fact in facts:  # running text keeps its order, facts fall anywhere
-        text = rng.choice(_LEADS) + fact.sentence if rng.random() < 0.25 else fact.sentence
-        lines.insert(rng.randint(0, len(lines)), (capitalised(text), fact))
+    for said in facts:  # running text keeps its order, facts fall anywhere
+        text = rng.choice(_LEADS) + said.sentence if rng.random() < 0.25 else said.sentence
+        lines.insert(rng.randint(0, len(lines)), (capitalised(text), said))
     sentences = []
     for text, fact in lines:
         kept = [written(a.answer, style) for a in fact.asked] if fact else []
@@ -230,7 +230,7 @@ def make_recording(library: Library, rng: random.Random, shortest: int, longest:
     rng.shuffle(said)
     lines = said[: round(0.6 * total)]
     lines += ask_absent(library, sentences, round(0.2 * total), rng)
-    seen = set()
+    seen: set[int] = set()
     for line in ask_words(library, sentences, rng):
         if len(lines) >= total or len(seen) > 200:
             break
@@ -260,8 +260,7 @@ def main() -> None:
     with open(args.output, "w") as file:
         for number in range(args.count):
             rng = random.Random(f"{args.seed} {number}")
-            for line in make_recording(library, rng, args.shortest, args.longest, args.answers == "spoken"):
-                file.write(json.dumps(line) + "\n")
+            file.writelines(json.dumps(line) + "\n" for line in make_recording(library, rng, args.shortest, args.longest, args.answers == "spoken"))
 
 
 if __name__ == "__main__":

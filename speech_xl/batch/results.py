@@ -65,7 +65,7 @@ class Results:
         try:
             known = json.loads(do_with(path, path.read_bytes))
             different = next((name for name in settings if known[name] != settings[name]), None)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise OutputError(f"{path} is damaged; name another output folder.") from None
         if different is not None:
             raise OutputError(
@@ -77,7 +77,7 @@ class Results:
         for number, line in enumerate(whole_lines(self._path), 1):
             try:
                 self._places[key_of(json.loads(line))] = (self._size, len(line))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise OutputError(
                     f"{self._path}, line {number} is damaged; remove that line, or name another output folder."
                 ) from None

@@ -27,6 +27,7 @@ from speech_xl.clock import clock
 from speech_xl.commands.options import add_longest, add_memory, add_model, parse_memory
 from speech_xl.errors import QuestionError, RecordingError, ScheduleError
 from speech_xl.model import check_choice
+from speech_xl.plain_text import plain_text
 from speech_xl.prompt import Prompt
 from speech_xl.summarizers import choose_summarizer
 from speech_xl.whole_file import whole_file
@@ -116,14 +117,9 @@ def keep(events: Generator[Event, None, None], results: Results, total: int, lef
                 results.add(event)
                 for line in (line for line in event if line["kind"] == SKIPPED):
                     skipped += 1
-                    tqdm.write(f"skipped {shown(line['recording'])}: {shown(line['reason'])}", file=sys.stderr)
+                    tqdm.write(f"skipped {plain_text(line['recording'])}: {plain_text(line['reason'])}", file=sys.stderr)
             speed = seconds / max(1e-9, time.monotonic() - started)
             bar.set_postfix_str(f"{clock(seconds)} heard, {speed:.0f}x real time, {skipped} skipped", refresh=False)
-
-
-def shown(text: str) -> str:
-    """Text for a terminal: the name of a file may hold bytes that are none."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def search_corpus(results: Results, recordings: Sequence[Recording], questions: Sequence[str]) -> None:
@@ -133,7 +129,7 @@ def search_corpus(results: Results, recordings: Sequence[Recording], questions: 
     with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for found in search(transcripts, questions):
             file.write(json.dumps(found) + "\n")
-            print(shown(found["question"]), *map(describe, found["recordings"]), sep="\n  ")
+            print(plain_text(found["question"]), *map(describe, found["recordings"]), sep="\n  ")
     print(f"{path}: {len(questions)} questions")
 
 
@@ -141,7 +137,7 @@ def describe(found: dict[str, Any]) -> str:
     """A recording that was found, with its first spans, as a line of text."""
     spans = [f"[{clock(span['start'])}-{clock(span['end'])}]" for span in found["spans"]]
     more = len(spans) - SPANS_SHOWN
-    return " ".join([shown(found["recording"]), *spans[:SPANS_SHOWN], *([f"and {more} more"] if more > 0 else [])])
+    return " ".join([plain_text(found["recording"]), *spans[:SPANS_SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
 
 def report(results: Results, recordings: Sequence[Recording], questions: Sequence[str]) -> None:
@@ -170,7 +166,7 @@ def run(arguments: argparse.Namespace) -> None:
         terms_of(question)
     for question in filter(ABOUT_RECORDINGS.match, questions):
         print(
-            f"{shown(question)} is asked of one recording at a time; --corpus-questions searches all.", file=sys.stderr
+            f"{plain_text(question)} is asked of one recording at a time; --corpus-questions searches all.", file=sys.stderr
         )
     output = Path(arguments.output).absolute()
     recordings = find_recordings(arguments.input, output)

@@ -171,7 +171,7 @@ class Backend:
 
     def answer_together(
         self, state: State, texts: Sequence[list[int]], position: int, end_ids: Collection[int]
-    ) -> Iterator[dict[int, Step]]:
+    ) -> Generator[dict[int, Step]]:
         going = {number: self.answer(state, ids, position) for number, ids in enumerate(texts)}
         while going:
             steps = {number: next(answer) for number, answer in going.items()}
