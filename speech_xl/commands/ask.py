@@ -11,7 +11,7 @@ from speech_xl.arguments import parse_tokens, read_questions
 from speech_xl.asking import Answer
 from speech_xl.clock import clock
 from speech_xl.commands.options import add_longest, add_memory, add_model, add_span, get_memory, load_model, parse_span
-from speech_xl.conversation import ask
+from speech_xl.conversation import ask, ask_together
 from speech_xl.documents import answer_document
 from speech_xl.errors import QuestionError
 
@@ -53,21 +53,27 @@ def main(words: list[str], prog: str) -> int:
         model.prompt.question_ids(question)  # a question that cannot be asked is said before an hour is heard
     memory, listen_seconds = get_memory(model, arguments.recording, arguments, span)
     answers: list[Answer] = []
-    for question in questions:
-        asking = ask(model, memory, question, longest, *span)
-        if not arguments.json and len(questions) > 1:
-            print(f"{question} ", end="", flush=True)
+    if len(questions) == 1 and not arguments.json:
+        asking = ask(model, memory, questions[0], longest, *span)
         for piece in asking:
-            if not arguments.json:
-                print(piece, end="", flush=True)
+            print(piece, end="", flush=True)
         answers.append(asking.answer)
-        if not arguments.json:
-            where = asking.answer.evidence[:1]
-            print("".join(f"  [{clock(e.start)}-{clock(e.end)}]" for e in where))
-        if asking.answer.finish_reason == "length" and not arguments.json:
-            print(f"This answer was cut at {longest} tokens; --max-tokens allows more.", file=sys.stderr)
+        print_rest(asking.answer, longest)
+    else:
+        for answer in ask_together(model, memory, questions, longest, *span):
+            answers.append(answer)
+            if not arguments.json:
+                print(f"{answer.question} {answer.answer}", end="")
+                print_rest(answer, longest)
     for warning in dict.fromkeys(w for a in answers for w in a.warnings):
         print(warning, file=sys.stderr)
     if arguments.json:
         print(json.dumps(answer_document(arguments.recording, model, memory, listen_seconds, answers), indent=2))
     return 0
+
+
+def print_rest(answer: Answer, longest: int) -> None:
+    """Behind an answer: where it comes from, and whether it was cut."""
+    print("".join(f"  [{clock(e.start)}-{clock(e.end)}]" for e in answer.evidence[:1]), flush=True)
+    if answer.finish_reason == "length":
+        print(f"This answer was cut at {longest} tokens; --max-tokens allows more.", file=sys.stderr)
