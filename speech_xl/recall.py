@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -104,25 +105,34 @@ def recall(
     if not ids:
         return memory, question
     about = _called_out(model.prompt, question, ids)
-    ids, time = [ids[i] for i in about], np.concatenate(times)[about]
-    plan = Scheduler(len(ids), FixedRatio(None), len(memory.prefix), horizon=model.horizon).next(len(ids))
+    ids, heard = [ids[i] for i in about], np.concatenate(times)[about]
+    question = as_heard(question, model.prompt.text(ids))
+    read = (span, tuple(interval.number for interval in intervals), tuple(ids))
     with model.lock:
-        state = model.backend.start(list(memory.prefix))
-        model.backend.hear_words(state, ids)
-        model.backend.close_intervals(state, [plan])
-        size = model.backend.memory_bytes(state)
+        recalled = memory.readings.get(read)
+        if recalled is None:
+            recalled = memory.readings[read] = _words_as_memory(model, memory, ids, heard)
+    return recalled, question
+
+
+def _words_as_memory(model: SpeechModel, memory: AudioMemory, ids: list[int], times: np.ndarray) -> AudioMemory:
+    """A raw memory of words of `memory`, each with its seconds, times (words, 2). The caller holds the model's lock."""
+    plan = Scheduler(len(ids), FixedRatio(None), len(memory.prefix), horizon=model.horizon).next(len(ids))
+    state = model.backend.start(list(memory.prefix))
+    model.backend.hear_words(state, ids)
+    model.backend.close_intervals(state, [plan])
     place = np.arange(len(ids), dtype=np.int64)
-    recalled = dataclasses.replace(
+    return dataclasses.replace(
         memory,
         state=state,
         spans=np.stack([place, place + 1], axis=1),
-        times=time,
+        times=times,
         ratios=(None,),
         interval=len(ids),
-        bytes=size,
+        bytes=model.backend.memory_bytes(state),
         recalled={},
+        readings=WeakValueDictionary(),
     )
-    return recalled, as_heard(question, model.prompt.text(ids))
 
 
 def _called_out(prompt: Prompt, question: str, ids: Sequence[int]) -> list[int]:

@@ -141,6 +141,15 @@ def test_words_are_recalled_once(model: SpeechModel, memory: AudioMemory, monkey
     assert recall(model, memory, QUESTION, whole(memory))[0] is not memory
 
 
+def test_who_asks_meanwhile_reads_the_same_words(model: SpeechModel, memory: AudioMemory) -> None:
+    span = (0.0, intervals_between(memory, *whole(memory))[1].end - 0.01)  # as many as are recalled, whatever is asked
+    first = recall(model, memory, QUESTION, span)[0]
+    assert recall(model, memory, "and what else?", span)[0] is first is not memory
+    assert recall(model, memory, QUESTION, (span[0], span[1] / 2))[0] is not first
+    del first
+    assert not memory.readings
+
+
 def test_a_span_recalls_nothing_outside(model: SpeechModel, memory: AudioMemory) -> None:
     start, end = 3.0, 6.0
     recalled = recall(model, memory, QUESTION, (start, end))[0]
