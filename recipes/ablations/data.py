@@ -95,7 +95,10 @@ def make_speech(folder: Path, clips: int, recordings: int, held: int) -> tuple[P
         voice = [Clip(c.samples, c.words, None, c.digit, "tts", c.source, c.name) for c in digits]
         write_lines(paths[1], spoken_lines(folder, orders[unheard:], voice, recordings, seed=1))
         # With clips: what is aligned is validated on words.
-        clips_and_asked = clip_lines(folder, orders[:unheard]), spoken_lines(folder, orders[:unheard], voice, held, HELD_SEED)
+        clips_and_asked = (
+            clip_lines(folder, orders[:unheard]),
+            spoken_lines(folder, orders[:unheard], voice, held, HELD_SEED),
+        )
         write_lines(paths[2], itertools.chain(*clips_and_asked))
     return paths
 
