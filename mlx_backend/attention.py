@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -21,7 +22,7 @@ from speech_xl.config import DecoderConfig, SSTConfig
 
 Rotation = tuple[mx.array, mx.array]  # cos, sin of shape (B or 1, 1, R, head_dim)
 Pooled = tuple[mx.array, mx.array]  # tokens and columns, see Attention.pool
-Mask = mx.array | str | None  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
+Mask: TypeAlias = mx.array | str | None  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
 Piece = tuple[mx.array, mx.array]  # attention to some keys (B, H, R, head_dim), and the scores' log-sum-exp (B, H, R)
 
 PIECES_AT_ONCE = 16  # that wait to be joined: more would take room that grows with the memory

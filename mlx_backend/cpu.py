@@ -29,6 +29,7 @@ ERF_Q = (
 
 
 def polynomial(x: mx.array, coefficients: tuple[float, ...]) -> mx.array:
+    """Of x, by coefficients from the highest power down."""
     total = x * coefficients[0] + coefficients[1]
     for coefficient in coefficients[2:]:
         total = total * x + coefficient

@@ -83,6 +83,8 @@ class RecognizerCache:
 
 
 class RecognizerLayer(nn.Module):
+    """Attention to the text, attention to the sound and a feed-forward layer, each behind a norm and around a residual."""
+
     def __init__(self, config: RecognizerConfig, width: int):
         super().__init__()
         self.self_attn_layer_norm = nn.LayerNorm(width)

@@ -25,6 +25,7 @@ ENVIRONMENT = {
 
 
 def main(words: list[str] | None = None) -> int:
+    """Run the campaign that the words name -> its exit code."""
     parser = argparse.ArgumentParser(prog="python -m reliability", description="Try to break Speech-XL.")
     commands = parser.add_subparsers(dest="campaign", metavar="CAMPAIGN", required=True)
     modules = {name: importlib.import_module(f"reliability.{name}") for name in CAMPAIGNS}

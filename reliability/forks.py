@@ -61,6 +61,7 @@ class Ended:
 
     @property
     def is_killed(self) -> bool:
+        """Whether kill -9 ended it, and not the process itself."""
         return self.code == -signal.SIGKILL
 
     @property

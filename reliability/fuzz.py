@@ -27,6 +27,7 @@ COVERAGE = re.compile(rb"cov: (\d+)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The campaign's own flags."""
     parser.add_argument("--minutes", type=float, default=60.0, metavar="M", help="for each target (60)")
     parser.add_argument("--inputs", type=int, metavar="N", help="for each target, in place of a time")
     parser.add_argument("--of", nargs="+", default=NAMES, choices=NAMES, help="which targets")
@@ -67,6 +68,7 @@ def fuzz(name: str, folder: Path, seed: int, minutes: float, inputs: int | None,
 
 
 def main(arguments: argparse.Namespace, output: Path) -> int:
+    """Run the campaign -> 0 if it has found nothing."""
     report = Report("fuzz", arguments.seed, output)
     for name in arguments.of:
         figures = fuzz(name, output / name, arguments.seed, arguments.minutes, arguments.inputs, report)

@@ -27,6 +27,8 @@ BOUNDARY = "0123456789abcdef"
 
 @dataclass(frozen=True)
 class Target:
+    """What is fed with bytes, and the inputs to begin with."""
+
     seeds: list[bytes]
     feed: Callable[[bytes], None]
     mutate: Mutate | None = None  # beside the fuzzer's own changes of bytes
@@ -125,7 +127,7 @@ def config(folder: Path) -> Target:
     import math
 
     from speech_xl.checkpoints import expected_tensors
-    from speech_xl.config import load_config
+    from speech_xl.config_file import load_config
     from speech_xl.describe import describe_checkpoint
     from speech_xl.model import SpeechModel
 
@@ -236,6 +238,7 @@ def bodies(folder: Path) -> Target:
 
 
 def form(file: bytes, fields: dict[str, str]) -> bytes:
+    """The body of a form with a file and some fields."""
     parts = [
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{n}"\r\n\r\n{v}\r\n'.encode() for n, v in fields.items()
     ]

@@ -26,6 +26,7 @@ CANARY = "canary"  # what a hostile file writes where it is executed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The campaign's own flags."""
     parser.add_argument("--of", nargs="+", default=PARTS, choices=PARTS, help="which parts")
 
 
@@ -121,11 +122,13 @@ def files(house: House) -> None:
 
 
 def server(house: House) -> None:
+    """Send hostile requests to a running server."""
     for sentence in server_findings(house.model, house.folder / "server"):
         house.report.find(sentence)
 
 
 def page(house: House) -> None:
+    """Show the page hostile names and words."""
     for sentence in page_findings(house.model, house.folder / "page"):
         house.report.find(sentence)
 
@@ -135,6 +138,7 @@ PARTS = tuple(ALL)
 
 
 def main(arguments: argparse.Namespace, output: Path) -> int:
+    """Run the campaign -> 0 if it has found nothing."""
     report = Report("hostile", arguments.seed, output)
     house = House(output, report)
     house.warm_up()

@@ -41,6 +41,7 @@ def _model(house: Any) -> list[str]:
 
 
 def pickled_memory(at: Path, house: Any) -> Commands:
+    """A memory that is a pickle which runs code."""
     path = at / "talk.sxl"
     path.write_bytes(pickle.dumps(Payload(at / "canary")))
     yield ["info", str(path)], REFUSED
@@ -48,6 +49,7 @@ def pickled_memory(at: Path, house: Any) -> Commands:
 
 
 def pickled_recording(at: Path, house: Any) -> Commands:
+    """A recording that is one."""
     path = at / "talk.wav"
     path.write_bytes(pickle.dumps(Payload(at / "canary")))
     yield ["listen", str(path), *_model(house)], REFUSED
@@ -64,6 +66,7 @@ def _checkpoint(at: Path, house: Any, weights: bytes | None, name: str = "model.
 
 
 def pickled_weights(at: Path, house: Any) -> Commands:
+    """A checkpoint whose weights are one."""
     folder = _checkpoint(at, house, pickle.dumps({"a": Payload(at / "canary")}))
     yield ["info", str(folder)], REFUSED
     yield ["listen", str(house.talk), "-o", str(at / "talk.sxl"), "--model", str(folder), "--backend", "torch"], REFUSED
@@ -110,6 +113,7 @@ def boasting_memory(at: Path, house: Any) -> Commands:
 
 
 def nested_configuration(at: Path, house: Any) -> Commands:
+    """A config.json nested deeper than a parser can follow."""
     folder = _checkpoint(at, house, None)
     (folder / "config.json").write_text("[" * 200_000)
     yield ["info", str(folder)], REFUSED
@@ -170,6 +174,7 @@ def playlists(at: Path, house: Any) -> Commands:
 
 
 def links(at: Path, house: Any) -> Commands:
+    """Links to files, to nothing, to themselves and to a device, and a pipe."""
     (at / "talk.wav").symlink_to(house.talk)
     (at / "gone.wav").symlink_to(at / "nowhere")
     (at / "loop.wav").symlink_to(at / "loop.wav")

@@ -24,6 +24,7 @@ ROOM = 1.05  # moments are drawn up to so many times the measured duration: it v
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The campaign's own flags."""
     parser.add_argument("--kills", type=int, default=100, metavar="N", help="of each command, at random moments (100)")
     parser.add_argument("--of", nargs="+", default=[*KILLED], choices=[*SUBJECTS], help="which commands")
 
@@ -34,6 +35,7 @@ class Trials:
     def __init__(self, subject: Subject, folder: Path, seed: int, report: Report):
         self._subject, self._folder, self._seed, self._report = subject, folder, seed, report
         self._whole = folder / "undisturbed"
+        self._seconds, self._changes = 0.0, 0  # of an undisturbed run
         self._counts = {"kills at random moments": 0, "kills at changes": 0, "ended first": 0, "runs that went on": 0}
 
     def run_through(self) -> None:
@@ -55,6 +57,7 @@ class Trials:
         self._seconds = sum(times) / len(times)
 
     def at_random(self, kills: int) -> None:
+        """Kill so many times, at moments drawn from the seed."""
         trial = 0
         while self._counts["kills at random moments"] < kills:
             dice = random.Random(f"{self._seed}/{self._subject.name}/{trial}")
@@ -63,6 +66,7 @@ class Trials:
             trial += 1
 
     def at_changes(self) -> None:
+        """Kill once at every change of the disk that undisturbed work makes."""
         for change in range(self._changes):
             self._try(f"change {change}", [Kill(change=change)])
 
@@ -111,6 +115,7 @@ class Trials:
         return run(lambda: self._subject.main(folder), folder, self._folder / "said", kill)
 
     def figures(self) -> dict[str, float]:
+        """How often what happened, and the seconds and changes of undisturbed work."""
         return self._counts | {"undisturbed seconds": round(self._seconds, 2), "changes": self._changes}
 
 
@@ -127,12 +132,15 @@ def prepare(name: str, output: Path) -> Subject:
 
 
 def main(arguments: argparse.Namespace, output: Path) -> int:
+    """Run the campaign -> 0 if it has found nothing."""
     report = Report("kill", arguments.seed, output)
     for name in arguments.of:
         subject = prepare(name, output)
         trials = Trials(subject, output / subject.name, arguments.seed, report)
-        trials.run_through()
-        trials.at_changes()
-        trials.at_random(arguments.kills)
-        report.note(subject.name, trials.figures())
+        try:
+            trials.run_through()
+            trials.at_changes()
+            trials.at_random(arguments.kills)
+        finally:  # stopped by Ctrl-C, too: what was done is told
+            report.note(subject.name, trials.figures())
     return report.finish()

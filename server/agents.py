@@ -65,12 +65,14 @@ class Nothing(Strict):
 
 
 async def ask(service: Service, owner: str, asked: Question) -> dict[str, Any]:
+    """Answer the tool that asks a recording or a memory."""
     chat = ChatRequest(
         model=service.model.config.name, messages=[ChatMessage(role="user", content=asked.question)], speech_xl=asked
     )
     turn = Turn(service, owner, chat, conversation_of(chat.messages))
     try:
         await turn.open(await _source(service, asked))
+        answer: Any = None
         async for piece in turn.pieces():
             answer = piece  # the last one is the Answer
         return {"answer": answer.answer, **extras(turn, answer)}
@@ -79,6 +81,7 @@ async def ask(service: Service, owner: str, asked: Question) -> dict[str, Any]:
 
 
 async def write_down(service: Service, owner: str, asked: Transcript) -> dict[str, Any]:
+    """Answer the tool that transcribes one."""
     job = Job(service, owner, asked)
     try:
         await job.open(await open_source(service, await _source(service, asked)))
@@ -90,6 +93,7 @@ async def write_down(service: Service, owner: str, asked: Transcript) -> dict[st
 
 
 async def list_memories(service: Service, owner: str, _: Nothing) -> dict[str, Any]:
+    """Answer the tool that lists the memories of the caller's key."""
     entries = await asyncio.to_thread(service.library.store.entries, owner)
     return {"memories": [describe(service, entry) for entry in entries]}
 
@@ -109,6 +113,7 @@ TOOLS: dict[str, tuple[type[Strict], Work]] = {
 
 
 def tools() -> list[Tool]:
+    """The tools as an agent sees them; what they take is described by their classes."""
     reading = ToolAnnotations(readOnlyHint=True)
     return [
         Tool(name=name, description=takes.__doc__, inputSchema=takes.model_json_schema(), annotations=reading)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import gradio as gr
 
@@ -41,7 +42,6 @@ class Endpoints:
 
         Returns:
             JSON: seconds heard, speech tokens, memory slots, bytes, ratio, warnings
-
         """
         session = self._handlers.enter(session, request)
         try:
@@ -68,15 +68,14 @@ class Endpoints:
 
         Returns:
             JSON: the answer, evidence (start, end in seconds, weight) and seconds it took
-
         """
         session = session or self._handlers.known(request)
         try:
             run = session.run if session else None
             memory, partly = run.askable() if run else (None, False)
-            if memory is None:
+            if session is None or run is None or memory is None:
                 raise RecordingError(nothing_to_ask(session))
-            *_, answer = self._handlers.answer(session.model, run, memory, question)
+            answer: Any = list(self._handlers.answer(session.model, run, memory, question))[-1]
         except SpeechXLError as error:
             raise refuse(error) from error
         evidence = [{"start": e.start, "end": e.end, "weight": e.weight} for e in answer.evidence]
@@ -92,7 +91,6 @@ class Endpoints:
 
         Returns:
             JSON: source, and segments (start, end in seconds, text)
-
         """
         session = session or self._handlers.known(request)
         try:
@@ -115,7 +113,6 @@ class Endpoints:
 
         Returns:
             the file; give it to listen later and go on asking without the audio
-
         """
         try:
             return downloads.download("sxl", session or self._handlers.known(request))
@@ -132,7 +129,6 @@ class Endpoints:
 
         Returns:
             JSON: the answer, evidence (start, end in seconds, weight) and seconds it took
-
         """
         session = Session(self._handlers.model)
         try:
@@ -151,7 +147,6 @@ class Endpoints:
 
         Returns:
             JSON: source, and segments (start, end in seconds, text)
-
         """
         session = Session(self._handlers.model)
         try:

@@ -76,7 +76,6 @@ class AudioReader:
     RecordingError
         On construction, if the file cannot be read as sound; while iterating, if it holds NaN or infinite
         samples, or, at its end, less than SHORTEST_SECONDS of sound.
-
     """
 
     def __init__(self, path: str | Path | SoundSource, block_seconds: float = 5.0) -> None:

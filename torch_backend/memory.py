@@ -118,6 +118,10 @@ class KeyValues:
         """The rows [first, past the last) of each range, one range behind the other, on the same pages."""
         return self._of([page for first, stop in ranges for page in self._cut(first, stop)])
 
+    def followed_by(self, other: KeyValues, moved: int) -> KeyValues:
+        """These rows and behind them those of `other`, whose keys move on by a number of positions, on the same pages."""
+        return self._of([*self.pages, *(dataclasses.replace(page, turn=page.turn - moved) for page in other.pages)])
+
     def _of(self, pages: list[Page]) -> KeyValues:
         twin = object.__new__(KeyValues)
         twin.pages = pages
@@ -142,7 +146,9 @@ class KeyValues:
         before, behind = self._cut(0, first), self._cut(first + count, self.length)
         self.pages = [*before, *(dataclasses.replace(page, turn=page.turn + count) for page in behind)]
         self.length -= count
-        self._can_fill &= bool(self.pages) and self.pages[-1].buffers is last.buffers and self.pages[-1].stop == last.stop
+        end = self.pages[-1] if self.pages else None
+        is_same = end is not None and last is not None and end.buffers is last.buffers and end.stop == last.stop
+        self._can_fill &= is_same
 
     def blocks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
         """Each page's keys and values (1, kv_heads, rows, head_dim), and how many positions further these keys stand."""

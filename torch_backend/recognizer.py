@@ -79,6 +79,8 @@ class RecognizerCache:
 
 
 class RecognizerLayer(nn.Module):
+    """Attention to the text, attention to the sound and a feed-forward layer, each behind a norm and around a residual."""
+
     def __init__(self, config: RecognizerConfig, width: int):
         super().__init__()
         self.self_attn_layer_norm = nn.LayerNorm(width)
@@ -115,7 +117,8 @@ class Recognizer(nn.Module):
     def start(self, heard: torch.Tensor) -> list[RecognizerCache]:
         """The caches for windows that the encoder turned into heard (B, S, D)."""
         longest = self.config.max_target_positions
-        return [RecognizerCache(*layer.encoder_attn.keys_values(heard), longest) for layer in self.layers]
+        heard_rows = (layer.encoder_attn.keys_values(heard) for layer in self.layers)
+        return [RecognizerCache(keys, values, longest) for keys, values in heard_rows]
 
     def forward(
         self, ids: torch.Tensor, position: int, caches: list[RecognizerCache]

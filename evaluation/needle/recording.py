@@ -40,6 +40,7 @@ class NeedleRecording:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def open_decoder(self) -> NeedleDecoder:
+        """From the start; any number of times."""
         return NeedleDecoder(self)
 
     def __str__(self) -> str:

@@ -56,6 +56,8 @@ class Stopped(Exception):
 
 
 class Study:
+    """The arms of a study, trained and judged one after another; what is judged stays judged."""
+
     def __init__(self, output: Path, steps: Steps, sizes: Sizes):
         self._output, self._steps, self._sizes = output, steps, sizes
         self._results = output / RESULTS
@@ -138,6 +140,7 @@ def _from_line(line: bytes) -> tuple[tuple[str, int], tuple[str, Judged]]:
 
 
 def main(command: list[str] | None = None) -> int:
+    """Run the study, or go on where it was stopped -> the exit code."""
     arms = {arm.name: arm for arm in (*TEXT_ARMS, *SPEECH_ARMS)}
     parser = argparse.ArgumentParser(prog="python -m recipes.ablations", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="data, models, results and report")

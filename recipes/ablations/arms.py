@@ -81,6 +81,7 @@ def base_recipe(steps: Steps) -> Recipe:
 
 
 def arm_recipe(arm: Arm, steps: Steps, seed: int) -> Recipe:
+    """The stages that an arm trains, as the trainer takes them."""
     stages = []
     if arm.alignment is not None:
         answering = steps.answering if arm.alignment else steps.alignment + steps.answering

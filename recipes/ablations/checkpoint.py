@@ -19,7 +19,8 @@ from speech_xl.config import DecoderConfig, EncoderConfig, ModelConfig, PromptCo
 from speech_xl.config_file import load_config, save_config
 from torch_backend.decoder import Decoder
 from torch_backend.model import SpeechXL
-from training.network import read_tensors, replace_folder
+from training.export import replace_folder
+from training.network import read_tensors
 
 BEGIN, ANSWER, END, UNKNOWN = "<|begin|>", "<|answer|>", "<|end|>", "<|unknown|>"
 PROMPT = PromptConfig(before_audio=BEGIN, after_audio="{question}" + ANSWER, end_tokens=(END,))
@@ -42,6 +43,7 @@ def word_tokenizer() -> Tokenizer:
 
 
 def decoder_config(tokenizer: Tokenizer) -> DecoderConfig:
+    """A decoder of a few hundred thousand weights over that vocabulary."""
     return DecoderConfig(
         vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, rope_theta=10_000.0, attention_bias=False,

@@ -76,6 +76,7 @@ def as_markdown(groups: Sequence[tuple[str, Sequence[Arm], Arm]], judged: Sequen
 
 
 def as_csv(judged: Sequence[Judged]) -> str:
+    """Right answers and questions, a line for each arm, seed, kind and ratio."""
     rows = [
         f"{one.arm},{one.seed},{kind},{ratio},{right},{most}"
         for one in judged

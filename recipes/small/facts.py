@@ -64,7 +64,6 @@ class FactSource:
     Parameters
     ----------
     held : whether to draw held-out templates and names only. The grammar's verbs are split like templates.
-
     """
 
     def __init__(self, held: bool = False, folder: Path = FACT_LISTS) -> None:
