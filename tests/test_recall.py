@@ -121,6 +121,18 @@ def test_a_number_is_read_where_it_was_said_as_it_was_said(
     assert recall(model, memory, "what is order 48?", whole(memory))[1] == "what is order 48?"
 
 
+def test_only_what_a_called_out_number_announces_is_read(model: SpeechModel, memory: AudioMemory) -> None:
+    intervals = intervals_between(memory, *whole(memory))
+    said = [" it is so. Two", " nine. Four seven. A small", " one for me. Four", " eight. A large one. And"]
+    words = dict(zip((i.number for i in intervals), map(model.prompt.text_ids, said), strict=False))
+    memory = dataclasses.replace(memory, recalled={i.number: words.get(i.number, []) for i in intervals})
+    read, asked = recall(model, memory, "what is order 47?", whole(memory))
+    ids = model.prompt.text_ids(" Four seven. A small one for me.")
+    assert asked == "what is order Four seven?" and len(read.times) == read.tokens == len(ids)
+    first = next(i for i in intervals if i.number == intervals[1].number)
+    assert first.start <= read.times[0, 0] <= read.times[-1, 1] <= intervals[2].end
+
+
 def test_words_are_recalled_once(model: SpeechModel, memory: AudioMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     segments = list(transcribe(model, memory))
     assert len(memory.recalled) == memory.intervals

@@ -14,6 +14,7 @@ from speech_xl.commands.options import add_longest, add_memory, add_model, add_s
 from speech_xl.conversation import ask, ask_together
 from speech_xl.documents import answer_document
 from speech_xl.errors import QuestionError
+from speech_xl.memory import AudioMemory
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -58,13 +59,13 @@ def main(words: list[str], prog: str) -> int:
         for piece in asking:
             print(piece, end="", flush=True)
         answers.append(asking.answer)
-        print_rest(asking.answer, longest)
+        print_rest(memory, asking.answer, longest)
     else:
         for answer in ask_together(model, memory, questions, longest, *span):
             answers.append(answer)
             if not arguments.json:
                 print(f"{answer.question} {answer.answer}", end="")
-                print_rest(answer, longest)
+                print_rest(memory, answer, longest)
     for warning in dict.fromkeys(w for a in answers for w in a.warnings):
         print(warning, file=sys.stderr)
     if arguments.json:
@@ -72,8 +73,12 @@ def main(words: list[str], prog: str) -> int:
     return 0
 
 
-def print_rest(answer: Answer, longest: int) -> None:
+def print_rest(memory: AudioMemory, answer: Answer, longest: int) -> None:
     """Behind an answer: where it comes from, and whether it was cut."""
-    print("".join(f"  [{clock(e.start)}-{clock(e.end)}]" for e in answer.evidence[:1]), flush=True)
+    for evidence in answer.evidence[:1]:
+        recording, start = memory.part_at(evidence.start)
+        name = f"{recording.path} " if memory.parts else ""
+        print(f"  [{name}{clock(start)}-{clock(start + evidence.end - evidence.start)}]", end="")
+    print(flush=True)
     if answer.finish_reason == "length":
         print(f"This answer was cut at {longest} tokens; --max-tokens allows more.", file=sys.stderr)
