@@ -114,6 +114,10 @@ class KeyValues:
         """The rows [first, past the last) of each range, one range behind the other, on the same pages."""
         return self._of([page for first, stop in ranges for page in self._cut(first, stop)])
 
+    def followed_by(self, other: KeyValues, moved: int) -> KeyValues:
+        """These rows and behind them those of `other`, whose keys move on by a number of positions, on the same pages."""
+        return self._of([*self.pages, *(dataclasses.replace(page, turn=page.turn - moved) for page in other.pages)])
+
     def _of(self, pages: list[Page]) -> KeyValues:
         twin = object.__new__(KeyValues)
         twin.pages = pages

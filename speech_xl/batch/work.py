@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from speech_xl.batch.plan import Job
 from speech_xl.batch.results import ANSWER, MEMORY, SKIPPED, TRANSCRIPT, Line
 from speech_xl.batch.settings import Settings
-from speech_xl.conversation import Listening, ask
+from speech_xl.conversation import Listening, ask_together
 from speech_xl.documents import answer_fields, memory_fields
 from speech_xl.errors import MemoryFileError, OutputError, RecordingError, ScheduleError
 from speech_xl.memory import AudioMemory, load_memory, save_memory
@@ -59,12 +59,8 @@ def work(model: SpeechModel, settings: Settings, job: Job) -> Iterator[Event]:
         return
     if job.transcribe and not transcript:
         yield [_transcript_line(name, "memory", transcribe(model, memory))]
-    for question in job.questions:
-        asking = ask(model, memory, question, settings.max_tokens)
-        for _ in asking:
-            pass
-        found = answer_fields(asking.answer)
-        yield [{"kind": ANSWER, "recording": name, **found, "warnings": list(asking.answer.warnings)}]
+    for answer in ask_together(model, memory, job.questions, settings.max_tokens):
+        yield [{"kind": ANSWER, "recording": name, **answer_fields(answer), "warnings": list(answer.warnings)}]
     yield Done(name)
 
 
