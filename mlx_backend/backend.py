@@ -186,6 +186,14 @@ class Backend:
 
         return self._run(work)
 
+    def join(self, state: State, other: State, prefix: int) -> State:
+        def work() -> State:
+            pairs = zip(state.memory, other.memory, strict=True)
+            memory = [one.followed_by(more.rows((prefix, more.length)), one.length - prefix) for one, more in pairs]
+            return State(memory, state.queued[:, :0])
+
+        return self._run(work)
+
     def _read(
         self,
         texts: Sequence[Sequence[int]],

@@ -114,6 +114,10 @@ class KeyValues:
         """The rows [first, past the last) of each range, one range behind the other, on the same pages."""
         return self._of([page for first, stop in ranges for page in self._cut(first, stop)])
 
+    def followed_by(self, other: KeyValues, moved: int) -> KeyValues:
+        """These rows and behind them those of `other`, whose keys move on by a number of positions, on the same pages."""
+        return self._of([*self.pages, *(dataclasses.replace(page, turn=page.turn - moved) for page in other.pages)])
+
     def _of(self, pages: list[Page]) -> KeyValues:
         twin = object.__new__(KeyValues)
         twin.pages = pages
@@ -125,8 +129,10 @@ class KeyValues:
     def _cut(self, first: int, stop: int) -> Iterator[Page]:
         """The pages of rows [first, stop)."""
         at = 0
-        for page in self.pages:
+        for page in self.pages if first < min(stop, self.length) else ():
             count = page.stop - page.start
+            if at >= stop:
+                return
             a, b = max(first - at, 0), min(stop - at, count)
             if a < b:
                 yield dataclasses.replace(page, start=page.start + a, stop=page.start + b)

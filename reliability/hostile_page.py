@@ -8,7 +8,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from speech_xl.chapters import Chapter
 from speech_xl.conversation import Listening
+from speech_xl.evidence import Evidence
 from speech_xl.memory import save_memory
 from speech_xl.model import SpeechModel
 from speech_xl.transcript import Segment
@@ -57,24 +59,27 @@ def running(drawn: Any) -> list[str]:
 
 def page_findings(checkpoint: Path, folder: Path) -> Iterator[str]:
     """Hear recordings and memories with hostile names on a page's handlers; a sentence for each thing that would run."""
-    from space import downloads, pictures
+    from space import downloads, pictures, transcript
     from space.session import Session
     from space.work import Worker
 
     folder.mkdir()
     model = SpeechModel.load(str(checkpoint), "torch")
     worker = Worker(model, 1.0)
+    said = [Segment(float(number), number + 1.0, f"{MARK} {MARKDOWN} {number}") for number in range(2)]
+    chapters = [Chapter(number, number + 1.0, MARK, number, number + 1) for number in range(2)]
+    drawn = [
+        transcript.transcript(said, chapters, "", True),
+        pictures.evidence_buttons([Evidence(0.0, 1.0, 1.0)], said),
+    ]
+    if found := running(drawn):
+        yield f"the page's transcript or evidence: {found}"
     for name in NAMES:
         session = Session(model)
         path = folder / name.replace("/", "")
         path.write_bytes(talk(0.5))
-        if found := running(
-            [*worker.hear(str(path), "4", session), pictures.player("x", name), pictures.shown_name(name)]
-        ):
-            yield f"the page's status or player of {name!r}: {found}"
-        said = Segment(0.0, 1.0, f"{MARK} {MARKDOWN}")
-        if found := running([pictures.transcript([said], "", True)]):
-            yield f"the page's transcript: {found}"
+        if found := running([*worker.hear(str(path), "4", session), pictures.shown_name(name)]):
+            yield f"the page's status of {name!r}: {found}"
         session.forget()
     for text in ("a\0b", "\ud800", "../../x", "..", ""):
         session = Session(model)
@@ -86,7 +91,7 @@ def page_findings(checkpoint: Path, folder: Path) -> Iterator[str]:
             save_memory(kept, folder / "hostile.sxl", model)
             list(worker.hear(str(folder / "hostile.sxl"), "", session))
             made = Path(downloads.download("sxl", session))
-            if made.parent != session.folder_path:
+            if made.parent != session.run.folder_path:
                 yield f"a memory of {text!r} was written to {made}"
         except Exception as error:
             if type(error).__module__ != "speech_xl.errors":

@@ -30,14 +30,16 @@ def page(inputs: Path) -> Subject:
         from speech_xl.model import SpeechModel
 
         model = SpeechModel.load(str(checkpoint), "torch")
-        session = Session(model, folder=SimpleNamespace(name=words[0], cleanup=lambda: None))
+        session = Session(model)
+        visit = session.run
+        visit.folder = SimpleNamespace(name=words[0], cleanup=lambda: None)
         listening = Listening(model, recording)
-        session.events = list(listening)
-        session.memory = listening.memory
-        asking = ask(model, session.memory, "what is order 4?", 4)
+        visit.events = list(listening)
+        visit.memory = listening.memory
+        asking = ask(model, visit.memory, "what is order 4?", 4)
         for _ in asking:
             pass
-        session.answers.append(asking.answer)
+        visit.answers.append(asking.answer)
         try:
             for kind in ("sxl", "json", "md"):
                 export(kind, session)

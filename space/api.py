@@ -73,7 +73,7 @@ class Endpoints:
         try:
             run = session.run if session else None
             memory, partly = run.askable() if run else (None, False)
-            if memory is None:
+            if session is None or run is None or memory is None:
                 raise RecordingError(nothing_to_ask(session))
             answer: Any = list(self._handlers.answer(session.model, run, memory, question))[-1]
         except SpeechXLError as error:

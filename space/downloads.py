@@ -42,7 +42,7 @@ def download(kind: str, session: Session | None) -> str:
 def memory_file(run: Run | None, model: SpeechModel | None) -> Path:
     """The .sxl file of a recording that `model` has heard, written once."""
     memory = run.memory if run is not None else None
-    if memory is None:
+    if run is None or memory is None or model is None:
         raise RecordingError("There is no memory yet; listen to a recording first.")
     path = run.memory_path(run.name)
     if not path.exists():
@@ -75,7 +75,7 @@ def _plain(answer: Answer) -> dict[str, Any]:
 def _transcript(kind: str, run: Run | None) -> Path:
     """What the page shows of it: the words as recognised, or as read back from the memory."""
     segments = run.segments() if run is not None else []
-    if not segments:
+    if run is None or not segments:
         raise RecordingError("There is no transcript yet; listen to a recording, then press Transcribe.")
     text = "".join(f"{line}\n" for line in text_lines(segments, kind))
     return _write(run.folder_path / f"{Path(run.name).stem[:80]}.{kind}", text)

@@ -43,23 +43,23 @@ class ShelfHandlers:
         return secret, self.table(secret)
 
     def table(self, secret: str) -> str:
+        """HTML of a visitor's shelf."""
         return draw(self.shelf.entries(secret), self.handlers.model.fingerprint, self.shelf.days)
 
     def keep(self, session: Session | None, secret: str | None) -> tuple[str, str]:
         """-> table, status."""
-        run = session.run if session is not None else None
-        memory = run.memory if run is not None else None
         with told():
-            if memory is None:
+            run = session.run if session is not None else None
+            memory = run.memory if run is not None else None
+            if session is None or run is None or memory is None:
                 raise RecordingError("There is no memory to keep yet; listen to a recording first.")
             if not secret:
                 raise OutputError(
                     "This browser stores nothing, so your shelf would be lost; download the memory instead."
                 )
-            self.shelf.keep(secret, Path(run.name).stem, memory, run.events, session.model)
-        return self.table(
-            secret
-        ), f"{escape(Path(run.name).stem)} is on your shelf. It can be opened there without the audio."
+            name = Path(run.name).stem
+            self.shelf.keep(secret, name, memory, run.events, session.model)
+        return self.table(secret), f"{escape(name)} is on your shelf. It can be opened there without the audio."
 
     def open(self, secret: str, session: Session | None, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
         """-> table, chat, evidence, what the page shows of a recording. The visitor's own recording makes way."""
@@ -81,11 +81,13 @@ class ShelfHandlers:
             return str(self.shelf.copy(secret, event.id, session.run.folder_path)), session
 
     def rename(self, secret: str, event: gr.EventData) -> str:
+        """Rename what the event names -> the table anew."""
         with told():
             self.shelf.rename(secret, event.id, event.name)
         return self.table(secret)
 
     def delete(self, secret: str, event: gr.EventData) -> str:
+        """Delete what the event names -> the table anew."""
         with told():
             self.shelf.delete(secret, event.id)
         return self.table(secret)
@@ -103,11 +105,11 @@ class told:
 
 
 def draw(entries: list[Kept], fingerprint: str, days: float) -> str:
-    """A table with a row a memory; one that another model made can only be downloaded, renamed or deleted."""
+    """A table with a row a memory, and which model made it if it is not the page's own, whose `fingerprint` is given."""
     if not entries:
         return f'<p class="sxl-note">{EMPTY.format(days=days)}</p>'
     rows = "".join(_row(kept, kept.header.fingerprint == fingerprint, days) for kept in entries)
-    head = "".join(f'<th scope="col">{n}</th>' for n in ("name", "length", "kept", "size", "ratio", "what to do"))
+    head = "".join(f'<th scope="col">{n}</th>' for n in ("name", "length", "kept", "size", "ratio"))
     total = sum(kept.bytes for kept in entries)
     note = f"{len(entries)} kept, {format_bytes(total)}. A memory that nobody opens for {days:g} days is deleted."
     return (
@@ -116,24 +118,21 @@ def draw(entries: list[Kept], fingerprint: str, days: float) -> str:
     )
 
 
-def _row(kept: Kept, can_open: bool, days: float) -> str:
+def _row(kept: Kept, is_own: bool, days: float) -> str:
     name = escape(kept.name, quote=True)
     made = time.strftime("%-d %b %Y", time.localtime(kept.created))
     left = max(0.0, days - (time.time() - kept.opened) / DAY)
     ratios = {"raw" if r is None else f"{r} to 1" for r in kept.header.ratios}
     cells = (
         clock(kept.header.recording.seconds_heard), f'{made}<br><small>{left:.0f} days left</small>',
-        format_bytes(kept.bytes), escape(" and ".join(sorted(ratios))),
+        format_bytes(kept.bytes), escape(" and ".join(sorted(ratios))) + ("" if is_own else f"<br><small>by {escape(kept.header.model)}</small>"),
     )  # fmt: skip
-    opens = f'<button type="button" data-do="open" data-id="{kept.id}" aria-label="Open {name}">Open</button>'
-    if not can_open:
-        opens = f"<small>made by {escape(kept.header.model)}</small>"
-    others = "".join(
+    buttons = "".join(
         f'<button type="button" data-do="{do}" data-id="{kept.id}" data-name="{name}" aria-label="{label} {name}">{label}</button>'
-        for do, label in (("download", "Download"), ("edit", "Rename"), ("delete", "Delete"))
+        for do, label in (("open", "Open"), ("download", "Download"), ("edit", "Rename"), ("delete", "Delete"))
     )
     data = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f'<tr><th scope="row">{name}</th>{data}<td><div class="sxl-row-buttons">{opens}{others}</div></td></tr>'
+    return f'<tr><th scope="row">{name}<div class="sxl-row-buttons">{buttons}</div></th>{data}</tr>'
 
 
 def browser_secret() -> gr.BrowserState:

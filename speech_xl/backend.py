@@ -89,6 +89,12 @@ class Backend(Protocol):
         Keys stay as they were rotated, so text behind it starts at position prefix + last.
         """
 
+    def join(self, state: State, other: State, prefix: int) -> State:
+        """The rows of `state` and behind them those of `other`, its first `prefix` ones left out; nothing queued.
+
+        Keys of `other` are turned to where they now stand. Both stay as they were, and share what they hold with it.
+        """
+
     def answer(self, state: State, ids: list[int], position: int, choose: Choose | None = None) -> Generator[Step]:
         """Read the text `ids` at `position` behind the memory and go on, without end: greedily, or as `choose` picks.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from speech_xl.allocator import release_free_memory
-from speech_xl.asking import Asking
+from speech_xl.asking import Answer, Asking, tell_together
 from speech_xl.config import SAMPLING_RATE
 from speech_xl.decoders import SoundSource
 from speech_xl.errors import ScheduleError
@@ -276,3 +276,17 @@ def ask(
     """
     span = None if start is None and end is None else check_said(memory, start, end)
     return Asking(model, memory, question, longest, span, stop, sampling)
+
+
+def ask_together(
+    model: SpeechModel, memory: AudioMemory, questions: Sequence[str], longest: int = LONGEST_ANSWER,
+    start: float | None = None, end: float | None = None, stop: Sequence[str] = (),
+) -> Iterator[Answer]:  # fmt: skip
+    """Ask several questions about one memory, in batches that share it -> their answers, in order.
+
+    Each is the answer that `ask` gives to the question alone, greedy and whole; several take little longer than one.
+    QuestionError at once if any of them cannot be asked. The model's lock is
+    free between tokens, so that others are served meanwhile.
+    """
+    span = None if start is None and end is None else check_said(memory, start, end)
+    return tell_together([Asking(model, memory, question, longest, span, stop) for question in questions])

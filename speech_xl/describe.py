@@ -45,9 +45,11 @@ def describe_memory(path: Path) -> list[tuple[str, str]]:
     """(subject, value) lines of a .sxl file, from its header."""
     header = read_header(path)
     source = header.recording
+    parts = [(f"recording {n}", f"{p.recording.path}, {p.recording.seconds_heard:g} s heard") for n, p in enumerate(header.parts, 1)]
     return [
         ("memory", str(path)),
         ("of", f"{source.path}, {source.seconds_heard:g} s heard, sha256 {source.sha256}"),
+        *parts,
         ("model", f"{header.model} ({header.fingerprint[:12]})"),
         ("intervals", f"{len(header.ratios)} of {header.interval} speech tokens"),
         ("summarizer", header.summarizer),

@@ -16,7 +16,12 @@ from speech_xl.transcript import Segment
 def _recording(path: Path, memory: AudioMemory) -> dict[str, Any]:
     source = memory.recording
     seconds = {"seconds": source.seconds, "seconds_heard": source.seconds_heard}
-    return {"path": str(path), **seconds, "sha256": source.sha256}
+    found: dict[str, Any] = {"path": str(path), **seconds, "sha256": source.sha256}
+    if memory.parts:  # several recordings: from which second of the memory on each lies
+        heard = [part.recording.seconds_heard for part in memory.parts]
+        starts = [round(sum(heard[:number]), 3) for number in range(len(heard))]
+        found["parts"] = [{"path": p.recording.path, "start": s} for p, s in zip(memory.parts, starts, strict=True)]
+    return found
 
 
 def memory_fields(memory: AudioMemory) -> dict[str, Any]:

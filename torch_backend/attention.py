@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speech_xl.config import DecoderConfig, SSTConfig
+from torch_backend.kernels import attend_and_sum
 from torch_backend.memory import KeyValues
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cos, sin of shape (B or 1, 1, R, head_dim)
@@ -40,30 +41,15 @@ def attend_piece(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask =
     """q (B, H, R, head_dim); k, v (B, kv_heads, K, head_dim), K > 0; CAUSAL needs R = K."""
     b, heads, rows, width = q.shape
     group = heads // k.shape[1]
-    if mask is None:  # the heads that share keys are rows of one product
-        out, total = _kernel(q.reshape(b, k.shape[1], group * rows, width), k, v, None, False)
-        return out.reshape(q.shape), total.reshape(b, heads, rows)
-    k, v = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v))
     if isinstance(mask, str):
-        return _kernel(q, k, v, None, True)
-    seen = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
-    return _kernel(q, k, v, seen.expand(b, 1, rows, k.shape[2]), False)
-
-
-def _kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, causal: bool) -> Piece:
-    """The fused kernels beneath scaled_dot_product_attention, which does not hand out the log-sum-exp. All have H heads."""
-    aten = torch.ops.aten
-    if q.device.type == "cpu":
-        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=bias)
-    if q.device.type == "cuda" and bias is None and q.element_size() == 2:
-        return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)[:2]
-    scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
-    if causal:
-        scores += torch.full(scores.shape[-2:], -torch.inf, device=q.device).triu(1)
-    if bias is not None:
-        scores += bias
-    total = scores.logsumexp(-1)
-    return (scores - total[..., None]).exp().to(v.dtype) @ v, total
+        return attend_and_sum(q, k, v, causal=True)
+    bias = None
+    if mask is not None:
+        bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
+        bias = bias.expand(b, 1, rows, k.shape[2]).repeat(1, 1, group, 1)
+    # The heads that share keys are rows of one product: no key is copied for them.
+    out, total = attend_and_sum(q.reshape(b, k.shape[1], group * rows, width), k, v, bias)
+    return out.reshape(q.shape), total.reshape(b, heads, rows)
 
 
 def join(pieces: Sequence[Piece]) -> Piece:
@@ -145,7 +131,7 @@ class Attention(nn.Module):
         folded = q.unflatten(1, (self.kv_heads, -1)).transpose(0, 1).reshape(1, self.kv_heads, -1, width)
         pieces: list[Piece] = []
         for keys, values, turn in memory.blocks():
-            pieces.append(_kernel(turned(folded, turn, self.rope_theta), keys, values, None, False))
+            pieces.append(attend_and_sum(turned(folded, turn, self.rope_theta), keys, values))
             if len(pieces) == PIECES_AT_ONCE:
                 pieces = [join(pieces)]
         if not pieces:

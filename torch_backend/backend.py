@@ -155,6 +155,11 @@ class Backend:
         parts = (0, prefix), (prefix + first, prefix + last)
         return State([layer.rows(*parts) for layer in state.memory], state.queued[:, :0].clone())
 
+    def join(self, state: State, other: State, prefix: int) -> State:
+        pairs = zip(state.memory, other.memory, strict=True)
+        memory = [one.followed_by(more.rows((prefix, more.length)), one.length - prefix) for one, more in pairs]
+        return State(memory, state.queued[:, :0].clone())
+
     def _read(
         self,
         texts: Sequence[Sequence[int]],
