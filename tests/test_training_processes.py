@@ -13,7 +13,7 @@ from tests.processes import run
 from tests.tiny import save_checkpoint, tiny_config, write_sound
 from tests.tiny_training import SST, STAGE, TALKS, hearing_checkpoint, metrics, tensors, write_lines
 from training.recipe import recipe_from_dict
-from training.runner import Runner, multiplies_bfloat16
+from training.runner import Runner
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 
@@ -127,14 +127,3 @@ def test_a_launch_that_shards_nothing_is_one_sentence(monkeypatch: pytest.Monkey
         sharding.sharding_settings()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     assert sharding.sharding_settings() is None
-
-
-@pytest.mark.skipif(not multiplies_bfloat16("mixed"), reason="this processor has no bfloat16 units")
-def test_shares_of_a_network_multiply_in_bfloat16(words: tuple[list[str], dict, Path], tmp_path: Path) -> None:
-    command, one, _ = words
-    mixed = chosen_of(command) | {"precision": "mixed"}
-    mixed["stages"] = [mixed["stages"][0] | {"steps": 3}]
-    command = [*command[:-1], str(write_lines(tmp_path / "recipe.json", [mixed]))]
-    assert run(2, [*command, "--output", str(tmp_path / "two")], "fsdp_7b.yaml") == [0, 0]
-    losses, wanted = (list(figures["first"]["loss"].values()) for figures in (figures_of(tmp_path / "two", mixed), one))
-    np.testing.assert_allclose(losses, wanted[:3], rtol=0.05)

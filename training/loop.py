@@ -67,8 +67,7 @@ class Loop:
                 f"Stage {stage.name!r} has a batch of {stage.batch} for {passes} passes; raise it to that or more."
             )
         if settings is not None:
-            computed = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
-            shard(network, settings, accelerator.device, computed)
+            shard(network, settings, accelerator.device)
             network.uses_everything = True
             self.trained = trained = named_parameters(network, trained)
         optimizer = torch.optim.AdamW(

@@ -112,7 +112,7 @@ def stage_memory(
         kept += layers * casts
     if is_sharded:  # the next layer is gathered while one computes; what is in no layer stays gathered
         outside = [p for n, p in network.named_parameters() if ".layers." not in n]
-        working += 2 * sum(weights) * products + sum(p.numel() for p in outside) * products
+        working += 2 * sum(weights) * FLOAT + sum(p.numel() for p in outside) * FLOAT
         working += sum(p.numel() for n, p in trained.items() if ".layers.0." in n) * FLOAT
     return Memory(
         gpus, is_sharded, held(list(network.parameters())) * FLOAT, held(list(trained.values())) * FLOAT,

@@ -15,7 +15,7 @@ from accelerate import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from training.recipe import RecipeError
@@ -32,20 +32,17 @@ def sharding_settings() -> FullyShardedDataParallelPlugin | None:
     return FullyShardedDataParallelPlugin()
 
 
-def shard(
-    network: nn.Module, settings: FullyShardedDataParallelPlugin, device: torch.device, computed: torch.dtype | None
-) -> None:
+def shard(network: nn.Module, settings: FullyShardedDataParallelPlugin, device: torch.device) -> None:
     """Leave each process its share of `network`, whose tensors count on the first process only.
 
-    Modules of the classes that the settings name are gathered one at a time. computed: the type of products, None for
-    float32; shares, gradients' sums and the optimizer stay in float32.
+    Modules of the classes that the settings name are gathered one at a time, in float32: what multiplies in bfloat16 is
+    autocast's business, as where every process holds the whole network.
     """
     weights = network.state_dict() if dist.get_rank() == 0 else {}
     network.to("meta")
     how: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (dist.get_world_size(),)),
         "offload_policy": settings.cpu_offload,
-        "mp_policy": MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32, cast_forward_inputs=False),
     }
     names = settings.transformer_cls_names_to_wrap or []
     known = {type(module).__name__ for module in network.modules()}
