@@ -66,17 +66,20 @@ def page_findings(checkpoint: Path, folder: Path) -> Iterator[str]:
     folder.mkdir()
     model = SpeechModel.load(str(checkpoint), "torch")
     worker = Worker(model, 1.0)
+    said = [Segment(float(number), number + 1.0, f"{MARK} {MARKDOWN} {number}") for number in range(2)]
+    chapters = [Chapter(number, number + 1.0, MARK, number, number + 1) for number in range(2)]
+    drawn = [
+        transcript.transcript(said, chapters, "", True),
+        pictures.evidence_buttons([Evidence(0.0, 1.0, 1.0)], said),
+    ]
+    if found := running(drawn):
+        yield f"the page's transcript or evidence: {found}"
     for name in NAMES:
         session = Session(model)
         path = folder / name.replace("/", "")
         path.write_bytes(talk(0.5))
         if found := running([*worker.hear(str(path), "4", session), pictures.shown_name(name)]):
             yield f"the page's status of {name!r}: {found}"
-        said = Segment(0.0, 1.0, f"{MARK} {MARKDOWN}")
-        chapters = [Chapter(0.0, 1.0, said.text, 0, 1), Chapter(1.0, 2.0, said.text, 1, 2)]
-        drawn = [transcript.transcript([said, said], chapters, "", is_playable) for is_playable in (True, False)]
-        if found := running([*drawn, pictures.evidence_buttons([Evidence(0.0, 1.0, 0.5)], [said])]):
-            yield f"the page's transcript: {found}"
         session.forget()
     for text in ("a\0b", "\ud800", "../../x", "..", ""):
         session = Session(model)

@@ -35,6 +35,7 @@ class Trials:
     def __init__(self, subject: Subject, folder: Path, seed: int, report: Report):
         self._subject, self._folder, self._seed, self._report = subject, folder, seed, report
         self._whole = folder / "undisturbed"
+        self._seconds, self._changes = 0.0, 0  # of an undisturbed run
         self._counts = {"kills at random moments": 0, "kills at changes": 0, "ended first": 0, "runs that went on": 0}
 
     def run_through(self) -> None:
@@ -136,8 +137,10 @@ def main(arguments: argparse.Namespace, output: Path) -> int:
     for name in arguments.of:
         subject = prepare(name, output)
         trials = Trials(subject, output / subject.name, arguments.seed, report)
-        trials.run_through()
-        trials.at_changes()
-        trials.at_random(arguments.kills)
-        report.note(subject.name, trials.figures())
+        try:
+            trials.run_through()
+            trials.at_changes()
+            trials.at_random(arguments.kills)
+        finally:  # stopped by Ctrl-C, too: what was done is told
+            report.note(subject.name, trials.figures())
     return report.finish()

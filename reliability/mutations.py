@@ -5,6 +5,7 @@ It knows JSON and the frame of safetensors files, not what is said in them.
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
@@ -34,7 +35,7 @@ def mutate_json(data: bytes, dice: random.Random) -> bytes:
 def _changed(document: Any, dice: random.Random) -> Any:
     places = list(_places(document))
     if not places or dice.random() < 0.02:
-        return dice.choice(STRANGE)
+        return copy.deepcopy(dice.choice(STRANGE))
     holder, key = dice.choice(places)
     how = dice.randrange(6)
     if how == 0:
@@ -49,7 +50,7 @@ def _changed(document: Any, dice: random.Random) -> Any:
     elif how == 4 and isinstance(holder[key], str):
         holder[key] = _text(holder[key], dice)
     else:
-        holder[key] = dice.choice(STRANGE)
+        holder[key] = copy.deepcopy(dice.choice(STRANGE))
     return document
 
 

@@ -25,19 +25,21 @@ def page(inputs: Path) -> Subject:
 
     def download(words: list[str]) -> int:
         from space.downloads import download as export
-        from space.session import Run, Session
+        from space.session import Session
         from speech_xl.conversation import Listening, ask
         from speech_xl.model import SpeechModel
 
         model = SpeechModel.load(str(checkpoint), "torch")
-        session = Session(model, Run(folder=SimpleNamespace(name=words[0], cleanup=lambda: None)))
-        run, listening = session.run, Listening(model, recording)
-        run.events = list(listening)
-        run.memory = listening.memory
-        asking = ask(model, run.memory, "what is order 4?", 4)
+        session = Session(model)
+        visit = session.run
+        visit.folder = SimpleNamespace(name=words[0], cleanup=lambda: None)
+        listening = Listening(model, recording)
+        visit.events = list(listening)
+        visit.memory = listening.memory
+        asking = ask(model, visit.memory, "what is order 4?", 4)
         for _ in asking:
             pass
-        run.answers.append(asking.answer)
+        visit.answers.append(asking.answer)
         try:
             for kind in ("sxl", "json", "md"):
                 export(kind, session)

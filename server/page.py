@@ -21,7 +21,7 @@ PATH = "/page"
 def add_page(app: FastAPI, model: SpeechModel, settings: Settings) -> FastAPI:
     """The application with the page at PATH. Where there are keys, one of them is the password, whatever the name.
 
-    Gradio asks for no password where agents call, so there they have the API's own endpoint alone.
+    Gradio's endpoint for agents cannot log in, so there they have the API's own alone.
     """
     keys = Keys(settings.keys)
     page = build_page(model, settings.hours).queue(default_concurrency_limit=4, max_size=64)

@@ -8,9 +8,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from speech_xl.joining import join_memories
-
 from speech_xl.conversation import Heard
+from speech_xl.joining import join_memories
 from speech_xl.memory import AudioMemory
 from speech_xl.model import SpeechModel
 

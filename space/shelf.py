@@ -167,6 +167,7 @@ class Shelf:
         return said["name"], memory, events
 
     def rename(self, secret: str, identifier: str, name: str) -> None:
+        """Give a kept memory another name; its old one stays if nothing of the new can be shown."""
         notes = self.path(secret, identifier).with_suffix(".json")
         said = json.loads(notes.read_text(encoding="utf-8"))
         _write(notes, said | {"name": clean_name(name) or said["name"]})
@@ -179,6 +180,7 @@ class Shelf:
         return Path(shutil.copyfile(path, folder / f"{stem}.sxl"))
 
     def delete(self, secret: str, identifier: str) -> None:
+        """Delete a kept memory, if it is there."""
         path = self.path(secret, identifier)
         for suffix in (".json", ".heard", ".sxl"):
             path.with_suffix(suffix).unlink(missing_ok=True)

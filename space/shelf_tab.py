@@ -44,6 +44,7 @@ class ShelfHandlers:
         return secret, self.table(secret)
 
     def table(self, secret: str) -> str:
+        """HTML of a visitor's shelf."""
         return draw(self.shelf.entries(secret), self.handlers.model.fingerprint, self.shelf.days)
 
     def keep(self, session: Session | None, secret: str | None) -> tuple[str, str]:
@@ -82,11 +83,13 @@ class ShelfHandlers:
             return str(self.shelf.copy(secret, event.id, session.run.folder_path)), session
 
     def rename(self, secret: str, event: gr.EventData) -> str:
+        """Rename what the event names -> the table anew."""
         with told():
             self.shelf.rename(secret, event.id, event.name)
         return self.table(secret)
 
     def delete(self, secret: str, event: gr.EventData) -> str:
+        """Delete what the event names -> the table anew."""
         with told():
             self.shelf.delete(secret, event.id)
         return self.table(secret)

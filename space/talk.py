@@ -51,6 +51,7 @@ def _suggestions_label(model: SpeechModel) -> str:
 
 
 def build_talk(handlers: Handlers, session: gr.State, has_shelf: bool) -> Talk:
+    """The tab's components, and what its events call."""
     with gr.Column(elem_classes="sxl-talk"):
         with gr.Row(equal_height=False, elem_classes="sxl-source"):
             upload, microphone = _sources()

@@ -135,12 +135,10 @@ class Asking:
         started = time.monotonic()
         memory, question = self.to_read()
         telling = _Telling(self, memory, question)
-        steps = self.model.backend.answer(memory.state, telling.ids, memory.position, self._sampling.chooser())
+        steps = self.model.together.answer(memory, telling.ids, self._sampling.chooser())
         try:
             while not telling.is_over:
-                with self.model.lock:
-                    step = next(steps)
-                piece = telling.add(step)
+                piece = telling.add(next(steps))
                 if piece:
                     yield piece
         finally:

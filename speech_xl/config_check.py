@@ -14,6 +14,7 @@ from speech_xl.errors import CheckpointError
 if TYPE_CHECKING:
     from speech_xl.config import EncoderConfig, ModelConfig, RecognizerConfig
 
+MOST_LAYERS, LARGEST_SIZE = 1024, 2**31 - 1  # so that a damaged number is refused before anything is made of it
 LAYOUTS = ("torch", "mlx")  # axis order of stored convolutions: (out, in, kernel) or (out, kernel, in)
 
 
@@ -32,6 +33,8 @@ def check(config: ModelConfig) -> None:
             least = 0 if f.name in ("context_positions", "end_id", "no_speech_id") else 1
             if f.type == "int" and (type(value) is not int or value < least):
                 raise CheckpointError(f"config.json: {f.name} must be a whole number from {least}, not {value!r}.")
+            most = MOST_LAYERS if f.name.endswith("_layers") else LARGEST_SIZE
+            require(f.type != "int" or value <= most, f"{f.name} {value} is more than any model has, which is {most}")
     require(e.d_model % e.encoder_attention_heads == 0, "d_model must be a multiple of encoder_attention_heads")
     require(2 * e.context_positions < e.max_source_positions, "context_positions leaves nothing of a window")
     require(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -68,6 +69,8 @@ class AudioMemory:
     recalled: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)  # interval -> token ids of
     # its words, once somebody asked for them
     parts: tuple[MemoryPart, ...] = ()  # of a joined memory, see joining.py: its recordings, whose seconds go on
+    readings: WeakValueDictionary[Any, AudioMemory] = field(default_factory=WeakValueDictionary, compare=False, repr=False)
+    # of recalled words, by span and intervals, while somebody reads them: who asks meanwhile reads the same
 
     @property
     def position(self) -> int:

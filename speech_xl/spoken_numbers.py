@@ -78,6 +78,10 @@ def settled(text: str) -> str:
 
 
 _ASKED = re.compile(r"(?<![\w.,:$])\d{1,9}(?![\w%]|[.,:]\d)")  # a plain whole number of a question
+_NUMBERS = {w for n in range(100) for w in re.findall("[a-z]+", num2words(n))} | {"hundred", "thousand", "million", "billion"}
+_NUMBER_WORD = rf"(?:\d+|{'|'.join(sorted(_NUMBERS))})"
+_ENDS_IN_NUMBER = re.compile(rf"\b{_NUMBER_WORD}[ ,-]{{1,2}}$", re.IGNORECASE)
+_BEGINS_WITH_NUMBER = re.compile(rf"[ ,-]{{1,2}}{_NUMBER_WORD}\b", re.IGNORECASE)
 _DIGITS = ("zero|oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -88,15 +92,25 @@ def number_matches(figures: str, text: str) -> list[re.Match[str]]:
     """
     value = int(figures)
     one_by_one = r"\W{1,3}".join(rf"(?:{figure}|{_DIGITS[int(figure)]})" for figure in figures)
+    if len(figures) == 1 and (coded := _found(rf"(?:0|{_DIGITS[0]})\W{{1,3}}{one_by_one}", text)):
+        return coded
     ways = [figures, _said_as(num2words(value))]
     if _FIRST_YEAR <= value <= _LAST_YEAR:
         ways.append(_said_as(num2words(value, to="year")))
-    if len(figures) == 1:
-        ways.insert(0, rf"(?:0|{_DIGITS[0]})\W{{1,3}}{one_by_one}")
-    else:
-        ways.append(one_by_one)
-    found = (list(re.finditer(rf"(?<![\w.,-])(?:{way})(?!\w|[.,]\d)", text, re.IGNORECASE)) for way in ways)
-    return next((matches for matches in found if matches), [])
+    for way in ways:
+        if whole := [match for match in _found(way, text) if not _is_part(match)]:
+            return whole
+    return _found(one_by_one, text) if len(figures) > 1 else []
+
+
+def _found(way: str, text: str) -> list[re.Match[str]]:
+    return list(re.finditer(rf"(?<![\w.,-])(?:{way})(?!\w|[.,]\d)", text, re.IGNORECASE))
+
+
+def _is_part(match: re.Match[str]) -> bool:
+    """Whether a number that was found is a part of a longer one: "nine" of "nine six" or of "nine hundred"."""
+    before, behind = match.string[: match.start()], match.string[match.end() :]
+    return bool(_ENDS_IN_NUMBER.search(before) or _BEGINS_WITH_NUMBER.match(behind))
 
 
 def _said_as(words: str) -> str:

@@ -101,6 +101,14 @@ def test_contradictions_in_a_configuration_are_named(changes: dict, sentence: st
         from_dict(data)
 
 
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 2**20}, {"vocab_size": 2**40}])
+def test_a_configuration_beyond_any_model_is_refused_at_once(changes: dict) -> None:
+    data = to_dict(tiny_config())
+    data["decoder"] |= changes
+    with pytest.raises(CheckpointError, match="more than any model has"):
+        from_dict(data)
+
+
 def test_a_configuration_nested_too_deep_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[" * 200_000)
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):

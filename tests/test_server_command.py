@@ -128,5 +128,5 @@ def test_the_page_beside_the_api(tiny_speech_model: SpeechModel, tmp_path: Path)
     for password, status in (("wrong", 400), ("secret", 200)):
         assert client.post("/page/login", data={"username": "me", "password": password}).status_code == status
     assert client.get("/page/config").status_code == 200
-    # Gradio asks agents for no password: its endpoint for them is there only where there are no keys.
+    # Gradio's endpoint for agents shows itself to everybody and cannot log in: it is there only where there are no keys.
     assert client.get("/page/gradio_api/mcp/schema").status_code == 404

@@ -35,7 +35,8 @@ HEARD = [
     ("order 15", "9.8 then 1.5 Brew", "order 1 5"), ("order 15", "fifteen of them, one five", "order fifteen"),
     ("order 15", "one fifty, 115 and 15th", "order 15"), ("order 15", "15 of them", "order 15"),
     ("order 7", "one seven, zero seven", "order zero seven"), ("order 7", "oh, seven", "order oh seven"), ("order 7", "it is seven", "order seven"),
-    ("in 1892?", "in eighteen ninety-two", "in eighteen ninety two?"), ("in 1892?", "in 1892.", "in 1892?"),
+    ("order 9", "nine six, nine hundred", "order 9"), ("order 9", "nine six. Nine.", "order Nine"), ("order 9", "forty 9, 9", "order 9"),
+    ("order 47", "forty seven thousand, 4 7", "order 4 7"), ("in 1892?", "in eighteen ninety-two", "in eighteen ninety two?"), ("in 1892?", "in 1892.", "in 1892?"),
     ("$15, 15%, 7:15, 1.5 and 1,500", "one five", "$15, 15%, 7:15, 1.5 and 1,500"),
     ("the 250 cars", "two hundred and fifty cars", "the two hundred and fifty cars"), ("no figures", "one five", "no figures"),
 ]  # fmt: skip

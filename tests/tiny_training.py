@@ -50,8 +50,8 @@ def train(model: Path, output: Path, chosen: Any, data: Path, validation: Path |
     return output / "model"
 
 
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+def tensors(folder: Path, name: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(folder / f"{name}.safetensors")
 
 
 def metrics(output: Path, stage: str = "first") -> dict[str, dict[int, float]]:

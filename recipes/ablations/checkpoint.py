@@ -19,7 +19,8 @@ from speech_xl.config import DecoderConfig, EncoderConfig, ModelConfig, PromptCo
 from speech_xl.config_file import load_config, save_config
 from torch_backend.decoder import Decoder
 from torch_backend.model import SpeechXL
-from training.network import read_tensors, replace_folder
+from training.export import replace_folder
+from training.network import read_tensors
 
 BEGIN, ANSWER, END, UNKNOWN = "<|begin|>", "<|answer|>", "<|end|>", "<|unknown|>"
 PROMPT = PromptConfig(before_audio=BEGIN, after_audio="{question}" + ANSWER, end_tokens=(END,))

@@ -35,6 +35,7 @@ TEXTS = (
     ("brief.jsonl", 51, 1200, 25, 85, HEARD),
     ("middling.jsonl", 52, 2500, 85, 170, HEARD),
     ("talks.jsonl", 53, 3000, 110, 210, HEARD),
+    ("brief_passages.jsonl", 61, 900, 8, 28, HEARD),
 )
 
 
@@ -110,7 +111,7 @@ def make(data: Path, work: Path) -> Path:
         passages, "recipes.small.make_order_data", "--cache", cache, "--output", passages, "--count", 3500, "--seed", 2,
         "--passages",
     )  # fmt: skip
-    whole = train(work, "passages", recalling, [*talks, passages], held)
+    whole = train(work, "passages", recalling, [*talks, work / "brief_passages.jsonl", passages], held)
     small = work / "small"
     run(
         small, "converters", "--hf-path", whole, "--export-delta", small, "--parts", HERE / "parts.json", "--rank", RANK

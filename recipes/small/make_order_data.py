@@ -38,6 +38,7 @@ QUESTIONS = {
     "milkAmount": ("What milk is in order {n}?", "Which milk is in order {n}?", "What milk does order {n} have?"),
     "sugarAmount": ("What sweetener is in order {n}?", "What sugar is in order {n}?", "How is order {n} sweetened?"),
 }
+ANNOUNCED = 0.8  # share of passages that are one order
 PASSAGE = 70  # words of three intervals, roughly
 _QUOTE = ("Transcribe order {n}.", "What was said in order {n}?", "Quote order {n}.")
 
@@ -131,7 +132,15 @@ def from_orders(orders: Sequence[HeardOrder], plain: Sequence[str], rng: random.
 
 
 def from_passage(orders: Sequence[HeardOrder], plain: Sequence[str], rng: random.Random) -> tuple[str, dict, dict]:
-    """Two to five orders with new numbers, the outer ones perhaps cut -> as `from_orders`; only whole ones are asked for."""
+    """Two to five orders with new numbers, the outer ones perhaps cut -> as `from_orders`; only whole ones are asked for.
+
+    Mostly a single order: what its number announces is all that is read.
+    """
+    if rng.random() < ANNOUNCED:
+        alone = [order for order in orders if not order.following]
+        number, order = rng.randrange(100), rng.choice(alone or list(orders))
+        text = tell(order, number)
+        return text, {number: order.slots}, {number: text}
     chosen = rng.sample(list(orders), min(len(orders), 7))
     numbers = rng.sample(range(100), len(chosen))
     texts: list[list[str]] = []

@@ -57,10 +57,10 @@ def said_lines(
                 answers.setdefault(comparable(wording), set()).add(asked.answer)
     lines = []
     for (_, fact), (start, end) in zip(texts, spans, strict=True):
-        asked = rng.choice(fact.asked) if fact else None
-        wording = rng.choice(asked.wordings) if asked else ""
-        if asked and len(answers[comparable(wording)]) == 1:
-            lines.append({"question": wording, "answer": asked.answer, "start": start, "end": end, "kind": "said"})
+        chosen = rng.choice(fact.asked) if fact else None
+        wording = rng.choice(chosen.wordings) if chosen else ""
+        if chosen and len(answers[comparable(wording)]) == 1:
+            lines.append({"question": wording, "answer": chosen.answer, "start": start, "end": end, "kind": "said"})
     rng.shuffle(lines)
     return lines
 
@@ -93,11 +93,13 @@ def needle_line(folder: Path, name: str, library: Library, seed: str) -> dict:
 
 
 def write_lines(path: Path, lines: Sequence[dict]) -> None:
+    """Write JSON lines, all of them or none."""
     with whole_file(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Make the talks and the needles -> the exit code."""
     parser = argparse.ArgumentParser(prog="python -m recipes.small.make_talks", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="talks.jsonl, needles.jsonl and the recordings go here")
     parser.add_argument("--talks", type=int, default=4)
