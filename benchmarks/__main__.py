@@ -46,6 +46,7 @@ def horizon(text: str) -> Horizon:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command's flags: one subcommand for each kind of measurement."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="kind", metavar="COMMAND", required=True)
     for kind, about in KINDS.items():
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str] | None = None) -> int:
+    """Measure what is not measured yet and print the report -> the exit code."""
     arguments = build_parser().parse_args(words)
     try:
         records = Records(arguments.output)

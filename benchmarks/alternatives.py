@@ -30,12 +30,14 @@ TOKENS, ROUNDS = 8, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this kind."""
     parser.add_argument("--minutes", type=float, nargs="+", default=[10, 30, 60], metavar="M", help="full cache: lengths")
     parser.add_argument("--whisper-minutes", type=float, default=5, metavar="M", help="of sound that is transcribed")
     parser.add_argument("--against", nargs="+", choices=("cache", "whisper"), default=["cache"])
 
 
 def run(records: Records, arguments: argparse.Namespace) -> None:
+    """Measure every backend and ratio that the flags name, and keep the records."""
     for backend in arguments.backend:
         for ratio in arguments.ratio:
             shared = settings(arguments, backend, ratio)
@@ -84,6 +86,7 @@ def against_cache(model: SpeechModel, ratio: Ratio, lengths: list[float]) -> lis
 
 
 def timed(work: Callable[[], Any], wait: Callable[[], None]) -> float:
+    """Seconds of `work`; `wait` returns when the device has nothing left to do."""
     wait()
     started = time.perf_counter()
     work()

@@ -27,10 +27,12 @@ TOKENS, ROUNDS = 16, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this kind."""
     parser.add_argument("--hours", type=float, nargs="+", default=[0.1, 1, 10], metavar="H", help="heard before")
 
 
 def run(records: Records, arguments: argparse.Namespace) -> None:
+    """Measure every length, backend and ratio that the flags name, and keep the records."""
     for hours in arguments.hours:
         for backend in arguments.backend:
             for ratio in arguments.ratio:
@@ -78,6 +80,7 @@ def measure(
 
 
 def recalls(speech_model: Any) -> bool:
+    """Whether the checkpoint recalls words before it answers."""
     return speech_model.config.sst is not None and bool(speech_model.config.sst.recall)
 
 
@@ -95,6 +98,7 @@ def recall_seconds(speech_model: Any, memory: AudioMemory) -> dict[str, float]:
 
 
 def table(records: list[Record]) -> str:
+    """Markdown, a row a record."""
     names = ("model", "backend", "ratio", "bits", "hours")
     return markdown_table(COLUMNS, sorted(records, key=lambda r: [(str(type(v)), v) for v in map(r.settings.get, names)]))
 

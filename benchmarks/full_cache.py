@@ -16,6 +16,8 @@ from speech_xl.errors import BackendError
 
 
 class FullCache(Protocol):
+    """A decoder of another library that keeps the keys and values of all it has read."""
+
     name: str
 
     def hear(self, ids: list[int]) -> None:

@@ -26,10 +26,12 @@ MARKS, MARK_MINUTES = 20, 5.0  # times and memory are noted on the way: so often
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of this kind."""
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10, 60], metavar="M", help="lengths to hear")
 
 
 def run(records: Records, arguments: argparse.Namespace) -> None:
+    """Measure every length, backend and ratio that the flags name, and keep the records."""
     for minutes in arguments.minutes:
         for backend in arguments.backend:
             for ratio in arguments.ratio:

@@ -95,6 +95,7 @@ def random_backend(name: str, config: ModelConfig, bits: int) -> Backend:
 
 
 def random_torch(config: ModelConfig, bits: int) -> Backend:
+    """A torch backend with random weights, made on its device in the type that it computes in."""
     import torch
 
     from torch_backend.backend import FAST_DTYPE
@@ -118,6 +119,7 @@ def random_torch(config: ModelConfig, bits: int) -> Backend:
 
 
 def random_mlx(config: ModelConfig, bits: int) -> Backend:
+    """The same of MLX, made on its worker thread."""
     import mlx.core as mx
     from mlx.utils import tree_map_with_path
 

@@ -32,6 +32,7 @@ def read_rate(backend: Backend, size: int | None = None) -> float:
 
 
 def kind_of(backend: Backend) -> str:
+    """Whether a backend computes on a CPU or a GPU."""
     return "cpu" if backend.device == "cpu" else "gpu"
 
 

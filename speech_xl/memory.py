@@ -94,7 +94,8 @@ class AudioMemory:
         starts = np.cumsum([0, *counts[:-1]])
         intervals = np.cumsum([0, *(-(-count // self.interval) for count in counts[:-1])])
         part = np.searchsorted(starts, self.spans[:, 0], side="right") - 1
-        return intervals[part] + (self.spans[:, 0] - starts[part]) // self.interval
+        number: np.ndarray = intervals[part] + (self.spans[:, 0] - starts[part]) // self.interval
+        return number
 
     def part_at(self, seconds: float) -> tuple[RecordingSource, float]:
         """The recording that a second of the memory lies in, and which second of that recording it is."""
