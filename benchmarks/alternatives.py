@@ -160,7 +160,7 @@ COLUMNS = {
     "ratio": lambda r: "raw" if r.settings["ratio"] is None else r.settings["ratio"],
     "horizon": lambda r: "all" if r.settings["horizon"] is None else r.settings["horizon"],
     "against": lambda r: r.result["against"],
-    "minutes": lambda r: f"{r.result['seconds_of_sound'] / 60:g}",
+    "minutes": lambda r: f"{r.result['seconds_of_sound'] / 60:.3g}",
     "listening s: ours": _each("ours_listen_seconds"),
     "theirs": _each("theirs_listen_seconds"),
     "listening: times faster": _times("listen_seconds"),

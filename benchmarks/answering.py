@@ -116,7 +116,7 @@ COLUMNS = {
     "backend": lambda r: r.settings["backend"],
     "ratio": lambda r: "raw" if r.settings["ratio"] is None else r.settings["ratio"],
     "memory bits": lambda r: r.settings["bits"],
-    "hours heard": lambda r: f"{r.settings['hours']:g}",
+    "hours heard": lambda r: f"{r.settings['hours']:.3g}",
     "slots": lambda r: r.result["slots"],
     "memory MiB": lambda r: r.result["memory_bytes"] / 2**20,
     "first token ms": _milliseconds("first_seconds"),

@@ -178,7 +178,7 @@ LISTENING = WHICH | {
 }
 ANSWERING = WHICH | {
     "reading, GB/s": lambda r: r.result["read_rate"] / 1e9,
-    "hours heard": lambda r: f"{r.result['answer']['hours']:g}",
+    "hours heard": lambda r: f"{r.result['answer']['hours']:.3g}",
     "first token ms": lambda r: r.result["answer"]["first_seconds"] * 1000,
     "at the matrix rate ms": lambda r: r.result["answer"]["first_operations"] / r.result["matrix_rate"] * 1000,
     "a token ms": lambda r: r.result["answer"]["token_seconds"] * 1000,

@@ -30,7 +30,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("data", type=Path, help="JSON lines, see docs/evaluation.md; with --benchmark, your copy of it")
     parser.add_argument("--benchmark", choices=tuple(BENCHMARKS), help="a public one, see docs/benchmarks_public.md")
     parser.add_argument("--kinds", nargs="+", default=[], metavar="KIND", help="ask only lines of these kinds")
-    parser.add_argument("--skip-missing", action="store_true", help="leave out lines whose recording is not there, or none")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out lines whose recording cannot be heard")
     command.add_arguments(parser)
     return parser
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import evaluation.cascade
 import evaluation.run
 from evaluation.__main__ import main
 from evaluation.cascade import read_as_text, recognize, words_between
@@ -239,7 +240,10 @@ def test_raw_is_one_method_whatever_the_summarizer(desk: tuple[Path, Path]) -> N
         choose_methods(model, [5], ["sst"])
 
 
-def test_the_cascade_reads_the_words_as_text(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_cascade_reads_the_words_as_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation.cascade, "PIECE", 2)  # tokens: the text is read in several
     folder = save_checkpoint(tmp_path / "words", tiny_recognizer_config())
     model = SpeechModel.load(str(folder), "torch")
     words = [Word("a", 0.0, 0.4), Word("b", 0.5, 0.9), Word("h", 1.0, 1.2)]

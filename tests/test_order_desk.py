@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation.data import read_data
 from recipes.order_desk import corpus, grammar, tts
 from recipes.order_desk.make_lines import asked_lines, spoken_lines, write_lines
 from recipes.order_desk.recordings import build_recording
@@ -189,6 +190,10 @@ def test_lines_are_what_training_reads(tmp_path):
     assert len(asked) == 2 and all(len(r.questions) % len(grammar.SLOTS) == 0 for r in asked)
     assert all(r.audio.exists() for r in spoken + asked)
     assert {q.kind for r in asked for q in r.questions} == set(grammar.SLOTS)
+    write_lines(tmp_path / "judged.jsonl", asked_lines(tmp_path, orders, digits, count=2, most=2, seed=5, spans=True))
+    items = read_data(tmp_path / "judged.jsonl").items
+    assert [(i.question, i.answer) for i in items] == [(q.text, q.answer) for r in asked for q in r.questions]
+    assert all(0 < item.span[0] < item.span[1] for item in items)
 
 
 def test_its_recipe_can_be_followed():

@@ -31,7 +31,7 @@ from recipes.ablations.judge import judge
 from recipes.ablations.report import Judged, as_csv, as_markdown
 from speech_xl.checkpoints import fingerprint
 from speech_xl.errors import SpeechXLError
-from speech_xl.whole_file import whole_file, whole_lines
+from speech_xl.whole_file import hold_folder, whole_file, whole_lines
 from training.recipe import Recipe
 from training.runner import Runner
 
@@ -65,6 +65,8 @@ class Study:
 
     def run(self, seeds: Sequence[int], arms: Sequence[Arm]) -> list[Judged]:
         """Train and judge; a report is written behind every arm. Stopped if a stage was."""
+        for arm in arms:  # a recipe that cannot be is said before anything is trained
+            arm_recipe(arm, self._steps, seeds[0])
         found = []
         for seed in seeds:
             for arm in arms:
@@ -151,9 +153,11 @@ def main(command: list[str] | None = None) -> int:
     chosen = parser.parse_args(command)
     steps = Steps(**{name: getattr(chosen, f"{name}_steps") for name in vars(Steps())})
     try:
-        chosen.output.mkdir(parents=True, exist_ok=True)
-        study = Study(chosen.output, steps, Sizes())
-        study.run(chosen.seeds, [arms[name] for name in chosen.arms])
+        lock = hold_folder(chosen.output, "study")
+        try:
+            Study(chosen.output, steps, Sizes()).run(chosen.seeds, [arms[name] for name in chosen.arms])
+        finally:
+            lock.release()
     except SpeechXLError as error:
         print(error, file=sys.stderr)
         return 2

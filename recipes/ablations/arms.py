@@ -30,10 +30,10 @@ COMMON = {
 class Steps:
     """How long the stages are; the same for all arms."""
 
-    base: int = 600  # text and its questions, without compression
-    memory: int = 150  # SSTs
-    alignment: int = 100  # the adapter's stages: an arm without alignment answers for as much longer
-    answering: int = 100
+    base: int = 2000  # text and its questions, without compression
+    memory: int = 500  # SSTs
+    alignment: int = 300  # the adapter's stages: an arm without alignment answers for as much longer
+    answering: int = 300
 
 
 @dataclass(frozen=True)
