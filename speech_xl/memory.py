@@ -69,7 +69,9 @@ class AudioMemory:
     recalled: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)  # interval -> token ids of
     # its words, once somebody asked for them
     parts: tuple[MemoryPart, ...] = ()  # of a joined memory, see joining.py: its recordings, whose seconds go on
-    readings: WeakValueDictionary[Any, AudioMemory] = field(default_factory=WeakValueDictionary, compare=False, repr=False)
+    readings: WeakValueDictionary[Any, AudioMemory] = field(
+        default_factory=WeakValueDictionary, compare=False, repr=False
+    )
     # of recalled words, by span and intervals, while somebody reads them: who asks meanwhile reads the same
 
     @property
@@ -157,7 +159,9 @@ class MemoryHeader:
         """Raises ValueError that names the first field which is absent or cannot be."""
         data = json.loads(text)
         is_joined = isinstance(data, dict) and "parts" in data
-        data = _object(data if is_joined or not isinstance(data, dict) else data | {"parts": []}, "the description", cls)
+        data = _object(
+            data if is_joined or not isinstance(data, dict) else data | {"parts": []}, "the description", cls
+        )
         json.dumps(data, ensure_ascii=False).encode()  # a ValueError where something is no text
         recording = _source(data["recording"])
         for name in ("model", "fingerprint"):
@@ -249,7 +253,9 @@ def are_times(times: np.ndarray, tokens: int, seconds: float) -> bool:
         return False
     starts, ends = times.T
     last = np.float32(seconds) + 0.001  # seconds are kept to a thousandth
-    return bool((starts >= 0).all() and (np.diff(starts) >= 0).all() and (starts <= ends).all() and (ends <= last).all())
+    return bool(
+        (starts >= 0).all() and (np.diff(starts) >= 0).all() and (starts <= ends).all() and (ends <= last).all()
+    )
 
 
 def join_spans(plans: list[IntervalPlan]) -> np.ndarray:
