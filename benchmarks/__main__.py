@@ -52,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     for kind, about in KINDS.items():
         command = commands.add_parser(kind, help=about, description=about)
         command.add_argument("--output", type=Path, default=Path("runs/benchmarks"), metavar="FOLDER")
-        command.add_argument("--model", default="small", help="small, nano, a checkpoint folder, random-7b or random-tiny")
+        command.add_argument(
+            "--model", default="small", help="small, nano, a checkpoint folder, random-7b or random-tiny"
+        )
         command.add_argument("--backend", nargs="+", default=["torch"], choices=tuple(BACKENDS))
         command.add_argument("--ratio", nargs="+", type=ratio, default=[8], help="raw or a whole number")
         command.add_argument("--horizon", type=horizon, default=OWN_HORIZON, help="own (default), all, or memory slots")

@@ -100,7 +100,9 @@ def recall_seconds(speech_model: Any, memory: AudioMemory) -> dict[str, float]:
 def table(records: list[Record]) -> str:
     """One row a length."""
     names = ("model", "backend", "ratio", "bits", "hours")
-    return markdown_table(COLUMNS, sorted(records, key=lambda r: [(str(type(v)), v) for v in map(r.settings.get, names)]))
+    return markdown_table(
+        COLUMNS, sorted(records, key=lambda r: [(str(type(v)), v) for v in map(r.settings.get, names)])
+    )
 
 
 def _milliseconds(name: str) -> Any:

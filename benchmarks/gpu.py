@@ -64,7 +64,9 @@ def run(records: Records, arguments: argparse.Namespace) -> None:
     parts = plan(arguments.shape, arguments.backend[0])
     rows = targets([records.find(kind, settings) for kind, settings in parts])
     title = f"Shape {arguments.shape} on {arguments.backend[0]}; {machine_in_words(records.machine)}."
-    records.write("gpu.json", json.dumps({"shape": arguments.shape, "machine": records.machine, "targets": rows}, indent=1) + "\n")
+    records.write(
+        "gpu.json", json.dumps({"shape": arguments.shape, "machine": records.machine, "targets": rows}, indent=1) + "\n"
+    )
     records.write("gpu.md", f"# The targets of a GPU\n\n{title}\n\n{table(rows)}")
     print(table(rows))
 

@@ -78,7 +78,9 @@ def write_long_recording(path: Path, minutes: float, source: Path = EXAMPLE) -> 
     """`minutes` of sound as a FLAC file, written block by block: for programs that want a file."""
     decoder = RepeatedSound(source, minutes * 60).open_decoder()
     try:
-        with sf.SoundFile(path, "w", decoder.info.sampling_rate, decoder.info.channels, "PCM_16", format="FLAC") as file:
+        with sf.SoundFile(
+            path, "w", decoder.info.sampling_rate, decoder.info.channels, "PCM_16", format="FLAC"
+        ) as file:
             for block in decoder.blocks():
                 file.write(block)
     finally:
