@@ -30,12 +30,16 @@ TOKENS, ROUNDS = 8, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, nargs="+", default=[10, 30, 60], metavar="M", help="full cache: lengths")
+    """Of the command line, beside those that all commands have."""
+    parser.add_argument(
+        "--minutes", type=float, nargs="+", default=[10, 30, 60], metavar="M", help="full cache: lengths"
+    )
     parser.add_argument("--whisper-minutes", type=float, default=5, metavar="M", help="of sound that is transcribed")
     parser.add_argument("--against", nargs="+", choices=("cache", "whisper"), default=["cache"])
 
 
 def run(records: Records, arguments: argparse.Namespace) -> None:
+    """Measure what the arguments name and is not there yet."""
     for backend in arguments.backend:
         for ratio in arguments.ratio:
             shared = settings(arguments, backend, ratio)
@@ -84,6 +88,7 @@ def against_cache(model: SpeechModel, ratio: Ratio, lengths: list[float]) -> lis
 
 
 def timed(work: Callable[[], Any], wait: Callable[[], None]) -> float:
+    """Seconds of `work`, the device waited for before and after."""
     wait()
     started = time.perf_counter()
     work()
@@ -94,7 +99,10 @@ def timed(work: Callable[[], Any], wait: Callable[[], None]) -> float:
 def ask_both(model: SpeechModel, theirs: FullCache, state: Any, position: int) -> dict[str, float]:
     """Least seconds of ROUNDS to the first token and for one of those behind it, of both sides by turns."""
     ids = model.prompt.question_ids(QUESTION)
-    sides: dict[str, Callable[[], Generator[Any]]] = {"ours": lambda: model.backend.answer(state, ids, position), "theirs": lambda: theirs.answer(ids)}
+    sides: dict[str, Callable[[], Generator[Any]]] = {
+        "ours": lambda: model.backend.answer(state, ids, position),
+        "theirs": lambda: theirs.answer(ids),
+    }
     best = {f"{side}_{what}_seconds": float("inf") for side in sides for what in ("first", "token")}
     for _ in range(ROUNDS):
         for side, start in sides.items():

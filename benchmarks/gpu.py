@@ -24,6 +24,7 @@ HOUR, TEN_HOURS = 1, 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the command line, beside those that all commands have."""
     parser.add_argument("--shape", choices=tuple(SHAPES), default="7b", help="tiny: for a machine without a GPU")
 
 
@@ -63,7 +64,9 @@ def run(records: Records, arguments: argparse.Namespace) -> None:
     parts = plan(arguments.shape, arguments.backend[0])
     rows = targets([records.find(kind, settings) for kind, settings in parts])
     title = f"Shape {arguments.shape} on {arguments.backend[0]}; {machine_in_words(records.machine)}."
-    records.write("gpu.json", json.dumps({"shape": arguments.shape, "machine": records.machine, "targets": rows}, indent=1) + "\n")
+    records.write(
+        "gpu.json", json.dumps({"shape": arguments.shape, "machine": records.machine, "targets": rows}, indent=1) + "\n"
+    )
     records.write("gpu.md", f"# The targets of a GPU\n\n{title}\n\n{table(rows)}")
     print(table(rows))
 
@@ -93,6 +96,7 @@ def targets(results: Sequence[Result | None]) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    """One row a target."""
     lines = ["| target | bound | measured | met |", "|---|---|---|---|"]
     for row in rows:
         measured = "not measured" if row["measured"] is None else f"{row['measured']:.3g}"

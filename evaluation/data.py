@@ -251,7 +251,9 @@ def _choices(line: Line) -> tuple[str, ...]:
     if choices is None:
         return ()
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
-        raise DataError(f"{line.where}: choices must be a list of two texts or more, or an object of letters and texts.")
+        raise DataError(
+            f"{line.where}: choices must be a list of two texts or more, or an object of letters and texts."
+        )
     if not all(map(normalise, choices)) or len(set(map(normalise, choices))) < len(choices):
         raise DataError(f"{line.where}: choices must be words, and differ after lower-casing and dropping articles.")
     return tuple(choices)

@@ -20,8 +20,11 @@ CAMPAIGNS = {
 }
 # One thread of computing, no network and no messages: set before a framework is imported.
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False",
-}  # fmt: skip
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+}
 
 
 def main(words: list[str] | None = None) -> int:
