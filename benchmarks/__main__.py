@@ -46,6 +46,7 @@ def horizon(text: str) -> Horizon:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """A subcommand for each of KINDS, with the options that they share."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="kind", metavar="COMMAND", required=True)
     for kind, about in KINDS.items():
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str] | None = None) -> int:
+    """Measure, write the report and print it -> the exit code."""
     arguments = build_parser().parse_args(words)
     try:
         records = Records(arguments.output)

@@ -30,12 +30,14 @@ TOKENS, ROUNDS = 8, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the command line, beside those that all commands have."""
     parser.add_argument("--minutes", type=float, nargs="+", default=[10, 30, 60], metavar="M", help="full cache: lengths")
     parser.add_argument("--whisper-minutes", type=float, default=5, metavar="M", help="of sound that is transcribed")
     parser.add_argument("--against", nargs="+", choices=("cache", "whisper"), default=["cache"])
 
 
 def run(records: Records, arguments: argparse.Namespace) -> None:
+    """Measure what the arguments name and is not there yet."""
     for backend in arguments.backend:
         for ratio in arguments.ratio:
             shared = settings(arguments, backend, ratio)
@@ -84,6 +86,7 @@ def against_cache(model: SpeechModel, ratio: Ratio, lengths: list[float]) -> lis
 
 
 def timed(work: Callable[[], Any], wait: Callable[[], None]) -> float:
+    """Seconds of `work`, the device waited for before and after."""
     wait()
     started = time.perf_counter()
     work()
@@ -157,7 +160,7 @@ COLUMNS = {
     "ratio": lambda r: "raw" if r.settings["ratio"] is None else r.settings["ratio"],
     "horizon": lambda r: "all" if r.settings["horizon"] is None else r.settings["horizon"],
     "against": lambda r: r.result["against"],
-    "minutes": lambda r: f"{r.result['seconds_of_sound'] / 60:g}",
+    "minutes": lambda r: f"{r.result['seconds_of_sound'] / 60:.3g}",
     "listening s: ours": _each("ours_listen_seconds"),
     "theirs": _each("theirs_listen_seconds"),
     "listening: times faster": _times("listen_seconds"),

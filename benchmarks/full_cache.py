@@ -16,6 +16,8 @@ from speech_xl.errors import BackendError
 
 
 class FullCache(Protocol):
+    """A decoder that keeps everything it reads."""
+
     name: str
 
     def hear(self, ids: list[int]) -> None:

@@ -24,6 +24,7 @@ HOUR, TEN_HOURS = 1, 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the command line, beside those that all commands have."""
     parser.add_argument("--shape", choices=tuple(SHAPES), default="7b", help="tiny: for a machine without a GPU")
 
 
@@ -93,6 +94,7 @@ def targets(results: Sequence[Result | None]) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    """One row a target."""
     lines = ["| target | bound | measured | met |", "|---|---|---|---|"]
     for row in rows:
         measured = "not measured" if row["measured"] is None else f"{row['measured']:.3g}"

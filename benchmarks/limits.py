@@ -38,11 +38,13 @@ ROUNDS = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the command line, beside those that all commands have."""
     parser.add_argument("--minutes", type=float, default=2, metavar="M", help="of sound to hear")
     parser.add_argument("--hours", type=float, nargs="+", default=[1, 10], metavar="H", help="heard before an answer")
 
 
 def run(records: Records, arguments: argparse.Namespace) -> None:
+    """Measure what the arguments name and is not there yet."""
     for backend in arguments.backend:
         for ratio in arguments.ratio:
             lengths = {"minutes": arguments.minutes, "hours": sorted(arguments.hours)}
@@ -148,6 +150,7 @@ def answer(model: SpeechModel, ratio: Ratio, hours: float) -> dict[str, float]:
 
 
 def table(records: list[Record]) -> str:
+    """Listening, one row a measurement; answering, one row a length."""
     flat = [
         Record(r.kind, r.settings, r.machine, r.date, r.result | {"answer": answer})
         for r in records for answer in r.result["answers"]
@@ -175,7 +178,7 @@ LISTENING = WHICH | {
 }
 ANSWERING = WHICH | {
     "reading, GB/s": lambda r: r.result["read_rate"] / 1e9,
-    "hours heard": lambda r: f"{r.result['answer']['hours']:g}",
+    "hours heard": lambda r: f"{r.result['answer']['hours']:.3g}",
     "first token ms": lambda r: r.result["answer"]["first_seconds"] * 1000,
     "at the matrix rate ms": lambda r: r.result["answer"]["first_operations"] / r.result["matrix_rate"] * 1000,
     "a token ms": lambda r: r.result["answer"]["token_seconds"] * 1000,

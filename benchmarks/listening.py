@@ -26,10 +26,12 @@ MARKS, MARK_MINUTES = 20, 5.0  # times and memory are noted on the way: so often
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the command line, beside those that all commands have."""
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10, 60], metavar="M", help="lengths to hear")
 
 
 def run(records: Records, arguments: argparse.Namespace) -> None:
+    """Measure what the arguments name and is not there yet."""
     for minutes in arguments.minutes:
         for backend in arguments.backend:
             for ratio in arguments.ratio:

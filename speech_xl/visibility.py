@@ -10,6 +10,7 @@ Letters: R rows, Q of them as queries, K as keys.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.stretch)
 
-    def __getitem__(self, rows: slice | np.ndarray) -> Rows:
+    def __getitem__(self, rows: Any) -> Rows:
         """Some of the rows: visible(rows[a:b], rows[c:d]) is a block of the whole mask."""
         return Rows(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 

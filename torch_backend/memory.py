@@ -133,8 +133,10 @@ class KeyValues:
     def _cut(self, first: int, stop: int) -> Iterator[Page]:
         """The pages of rows [first, stop)."""
         at = 0
-        for page in self.pages:
+        for page in self.pages if first < min(stop, self.length) else ():
             count = page.stop - page.start
+            if at >= stop:
+                return
             a, b = max(first - at, 0), min(stop - at, count)
             if a < b:
                 yield dataclasses.replace(page, start=page.start + a, stop=page.start + b)

@@ -59,7 +59,7 @@ def save_adapter(factors: Factors, config: LoraConfig, base: str, folder: Path) 
     """Write an adapter folder. `base` is what it was trained on, in words or as a path."""
     temporary = folder.with_name(folder.name + ".partial")
     temporary.mkdir(parents=True, exist_ok=True)
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, (a, b) in factors.items():
         layer = PREFIX + their_name(name)
         tensors |= {f"{layer}.lora_A.weight": a.contiguous(), f"{layer}.lora_B.weight": b.contiguous()}

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from training.batch import Batcher, name_of
-from training.ctc import CTCBatcher
+from speech_xl.schedule import Ratio
+from training.batch import name_of
 from training.network import named_parameters, parameter_groups
 from training.packing import shares_of
 from training.recipe import RecipeError, Stage
@@ -28,11 +29,31 @@ from training.state import StageFolder
 from training.sums import Sums, add, added
 
 
+class Batching(Protocol):
+    """What a kind of stage makes of samples: batches of its own, and their losses."""
+
+    @property
+    def ratios(self) -> Sequence[Ratio]:
+        """What is validated one after another."""
+
+    def shared(self, samples: Sequence[Any], numbers: Any, step: int) -> Any:
+        """What all passes of a step have in common, made of all its samples; `numbers` are their places in the run."""
+
+    def training(self, samples: Sequence[Any], numbers: Any, step: int, progress: float, shared: Any) -> list[Any]:
+        """The passes of some of a step's samples."""
+
+    def validation(self, samples: Sequence[Any], numbers: Any, ratio: Ratio, shared: Any) -> Any:
+        """One pass of samples that are not trained on."""
+
+    def losses(self, network: nn.Module, batch: Any, device: torch.device) -> tuple[torch.Tensor, Sums]:
+        """The losses of a pass, float32, and figures to sum."""
+
+
 class Loop:
     """Trains the tensors `trained` of `network` through one stage. Every process runs one, on its share of each batch."""
 
     def __init__(
-        self, network: nn.Module, trained: dict[str, nn.Parameter], stage: Stage, batcher: Batcher | CTCBatcher, seed: int,
+        self, network: nn.Module, trained: dict[str, nn.Parameter], stage: Stage, batcher: Batching, seed: int,
         folder: StageFolder, accelerator: Accelerator,
     ):  # fmt: skip
         self.stage, self.batcher, self.folder, self.accelerator = stage, batcher, folder, accelerator
@@ -171,7 +192,7 @@ class Loop:
         if not self.accelerator.is_main_process:
             return
         metrics = {f"loss/{kind}/{ratio}": s[0] / s[2] for (kind, ratio), s in summed.items()}
-        everything = sum(summed.values())
+        everything: Any = sum(summed.values())
         metrics |= {
             "loss": everything[0] / everything[2],
             "speech_tokens_per_second": speed * self.accelerator.num_processes,
@@ -235,7 +256,7 @@ def stop_signals() -> Iterator:
         asked.append(number)
         signal.signal(number, before[number])
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(number, ask)
     try:

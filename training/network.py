@@ -234,7 +234,7 @@ def choose_trained(network: Network, stage: Stage, seed: int) -> dict[str, nn.Pa
         network.ctc = CTCHead(network.decoder.embed_tokens.weight)
     if stage.lora is not None:
         add_lora(network, stage.lora, seed)
-    trained = {}
+    trained: dict[str, nn.Parameter] = {}
     for pattern in stage.patterns:
         found = {our_name(n): p for n, p in network.named_parameters() if re.search(pattern, our_name(n))}
         if not found:

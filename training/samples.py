@@ -73,7 +73,7 @@ class Samples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
         before = None
         if self._before is not None and self._before[index, 0] >= 0:
             before = self._recording(self._before[index])
@@ -127,7 +127,7 @@ class Order:
 
     POOL = 32  # batches that are sorted by size together
 
-    def __init__(self, sizes: Sequence[float], batch: int, seed: int):
+    def __init__(self, sizes: Sequence[float] | np.ndarray, batch: int, seed: int):
         self._sizes, self._batch, self._seed = np.array(sizes), batch, seed
         self._epoch, self._batches = -1, np.zeros((0, batch), np.int64)
 

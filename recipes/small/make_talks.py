@@ -57,10 +57,10 @@ def said_lines(
                 answers.setdefault(comparable(wording), set()).add(asked.answer)
     lines = []
     for (_, fact), (start, end) in zip(texts, spans, strict=True):
-        asked = rng.choice(fact.asked) if fact else None
-        wording = rng.choice(asked.wordings) if asked else ""
-        if asked and len(answers[comparable(wording)]) == 1:
-            lines.append({"question": wording, "answer": asked.answer, "start": start, "end": end, "kind": "said"})
+        chosen = rng.choice(fact.asked) if fact else None
+        wording = rng.choice(chosen.wordings) if chosen else ""
+        if chosen and len(answers[comparable(wording)]) == 1:
+            lines.append({"question": wording, "answer": chosen.answer, "start": start, "end": end, "kind": "said"})
     rng.shuffle(lines)
     return lines
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
+from speech_xl.asking import QUESTIONS_AT_ONCE
 from speech_xl.batch.plan import Job
 from speech_xl.batch.results import ANSWER, MEMORY, SKIPPED, TRANSCRIPT, Line
 from speech_xl.batch.settings import Settings
@@ -59,8 +60,13 @@ def work(model: SpeechModel, settings: Settings, job: Job) -> Iterator[Event]:
         return
     if job.transcribe and not transcript:
         yield [_transcript_line(name, "memory", transcribe(model, memory))]
-    for answer in ask_together(model, memory, job.questions, settings.max_tokens):
-        yield [{"kind": ANSWER, "recording": name, **answer_fields(answer), "warnings": list(answer.warnings)}]
+    for at in range(0, len(job.questions), QUESTIONS_AT_ONCE):
+        # Kept together: in another batch an answer's last digits may be others, and what a kill interrupts comes out the same.
+        answers = ask_together(model, memory, job.questions[at : at + QUESTIONS_AT_ONCE], settings.max_tokens)
+        yield [
+            {"kind": ANSWER, "recording": name, **answer_fields(answer), "warnings": list(answer.warnings)}
+            for answer in answers
+        ]
     yield Done(name)
 
 
