@@ -161,8 +161,7 @@ class Look(NamedTuple):
 def _look(recording: Path) -> Look:
     try:
         if recording.is_file():
-            seconds = probe(recording).seconds
-            return Look(f"{recording} holds no sound; bring another copy." if seconds == 0 else None, seconds)
+            return Look(seconds=probe(recording).seconds)
     except RecordingError as error:
         return Look(str(error))
     except OSError:  # a name that no file can have
