@@ -50,9 +50,14 @@ def run(records: Records, arguments: argparse.Namespace) -> None:
 
 
 def measure(
-    model: str, backend: str, ratio: Ratio, against: str, minutes: list[float],
-    horizon: Horizon = OWN_HORIZON, bits: int = 16,
-) -> Result:  # fmt: skip
+    model: str,
+    backend: str,
+    ratio: Ratio,
+    against: str,
+    minutes: list[float],
+    horizon: Horizon = OWN_HORIZON,
+    bits: int = 16,
+) -> Result:
     """{"rows": [...]}, a row for each length (cache) or each transcriber (whisper); seconds of both sides."""
     speech_model = load_model(model, backend, horizon, bits)
     if against == "whisper":
@@ -79,11 +84,18 @@ def against_cache(model: SpeechModel, ratio: Ratio, lengths: list[float]) -> lis
                 seconds[side] += timed(turns[side], wait)
             heard += len(ids)
         asked = ask_both(model, theirs, state, scheduler.base)
-        rows.append({
-            "against": theirs.name, "seconds_of_sound": length, "tokens": heard, "ours_listen_seconds": seconds["ours"],
-            "theirs_listen_seconds": seconds["theirs"], **asked,
-            "ours_bytes": model.backend.memory_bytes(state), "theirs_bytes": theirs.bytes(),
-        })  # fmt: skip
+        rows.append(
+            {
+                "against": theirs.name,
+                "seconds_of_sound": length,
+                "tokens": heard,
+                "ours_listen_seconds": seconds["ours"],
+                "theirs_listen_seconds": seconds["theirs"],
+                **asked,
+                "ours_bytes": model.backend.memory_bytes(state),
+                "theirs_bytes": theirs.bytes(),
+            }
+        )
     return rows
 
 
@@ -135,10 +147,17 @@ def against_whisper(model: SpeechModel, ratio: Ratio, seconds: float) -> list[di
             read[name] = work()
             best[name] = min(best[name], time.perf_counter() - started)
     return [
-        {"against": name, "seconds_of_sound": seconds, "ours_listen_seconds": best["ours"],
-         "theirs_listen_seconds": best[name], "ours_tokens": read["ours"], "theirs_tokens": read[name]}
-        for name in works if name != "ours"
-    ]  # fmt: skip
+        {
+            "against": name,
+            "seconds_of_sound": seconds,
+            "ours_listen_seconds": best["ours"],
+            "theirs_listen_seconds": best[name],
+            "ours_tokens": read["ours"],
+            "theirs_tokens": read[name],
+        }
+        for name in works
+        if name != "ours"
+    ]
 
 
 def table(records: list[Record]) -> str:

@@ -81,18 +81,38 @@ def targets(results: Sequence[Result | None]) -> list[dict[str, Any]]:
     found: list[tuple[str, Any, float, str]] = [
         ("an hour heard, s", per_hour, 3.0, "most"),
         ("first token at ten hours, ms", asked and asked["first_seconds"] * 1000, 60.0, "most"),
-        ("a token at ten hours, times weights and memory read once", limit and limit["answers"][-1]["times_limit"], 1.3, "most"),
+        (
+            "a token at ten hours, times weights and memory read once",
+            limit and limit["answers"][-1]["times_limit"],
+            1.3,
+            "most",
+        ),
         ("share of the matrix rate", limit and limit["share"], 0.6, "least"),
         ("time of ten hours over one", ten_over_one, 10.3, "most"),
         ("peak memory of ten hours over one, the memory's bytes apart", memory, 1.05, "most"),
-        ("listening, times faster than the full cache", row and row["theirs_listen_seconds"] / row["ours_listen_seconds"], 3.0, "least"),
-        ("answering, times faster than the full cache", row and row["theirs_first_seconds"] / row["ours_first_seconds"], 5.0, "least"),
-    ]  # fmt: skip
+        (
+            "listening, times faster than the full cache",
+            row and row["theirs_listen_seconds"] / row["ours_listen_seconds"],
+            3.0,
+            "least",
+        ),
+        (
+            "answering, times faster than the full cache",
+            row and row["theirs_first_seconds"] / row["ours_first_seconds"],
+            5.0,
+            "least",
+        ),
+    ]
     return [
-        {"target": name, "measured": value, "bound": bound, "sense": sense,
-         "met": None if value is None else (value <= bound if sense == "most" else value >= bound)}
+        {
+            "target": name,
+            "measured": value,
+            "bound": bound,
+            "sense": sense,
+            "met": None if value is None else (value <= bound if sense == "most" else value >= bound),
+        }
         for name, value, bound, sense in found
-    ]  # fmt: skip
+    ]
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -94,9 +94,14 @@ class Counter:
 
 
 def measure(
-    model: str, backend: str, ratio: Ratio, minutes: float, hours: list[float],
-    horizon: Horizon = OWN_HORIZON, bits: int = 16,
-) -> Result:  # fmt: skip
+    model: str,
+    backend: str,
+    ratio: Ratio,
+    minutes: float,
+    hours: list[float],
+    horizon: Horizon = OWN_HORIZON,
+    bits: int = 16,
+) -> Result:
     """Rates, then listening and answering by turns with them; shares are of the best rate."""
     speech_model = load_model(model, backend, horizon, bits)
     made = speech_model.backend
@@ -153,8 +158,9 @@ def table(records: list[Record]) -> str:
     """Listening, one row a measurement; answering, one row a length."""
     flat = [
         Record(r.kind, r.settings, r.machine, r.date, r.result | {"answer": answer})
-        for r in records for answer in r.result["answers"]
-    ]  # fmt: skip
+        for r in records
+        for answer in r.result["answers"]
+    ]
     return markdown_table(LISTENING, records) + "\n" + markdown_table(ANSWERING, flat)
 
 

@@ -40,8 +40,13 @@ def run(records: Records, arguments: argparse.Namespace) -> None:
 
 def settings(arguments: argparse.Namespace, backend: str, ratio: Ratio) -> dict[str, Any]:
     """What listening and answering have in common."""
-    return {"model": arguments.model, "backend": backend, "ratio": ratio, "horizon": arguments.horizon,
-            "bits": arguments.memory_bits}  # fmt: skip
+    return {
+        "model": arguments.model,
+        "backend": backend,
+        "ratio": ratio,
+        "horizon": arguments.horizon,
+        "bits": arguments.memory_bits,
+    }
 
 
 def synchronizer(backend: Any) -> Any:
@@ -54,9 +59,14 @@ def synchronizer(backend: Any) -> Any:
 
 
 def measure(
-    model: str, backend: str, ratio: Ratio, minutes: float, horizon: Horizon = OWN_HORIZON, bits: int = 16,
+    model: str,
+    backend: str,
+    ratio: Ratio,
+    minutes: float,
+    horizon: Horizon = OWN_HORIZON,
+    bits: int = 16,
     source: str = str(EXAMPLE),
-) -> Result:  # fmt: skip
+) -> Result:
     """Hear one recording in this process. Bytes, seconds, and counts; `stages` as stages.py has them."""
     started = time.perf_counter()
     speech_model = load_model(model, backend, horizon, bits)
@@ -79,8 +89,15 @@ def measure(
     for heard in listening:
         if heard.seconds >= (len(marks) + 1) * step:
             elapsed = time.perf_counter() - started
-            marks.append({"heard": heard.seconds, "seconds": elapsed, "resident_bytes": resident_bytes(),
-                          "peak_bytes": peak_bytes(), "memory_bytes": heard.memory_bytes})  # fmt: skip
+            marks.append(
+                {
+                    "heard": heard.seconds,
+                    "seconds": elapsed,
+                    "resident_bytes": resident_bytes(),
+                    "peak_bytes": peak_bytes(),
+                    "memory_bytes": heard.memory_bytes,
+                }
+            )
             if elapsed > told + SECONDS_BETWEEN_LINES:
                 print(f"{model} on {backend}: {heard.seconds / 60:.1f} min heard in {elapsed:.0f} s", file=sys.stderr)
                 told = elapsed
