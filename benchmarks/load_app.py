@@ -21,8 +21,7 @@ import soundfile as sf
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from benchmarks.__main__ import write_long_recording
-from speech_xl.example import EXAMPLE
+from benchmarks.sound import write_long_recording
 
 RATE = 16_000
 QUESTION = "When does it begin?"  # the answer does not matter, its time and its length of recording do
@@ -79,7 +78,7 @@ class Visitor:
 def answers_beside_a_long_recording(visitor: Visitor, minutes: float) -> list[float]:
     """Seconds to each of a visitor's answers while another client's recording of `minutes` is being heard."""
     path = visitor.path.with_name("long.flac")
-    write_long_recording(path, EXAMPLE, minutes)
+    write_long_recording(path, minutes)
     visitor.answer_seconds.clear()
     other = Client(visitor.url, verbose=False)
     hearing = other.submit(handle_file(str(path)), "", api_name="/listen")

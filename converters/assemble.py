@@ -31,7 +31,10 @@ def assemble(folder: Path, parts: list[Path], out: Path) -> None:
     recipes = []
     for name, shape in expected_tensors(target).items():
         origin = base_name(name, target.sst)
-        factors = tuple(trained[name + ending] for ending in LOW_RANK) if name + LOW_RANK[0] in trained else None
+        factors = None
+        if name + LOW_RANK[0] in trained:
+            a, b, scale = (trained[name + ending] for ending in LOW_RANK)
+            factors = (a, b, scale)
         if origin is None and factors is not None:
             recipes.append(Recipe(name, shape, DTYPES[target.dtype], low_rank=factors))
             continue
@@ -43,10 +46,11 @@ def assemble(folder: Path, parts: list[Path], out: Path) -> None:
             )
         recipes.append(Recipe(name, shape, DTYPES[target.dtype], source, low_rank=factors))
     tokenizer, heard = load_tokenizer(folder), folder / RECOGNIZER_TOKENIZER
+    recognizer_tokenizer = None
     if heard.is_file():
         recognizer_tokenizer = read_tokenizer(heard)
-    else:
-        recognizer_tokenizer = sources[0].tokenizer() if target.recognizer is not None else None
+    elif target.recognizer is not None:
+        recognizer_tokenizer = sources[0].tokenizer()
     plan = Plan(
         family=OWN,
         config=target,
@@ -63,7 +67,7 @@ def base_tensors(sources: list[Source]) -> dict[str, Stored]:
     """Every tensor of the parts that we have a name for, by our name."""
     found: dict[str, Stored] = {}
     for source in sources:
-        kind = source.config().get("model_type")
+        kind = str(source.config().get("model_type"))
         family = FAMILIES.get(kind, whisper_qwen2.WITH_RECOGNIZER)
         prefix = "" if kind in FAMILIES else whisper_qwen2.SPEECH if kind == "whisper" else whisper_qwen2.TEXT
         for theirs, tensor in source.tensors().items():

@@ -82,7 +82,7 @@ def read_variables(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
                     raise CheckpointError(f"{path} is damaged or cut off; copy or download it again.")
                 found[name] = stored
                 file.seek(length, 1)
-            aliases = dict((take_string(file), take_string(file)) for _ in range(take(file, "I")))
+            aliases = {take_string(file): take_string(file) for _ in range(take(file, "I"))}
     except (OSError, struct.error, UnicodeDecodeError):
         raise CheckpointError(f"{path} is damaged or cut off; copy or download it again.") from None
     return found, aliases
@@ -131,9 +131,14 @@ class CTranslate2Model:
     def config(self) -> Json:
         """Whisper's configuration in transformers' names, from the tensors' shapes."""
         shapes = {name: t.shape for name, t in self._variables.items()}
-        for name in ("encoder/conv1/weight", "encoder/layer_0/ffn/linear_0/weight", "decoder/layer_0/ffn/linear_0/weight",
-                     "decoder/embeddings/weight", "encoder/position_encodings/encodings",
-                     "decoder/position_encodings/encodings"):  # fmt: skip
+        for name in (
+            "encoder/conv1/weight",
+            "encoder/layer_0/ffn/linear_0/weight",
+            "decoder/layer_0/ffn/linear_0/weight",
+            "decoder/embeddings/weight",
+            "encoder/position_encodings/encodings",
+            "decoder/position_encodings/encodings",
+        ):
             require(name in shapes, f"{self._file} lacks {name}")
         width = shapes["encoder/conv1/weight"][0]
 

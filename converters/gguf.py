@@ -37,7 +37,7 @@ NAMES = (
 )
 # our reading of `tokenizer.ggml.pre`: how text is cut before pairs are merged (llama.cpp's llama-vocab.cpp)
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-CUTS = {
+CUTS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
     "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "llama-bpe": [
@@ -162,16 +162,19 @@ class GGUFFile:
             check_kind(self.path, tensor.name, tensor.tensor_type, shape)
             block, size = GGML_QUANT_SIZES[tensor.tensor_type]
             found[name] = Packed(
-                self.path, shape, torch.float32, int(tensor.data_offset),
+                self.path,
+                shape,
+                torch.float32,
+                int(tensor.data_offset),
                 packed_shape=(*shape[:-1], shape[-1] // block * size) if len(shape) > 1 else (shape[0], size),
                 kind=tensor.tensor_type,
                 heads=heads[permuted[1]] if permuted and self._kind == "llama" else None,
-            )  # fmt: skip
+            )
         return found
 
     def tokenizer(self) -> Tokenizer:
         """The file's own vocabulary and merges."""
-        kind, cut = (self._values.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+        kind, cut = (str(self._values.get(f"tokenizer.ggml.{name}")) for name in ("model", "pre"))
         require(kind == "gpt2", f"{self.path} has a tokenizer of the kind {kind}; byte-level BPE (gpt2) is known")
         require(cut in CUTS, f"{self.path} cuts words in the way {cut}; {', '.join(CUTS)} are known")
         tokens = field(self._values, "tokenizer.ggml.tokens")

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from converters.family import Json, field, require
 from speech_xl.config import RecognizerConfig
+from speech_xl.errors import CheckpointError
 
 LANGUAGE = "<|en|>"
 MULTILINGUAL = 51_865  # tokens, from here on; the English-only models have one less
@@ -19,7 +20,10 @@ ALIGNMENT_HEADS = {(6, 8, 51_865): ((3, 1), (4, 2), (4, 3), (4, 7), (5, 1), (5, 
 
 def recognizer_config(whisper: Json, generation: Json, tokenizer: Tokenizer | None) -> RecognizerConfig:
     """From Whisper's config, its generation_config (empty where there is none) and its tokenizer."""
-    require(tokenizer is not None, "a recognizer needs Whisper's tokenizer.json beside its weights")
+    if tokenizer is None:
+        raise CheckpointError(
+            "This checkpoint cannot be converted: a recognizer needs Whisper's tokenizer.json beside its weights."
+        )
     size = field(whisper, "vocab_size")
     layers, heads = field(whisper, "decoder_layers"), field(whisper, "decoder_attention_heads")
 

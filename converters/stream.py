@@ -125,6 +125,7 @@ class Recipe:
 
     def _scaled(self) -> torch.Tensor:
         """diag(s) @ A of a low-rank difference, (r, in) float64."""
+        assert self.low_rank is not None
         a, _, scale = self.low_rank
         return a.whole().double() * scale.whole().double()[:, None]
 

@@ -64,12 +64,12 @@ class Verifier:
             self.lines.append(f"logits were not compared: transformers cannot load this source ({reason})")
             return
         ours = our_logits(out, config, backend, sound, text_only=self._decoder is not None)
-        error = float(np.abs(ours - theirs).max())
+        apart = float(np.abs(ours - theirs).max())
         is_exact = config.quantization is None and not any(r.is_narrowed for r in self._plan.recipes)
         # "not <=": a NaN is no small difference
-        if is_exact and not error <= TOLERANCE * max(1.0, float(np.abs(theirs).max())):
-            raise CheckpointError(f"Logits on {backend} differ from transformers' by {error:.2g}; report this source.")
-        self.lines.append(f"logits on {backend} differ from transformers' by at most {error:.2g}")
+        if is_exact and not apart <= TOLERANCE * max(1.0, float(np.abs(theirs).max())):
+            raise CheckpointError(f"Logits on {backend} differ from transformers' by {apart:.2g}; report this source.")
+        self.lines.append(f"logits on {backend} differ from transformers' by at most {apart:.2g}")
 
 
 def check_tensor(recipe: Recipe, stored: dict[str, Stored]) -> None:
@@ -120,6 +120,7 @@ def hear(config: ModelConfig, sound: np.ndarray) -> tuple[np.ndarray, int]:
     """The first window (1, num_mel_bins, T) and its samples of sound."""
     stream = WindowStream(config.encoder)
     window = (stream.push(sound) + stream.finish())[0]
+    assert window.mel is not None  # only a recogniser's windows can be silent
     return window.mel[None], window.valid_samples
 
 

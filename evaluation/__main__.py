@@ -30,7 +30,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("data", type=Path, help="JSON lines, see docs/evaluation.md; with --benchmark, your copy of it")
     parser.add_argument("--benchmark", choices=tuple(BENCHMARKS), help="a public one, see docs/benchmarks_public.md")
     parser.add_argument("--kinds", nargs="+", default=[], metavar="KIND", help="ask only lines of these kinds")
-    parser.add_argument("--skip-missing", action="store_true", help="leave out lines whose recording is not there")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out lines whose recording cannot be heard")
     command.add_arguments(parser)
     return parser
 
@@ -57,9 +57,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def report(
-    arguments: argparse.Namespace, data: Data, lines: Sequence[Line], methods: Sequence[Method], results: ResultsFile,
+    arguments: argparse.Namespace,
+    data: Data,
+    lines: Sequence[Line],
+    methods: Sequence[Method],
+    results: ResultsFile,
     about: str,
-) -> None:  # fmt: skip
+) -> None:
     """Print the tables, and write the report where there is an output folder."""
     rows = make_rows(data, methods, results)
     print(table(rows), end="")

@@ -19,6 +19,9 @@ from speech_xl.memory import AudioMemory, RecordingSource
 from speech_xl.model import SpeechModel
 from speech_xl.prefetch import WindowReader
 from speech_xl.recognition import Word
+from speech_xl.schedule import FixedRatio, Scheduler
+
+PIECE = 256  # tokens of text that are read at once
 
 
 def check_recognizer(model: SpeechModel) -> None:
@@ -42,7 +45,7 @@ def recognize(model: SpeechModel, audio: Path | SoundSource) -> tuple[list[Word]
         for group in reader:
             with model.lock:
                 heard = front_end.hear(state, group)
-            words += [word for _, word in heard.words]
+            words += [word for _, word in heard.words or ()]
             seconds = heard.seconds
     finally:
         reader.close()
@@ -50,10 +53,18 @@ def recognize(model: SpeechModel, audio: Path | SoundSource) -> tuple[list[Word]
 
 
 def read_as_text(model: SpeechModel, words: Sequence[Word], recording: RecordingSource) -> AudioMemory:
-    """A memory whose prefix ends with the recording's words as text, and which has no slots: no evidence comes of it."""
-    ids = (*model.prompt.prefix_ids, *model.prompt.text_ids(" ".join(word.text for word in words)))
+    """A memory whose prefix ends with the recording's words as text, and which has no slots: no evidence comes of it.
+
+    The text is read in pieces that are kept raw, which is the same as in one, in a time and memory that hours allow.
+    """
+    before, text = model.prompt.prefix_ids, model.prompt.text_ids(" ".join(word.text for word in words))
+    ids = (*before, *text)
     with model.lock:
-        state = model.backend.start(list(ids))
+        state = model.backend.start(list(before))
+        if text:
+            model.backend.hear_words(state, text)
+        for plan in Scheduler(PIECE, FixedRatio(None), len(before)).plan_all(len(text)):
+            model.backend.close_intervals(state, [plan])
         size = model.backend.memory_bytes(state)
     return AudioMemory(
         state=state,

@@ -7,19 +7,23 @@ It knows files and text; no model and no score.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.metrics import error_words, normalise
+from speech_xl.audio import probe
 from speech_xl.decoders import SoundSource
-from speech_xl.errors import SpeechXLError
+from speech_xl.errors import RecordingError, SpeechXLError
+
+LONGEST = 1e9  # seconds
 
 
 class DataError(SpeechXLError):
@@ -103,20 +107,23 @@ def check_lines(
 ) -> Data:
     """Lines of `source` as items; paths are relative to `folder`.
 
-    With `kinds` only these are taken, with `skip_missing` only those whose recording is there. DataError for a line
+    With `kinds` only these are taken, with `skip_missing` only those whose recording can be heard. DataError for a line
     that cannot be used, a kind that is not there, two lines of one id, and where nothing is left.
     """
     if not lines:
         raise DataError(f"{source} has no lines; give at least one JSON object.")
+    for line in lines:
+        _check_unicode(line)
     chosen = [line for line in lines if not kinds or _kind(line) in kinds]
     for kind in kinds:
         if kind not in map(_kind, chosen):
             there = ", ".join(dict.fromkeys(map(_kind, lines)))
             raise DataError(f"{source} has no line of the kind {kind!r}; choose of {there}.")
-    here = [line for line in chosen if not (skip_missing and _is_missing(line, folder))]
+    look = cache(_look)  # many lines are about the same recording
+    here = [line for line in chosen if not (skip_missing and _is_missing(line, folder, look))]
     if not here:
         raise DataError(f"None of the recordings of {source} is there; bring at least one.")
-    items = tuple(_item(line, folder) for line in here)
+    items = tuple(_item(line, folder, look) for line in here)
     name, times = Counter(item.id for item in items).most_common(1)[0]
     if times > 1:
         raise DataError(f"{source}: {times} lines have the id {name!r}; give every line an id of its own, or none.")
@@ -144,37 +151,69 @@ def _kind(line: Line) -> str:
     return kind or ("transcript" if line.fields.get("question") is None else "question")
 
 
-def _is_missing(line: Line, folder: Path) -> bool:
+class Look(NamedTuple):
+    """What can be told of a recording before it is decoded."""
+
+    trouble: str | None = None  # why it cannot be heard, in a sentence
+    seconds: float | None = None  # that it declares, if it does
+
+
+def _look(recording: Path) -> Look:
+    try:
+        if recording.is_file():
+            seconds = probe(recording).seconds
+            return Look(f"{recording} holds no sound; bring another copy." if seconds == 0 else None, seconds)
+    except RecordingError as error:
+        return Look(str(error))
+    except OSError:  # a name that no file can have
+        pass
+    return Look(f"there is no recording {recording}; correct the path or bring the file.")
+
+
+def _is_missing(line: Line, folder: Path, look: Callable[[Path], Look]) -> bool:
     audio = _text(line, "audio")
-    return audio is not None and not (folder / audio).is_file()
+    return audio is not None and look(folder / audio).trouble is not None
 
 
-def _item(line: Line, folder: Path) -> Item:
+def _check_unicode(line: Line) -> None:
+    """JSON can name halves of characters, which no file of results can hold."""
+    try:
+        json.dumps(line.fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{line.where}: there is half a character, \\ud800 to \\udfff; write it as UTF-8.") from None
+
+
+def _item(line: Line, folder: Path, look: Callable[[Path], Look]) -> Item:
     where = line.where
     audio, question, answer, text = (_text(line, name) for name in ("audio", "question", "answer", "text"))
     if audio is None:
         raise DataError(f'{where}: there is no "audio"; name the recording, relative to this file.')
-    if _is_missing(line, folder):
-        raise DataError(f"{where}: there is no recording {folder / audio}; correct the path or bring the file.")
-    known = {"id": _id(line), "audio": folder / audio, "kind": _kind(line), "span": _span(line)}
+    trouble, seconds = look(folder / audio)
+    if trouble is not None:
+        raise DataError(f"{where}: {trouble}")
+    span = _span(line)
+    if span is not None and seconds is not None and span[0] >= seconds:
+        raise DataError(f"{where}: start {span[0]:g} is behind the recording's end at {seconds:g} s; correct it.")
+    known = Item(_id(line), folder / audio, _kind(line), span=span)
     if question is None:
         if text is None:
             raise DataError(f'{where}: there is nothing to ask; give "question" and "answer", or "text".')
         if not (normalise(text) and error_words(text)):
             raise DataError(f"{where}: the text {text!r} has no words; write what is said.")
-        return Item(**known, text=text)
+        return dataclasses.replace(known, text=text)
     if answer is None:
         raise DataError(f'{where}: the question has no "answer"; write the right one.')
     if not normalise(answer):
         raise DataError(f"{where}: the answer {answer!r} has no letter and no digit; write words.")
     if isinstance(line.fields.get("choices"), dict):
-        choices = _lettered_choices(line)
-        answer = _letter_of(answer, choices, where)
-        return Item(**known, question=question, answer=answer, choices=tuple(choices.values()), letters=tuple(choices))
+        lettered = _lettered_choices(line)
+        letter = _letter_of(answer, lettered, where)
+        texts = tuple(lettered.values())
+        return dataclasses.replace(known, question=question, answer=letter, choices=texts, letters=tuple(lettered))
     choices = _choices(line)
     if choices and normalise(answer) not in map(normalise, choices):
         raise DataError(f"{where}: the answer {answer!r} is none of the choices; write it as one of them.")
-    return Item(**known, question=question, answer=answer, choices=choices)
+    return dataclasses.replace(known, question=question, answer=answer, choices=choices)
 
 
 def _text(line: Line, name: str) -> str | None:
@@ -192,15 +231,19 @@ def _id(line: Line) -> str:
 
 
 def _span(line: Line) -> tuple[float, float] | None:
-    start, end = line.fields.get("start"), line.fields.get("end")
-    if start is None and end is None:
+    if line.fields.get("start") is None and line.fields.get("end") is None:
         return None
-    for name, value in (("start", start), ("end", end)):
-        if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
-            raise DataError(f"{line.where}: {name} is {value!r}; give start and end in seconds, or neither.")
-    if end <= start:
-        raise DataError(f"{line.where}: end {end:g} is not after start {start:g}; correct one of them.")
-    return float(start), float(end)
+    first, last = (_seconds(line, name) for name in ("start", "end"))
+    if last <= first:
+        raise DataError(f"{line.where}: end {last:g} is not after start {first:g}; correct one of them.")
+    return first, last
+
+
+def _seconds(line: Line, name: str) -> float:
+    value = line.fields.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < LONGEST:
+        raise DataError(f"{line.where}: {name} is {value!r}; give start and end in seconds, or neither.")
+    return float(value)
 
 
 def _choices(line: Line) -> tuple[str, ...]:
@@ -208,7 +251,9 @@ def _choices(line: Line) -> tuple[str, ...]:
     if choices is None:
         return ()
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
-        raise DataError(f"{line.where}: choices must be a list of two texts or more, or an object of letters and texts.")
+        raise DataError(
+            f"{line.where}: choices must be a list of two texts or more, or an object of letters and texts."
+        )
     if not all(map(normalise, choices)) or len(set(map(normalise, choices))) < len(choices):
         raise DataError(f"{line.where}: choices must be words, and differ after lower-casing and dropping articles.")
     return tuple(choices)

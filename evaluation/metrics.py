@@ -39,7 +39,8 @@ def token_f1(said: str, answer: str) -> float:
 
 def choose(said: str, choices: Sequence[str], letters: Sequence[str] = ()) -> int | None:
     """Which choice an answer takes: the one whose letter it starts with, where choices have letters, else the first
-    that it equals, else the first whose words it contains; None: none."""
+    that it equals, else the first whose words it contains; None: none.
+    """
     letter = LETTER.match(said)
     if letter and letter[1].upper() in letters:
         return list(letters).index(letter[1].upper())

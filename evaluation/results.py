@@ -42,6 +42,21 @@ OTHERS = {
 }
 
 
+NUMBER = (int, float)
+TYPES = {
+    "id": (str,),
+    "audio": (str,),
+    "kind": (str,),
+    "said": (str,),
+    "name": (str,),
+    "ratio": (int, type(None)),
+    "seconds": NUMBER,
+    "bytes": (int,),
+    "listen_seconds": NUMBER,
+    "answer_seconds": NUMBER,
+}
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to keep a recording. `ratio`: speech tokens a slot; None: every one of them, or their text."""
@@ -94,6 +109,9 @@ def _to_line(run: Run, result: Result) -> str:
 def _from_line(line: bytes) -> tuple[Run, Result]:
     """Raises ValueError, KeyError or TypeError where the line is not one of ours."""
     fields = json.loads(line)
+    for name, types in TYPES.items():
+        if type(fields[name]) not in types:
+            raise TypeError(name)
     run = Run(**{f.name: fields.pop(f.name) for f in dataclasses.fields(Run)})
     method = Method(fields.pop("name"), fields.pop("ratio"))
     fields["scores"] = {name: (float(points), float(most)) for name, (points, most) in fields["scores"].items()}
@@ -106,25 +124,25 @@ class ResultsFile:
 
     def __init__(self, run: Run, folder: Path | None):
         self._run = run
-        self._path = folder and folder / NAME
+        self._path = None if folder is None else folder / NAME
         self._results: dict[tuple[Method, str], Result] = {}
-        if folder is not None:
+        if folder is not None and self._path is not None:
             do_with(folder, lambda: folder.mkdir(parents=True, exist_ok=True))
             if self._path.exists():
-                self._read()
+                self._read(self._path)
 
-    def _read(self) -> None:
-        for number, line in enumerate(whole_lines(self._path), 1):  # what a kill cut short is asked again
+    def _read(self, path: Path) -> None:
+        for number, line in enumerate(whole_lines(path), 1):  # what a kill cut short is asked again
             try:
                 run, result = _from_line(line)
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise ResultsError(
-                    f"{self._path}, line {number} is damaged; remove that line, or name another output folder."
+                    f"{path}, line {number} is damaged; remove that line, or name another output folder."
                 ) from None
             for name, other in dataclasses.asdict(run).items():
                 if other != getattr(self._run, name):
                     raise ResultsError(
-                        f"{self._path} is of {OTHERS[name]} ({other}, now {getattr(self._run, name)}); "
+                        f"{path} is of {OTHERS[name]} ({other}, now {getattr(self._run, name)}); "
                         "name another output folder."
                     )
             self._results[result.method, result.id] = result
@@ -136,13 +154,15 @@ class ResultsFile:
     def add(self, result: Result) -> None:
         """Keep a result; OutputError if it cannot be written."""
         if self._path is not None:
-            do_with(self._path, lambda: self._append(_to_line(self._run, result)))
+            path = self._path
+            do_with(path, lambda: _append(path, _to_line(self._run, result)))
         self._results[result.method, result.id] = result
-
-    def _append(self, line: str) -> None:
-        with open(self._path, "a", encoding="utf-8", newline="\n") as file:
-            file.write(line)
 
     def of(self, method: Method, items: list[str]) -> list[Result]:
         """A method's results in the order of `items`, those that are there."""
         return [self._results[method, item] for item in items if (method, item) in self._results]
+
+
+def _append(path: Path, line: str) -> None:
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
+        file.write(line)

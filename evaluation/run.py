@@ -105,7 +105,7 @@ def ask_item(model: SpeechModel, heard: Heard, item: Item) -> tuple[str, tuple[f
     for _ in asking:
         pass
     strongest = next(iter(asking.answer.evidence), None)
-    return asking.answer.answer, strongest and (strongest.start, strongest.end)
+    return asking.answer.answer, None if strongest is None else (strongest.start, strongest.end)
 
 
 def answer(model: SpeechModel, heard: Heard, item: Item, method: Method) -> Result:
@@ -116,7 +116,7 @@ def answer(model: SpeechModel, heard: Heard, item: Item, method: Method) -> Resu
     if item.text is not None:
         scores = score_transcript(said, item.text)
     else:
-        scores = score_answer(said, item.answer, item.choices, item.span, evidence, item.letters)
+        scores = score_answer(said, item.answer or "", item.choices, item.span, evidence, item.letters)
     return Result(
         method=method,
         id=item.id,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -21,7 +22,9 @@ from speech_xl.config import DecoderConfig, SSTConfig
 
 Rotation = tuple[mx.array, mx.array]  # cos, sin of shape (B or 1, 1, R, head_dim)
 Pooled = tuple[mx.array, mx.array]  # tokens and columns, see Attention.pool
-Mask = mx.array | str | None  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
+Mask: TypeAlias = (
+    mx.array | str | None
+)  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
 Piece = tuple[mx.array, mx.array]  # attention to some keys (B, H, R, head_dim), and the scores' log-sum-exp (B, H, R)
 
 PIECES_AT_ONCE = 16  # that wait to be joined: more would take room that grows with the memory
@@ -113,7 +116,8 @@ class Attention(nn.Module):
     def attend_memory(self, q: mx.array, memory: KeyValues) -> list[Piece]:
         """Rotated queries (B, H, R, head_dim) to the memory that all of the batch share: one piece, none if it is empty."""
         b, heads, rows, width = q.shape
-        folded = q.swapaxes(0, 1).reshape(1, heads, b * rows, width)
+        # Heads that share keys, and the batch, are rows of one product.
+        folded = q.reshape(b, self.kv_heads, -1, width).swapaxes(0, 1).reshape(1, self.kv_heads, -1, width)
         pieces: list[Piece] = []
         for keys, values, turn in memory.blocks():
             pieces.append(attend_piece(turned(folded, turn, self.rope_theta), keys, values))
@@ -122,20 +126,20 @@ class Attention(nn.Module):
         if not pieces:
             return []
         out, total = join(pieces)
-        return [(out.reshape(heads, b, rows, width).swapaxes(0, 1), total.reshape(heads, b, rows).swapaxes(0, 1))]
+        out = out.reshape(self.kv_heads, b, -1, width).swapaxes(0, 1).reshape(q.shape)
+        return [(out, total.reshape(self.kv_heads, b, -1).swapaxes(0, 1).reshape(b, heads, rows))]
 
     def weigh(self, q: mx.array, total: mx.array, memory: KeyValues) -> mx.array:
         """(B, M) float32: the attention of one row (B, H, 1, head_dim) to each memory slot, averaged over heads.
 
         total (B, H, 1): log-sum-exp of its scores to all keys that it sees.
         """
-        b, group = len(q), self.heads // self.kv_heads
-        found = [mx.zeros((b, 0), mx.float32)]
+        q = q.reshape(len(q), self.kv_heads, -1, self.head_dim)
+        scores = [mx.zeros((*q.shape[:3], 0), q.dtype)]
         for keys, _, turn in memory.blocks():
-            rows = turned(q, turn, self.rope_theta).reshape(b, self.kv_heads, group, self.head_dim)
-            scores = (rows @ keys.swapaxes(-1, -2)).astype(mx.float32).flatten(1, 2) / math.sqrt(self.head_dim)
-            found.append(mx.exp(scores - total).mean(1))
-        return mx.concatenate(found, axis=1)
+            scores.append(turned(q, turn, self.rope_theta) @ keys.swapaxes(-1, -2))
+        joined = mx.concatenate(scores, axis=-1).astype(mx.float32).flatten(1, 2) / math.sqrt(self.head_dim)
+        return mx.exp(joined - total).mean(1)
 
     def most_attended(
         self,

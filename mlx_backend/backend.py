@@ -148,9 +148,10 @@ class Backend:
             return rotation(mx.array(np.stack([getattr(p, positions) for p in plans])))
 
         pooled: Pooled | None = None
-        if plan.ssts and self.config.sst.pooled:
+        sst = self.config.sst
+        if plan.ssts and plan.ratio is not None and sst is not None and sst.pooled:
             tokens = np.stack([p.pooled_tokens() for p in plans])
-            columns = np.resize(self.config.sst.pool_columns(plan.ratio), tokens.shape)
+            columns = np.resize(sst.pool_columns(plan.ratio), tokens.shape)
             pooled = mx.array(tokens), mx.array(columns)
         return Intervals(
             ((0, plan.hidden_from), (plan.hidden_from + plan.hidden, state.memory[0].length)),
@@ -176,12 +177,20 @@ class Backend:
         self._run(work)
 
     def fork(self, state: State) -> State:
-        return State([layer.rows((0, layer.length)) for layer in state.memory], state.queued)
+        return State([layer.fork() for layer in state.memory], state.queued)
 
     def slice(self, state: State, prefix: int, first: int, last: int) -> State:
         def work() -> State:
             parts = (0, prefix), (prefix + first, prefix + last)
             return State([layer.rows(*parts) for layer in state.memory], state.queued[:, :0])
+
+        return self._run(work)
+
+    def join(self, state: State, other: State, prefix: int) -> State:
+        def work() -> State:
+            pairs = zip(state.memory, other.memory, strict=True)
+            memory = [one.followed_by(more.rows((prefix, more.length)), one.length - prefix) for one, more in pairs]
+            return State(memory, state.queued[:, :0])
 
         return self._run(work)
 
@@ -235,7 +244,7 @@ class Backend:
             tokens, shown = self._run(work)
             yield {text: Step(tokens[row], shown[row]) for row, text in enumerate(going)}
             rows = [row for row, token in enumerate(tokens) if token not in end_ids]
-            if len(rows) < len(going):  # finished texts leave the batch
+            if 0 < len(rows) < len(going):  # finished texts leave the batch
                 self._run(keep, rows)
             positions = [positions[row] + len(ids[row]) for row in rows]
             padding = np.pad(padding[rows], ((0, 0), (0, 1)))

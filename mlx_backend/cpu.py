@@ -16,9 +16,14 @@ from mlx import nn
 # within 6e-7 of the exact function in float32 (measured for |x| > 0.5).
 ERF_END = 3.925
 ERF_P = (
-    -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
-    -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02,
-)  # fmt: skip
+    -2.72614225801306e-10,
+    2.77068142495902e-08,
+    -2.10102402082508e-06,
+    -5.69250639462346e-05,
+    -7.34990630326855e-04,
+    -2.95459980854025e-03,
+    -1.60960333262415e-02,
+)
 ERF_Q = (
     -1.45660718464996e-05,
     -2.13374055278905e-04,
@@ -29,6 +34,7 @@ ERF_Q = (
 
 
 def polynomial(x: mx.array, coefficients: tuple[float, ...]) -> mx.array:
+    """Of x, by coefficients from the highest power down."""
     total = x * coefficients[0] + coefficients[1]
     for coefficient in coefficients[2:]:
         total = total * x + coefficient

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -25,7 +26,8 @@ from speech_xl.visibility import CAUSAL
 @dataclass(frozen=True)
 class Intervals:
     """The plans of B intervals of one shape, as tensors. Without SSTs (K = 0) one of the last three says what stays;
-    with none of them, every row does."""
+    with none of them, every row does.
+    """
 
     seen: tuple[tuple[int, int], ...]  # rows of the memory [first, past the last) that all of them see
     speech_rotation: Rotation  # of n rows
@@ -51,6 +53,8 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """Attention and SwiGLU, each behind a norm and around a residual."""
+
     def __init__(self, config: DecoderConfig, sst: SSTConfig | None):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -59,7 +63,42 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config)
 
     def feed_forward(self, x: mx.array) -> mx.array:
+        """(B, R, D) -> the same, the residual included."""
         return x + self.mlp(self.post_attention_layernorm(x))
+
+    def whole(
+        self,
+        x: mx.array,
+        q_rotation: Rotation,
+        k_rotation: Rotation,
+        attend: Callable[[mx.array, mx.array, mx.array], mx.array],
+        sst_rows: slice | None,
+        pool: Callable[[int, mx.array], mx.array] | None = None,
+    ) -> mx.array:
+        """A masked pass through this layer: x (B, R, D), the SSTs' rows `sst_rows` -> (B, R, D).
+
+        attend(q, k, v): attention under the pass's mask, whoever computes it. pool(part, rows): `Attention.pool` of the
+        rows before the SSTs.
+        """
+        attention = self.self_attn
+        h = self.input_layernorm(x)
+        if sst_rows is None:
+            q, k, v = attention.project(h)
+            out = attention.output(attend(rotate(q, q_rotation), rotate(k, k_rotation), v))
+            return self.feed_forward(x + out)
+        before, after = slice(0, sst_rows.start), slice(sst_rows.stop, x.shape[1])
+        heard, (sst_q, sst_k, sst_v) = attention.project(h[:, before]), attention.project(h[:, sst_rows], sst=True)
+        if pool is not None:
+            sst_k, sst_v = sst_k + pool(0, heard[1]), sst_v + pool(1, heard[2])
+        parts = [heard, (sst_q, sst_k, sst_v), attention.project(h[:, after])]
+        q, k, v = (mx.concatenate(p, axis=2) for p in zip(*parts, strict=True))
+        out = attend(rotate(q, q_rotation), rotate(k, k_rotation), v)
+        outputs = [
+            attention.output(out[:, :, before]),
+            attention.output(out[:, :, sst_rows], sst=True),
+            attention.output(out[:, :, after]),
+        ]
+        return self.feed_forward(x + mx.concatenate(outputs, axis=1))
 
 
 def rows_of(pieces: Sequence[Piece], rows: slice) -> list[Piece]:
@@ -119,7 +158,8 @@ class Decoder(nn.Module):
                 h = layer.input_layernorm(x)
                 unrotated, value = attention.keys_values(h)
                 key = rotate(unrotated, plan.speech_rotation)
-            if number < last or plan.attended is not None:
+            goes_on = number + 1 < last or (number < last and speech_stays)  # whether a later layer reads speech rows
+            if goes_on or plan.attended is not None:
                 q = rotate(attention.queries(h), plan.speech_rotation)
             if k:
                 h = layer.input_layernorm(s)
@@ -142,14 +182,16 @@ class Decoder(nn.Module):
             queries = []
             if k:
                 queries.append(rotate(attention.queries(h, sst=True), plan.sst_query_rotation))
-            if number + 1 < last or speech_stays:
+            if goes_on:
                 queries.append(q)
-            from_memory = attention.attend_memory(mx.concatenate(queries, axis=2), past)  # read once for both kinds of rows
+            from_memory = attention.attend_memory(
+                mx.concatenate(queries, axis=2), past
+            )  # read once for both kinds of rows
             if k:
                 seen = mx.concatenate([key, own_key], axis=2), mx.concatenate([value, own_value], axis=2)
                 pieces = [*rows_of(from_memory, slice(0, k)), attend_piece(queries[0], *seen, plan.sst_mask)]
                 s = layer.feed_forward(s + attention.output(join(pieces)[0], sst=True))
-            if number + 1 < last or speech_stays:
+            if goes_on:
                 pieces = [*rows_of(from_memory, slice(k, None)), attend_piece(q, key, value, CAUSAL)]
                 x = layer.feed_forward(x + attention.output(join(pieces)[0]))
 
@@ -202,22 +244,10 @@ class Decoder(nn.Module):
 
         Returns (B, R, D) before the final norm.
         """
-        q_rotation, k_rotation = self.rotation(query_positions), self.rotation(key_positions)
-        before, after = slice(0, sst_rows.start), slice(sst_rows.stop, x.shape[1])
+        rotations = self.rotation(query_positions), self.rotation(key_positions)
+        rows = sst_rows if sst_rows.stop > sst_rows.start else None
         for layer in self.layers:
             attention = layer.self_attn
-            h = layer.input_layernorm(x)
-            parts = [attention.project(h[:, before]), attention.project(h[:, after])]
-            if sst_rows.stop > sst_rows.start:
-                sst_q, sst_k, sst_v = attention.project(h[:, sst_rows], sst=True)
-                if pooled is not None:
-                    heard = parts[0]
-                    sst_k, sst_v = sst_k + attention.pool(0, heard[1], *pooled), sst_v + attention.pool(1, heard[2], *pooled)
-                parts.insert(1, (sst_q, sst_k, sst_v))
-            q, k, v = (mx.concatenate(p, axis=2) for p in zip(*parts, strict=True))
-            out = attention.attend(rotate(q, q_rotation), rotate(k, k_rotation), v, mask)
-            outputs = [attention.output(out[:, :, before]), attention.output(out[:, :, after])]
-            if sst_rows.stop > sst_rows.start:
-                outputs.insert(1, attention.output(out[:, :, sst_rows], sst=True))
-            x = layer.feed_forward(x + mx.concatenate(outputs, axis=1))
+            pool = None if pooled is None else partial(attention.pool, tokens=pooled[0], columns=pooled[1])
+            x = layer.whole(x, *rotations, partial(attention.attend, mask=mask), rows, pool)
         return x

@@ -9,6 +9,8 @@ Letters: B windows, T mel frames, S encoder positions (T / 2), N speech tokens, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 from mlx import nn
 
@@ -38,6 +40,8 @@ class EncoderAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
+    """Attention and a feed-forward layer, each behind a norm and around a residual."""
+
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
@@ -106,7 +110,8 @@ class SpeechTower(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config.encoder)
-        self.adapter = self.recognizer = None
+        self.adapter: Any = None  # an Adapter ...
+        self.recognizer: Any = None  # ... or a Recognizer
         if config.adapter is not None:
             self.adapter = Adapter(config.adapter, config.encoder.d_model, config.decoder.hidden_size)
         if config.recognizer is not None:

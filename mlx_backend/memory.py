@@ -106,10 +106,21 @@ class KeyValues:
     def _new_buffers(self) -> list[mx.array]:
         return [mx.zeros((1, b.shape[1], PAGE_SLOTS, b.shape[3]), b.dtype) for b in self._empty]
 
+    def fork(self) -> KeyValues:
+        """The same rows on the same pages; whoever writes behind them first takes a page of its own."""
+        return self._of(list(self.pages))
+
     def rows(self, *ranges: tuple[int, int]) -> KeyValues:
         """The rows [first, past the last) of each range, one range behind the other, on the same pages."""
+        return self._of([page for first, stop in ranges for page in self._cut(first, stop)])
+
+    def followed_by(self, other: KeyValues, moved: int) -> KeyValues:
+        """These rows and behind them those of `other`, whose keys move on by a number of positions, on the same pages."""
+        return self._of([*self.pages, *(dataclasses.replace(page, turn=page.turn - moved) for page in other.pages)])
+
+    def _of(self, pages: list[Page]) -> KeyValues:
         twin = object.__new__(KeyValues)
-        twin.pages = [page for first, stop in ranges for page in self._cut(first, stop)]
+        twin.pages = pages
         twin.length = sum(page.stop - page.start for page in twin.pages)
         twin._can_fill = False
         twin._storage, twin._turn, twin._none, twin._empty = self._storage, self._turn, self._none, self._empty
@@ -118,8 +129,10 @@ class KeyValues:
     def _cut(self, first: int, stop: int) -> Iterator[Page]:
         """The pages of rows [first, stop)."""
         at = 0
-        for page in self.pages:
+        for page in self.pages if first < min(stop, self.length) else ():
             count = page.stop - page.start
+            if at >= stop:
+                return
             a, b = max(first - at, 0), min(stop - at, count)
             if a < b:
                 yield dataclasses.replace(page, start=page.start + a, stop=page.start + b)
@@ -131,7 +144,9 @@ class KeyValues:
         before, behind = self._cut(0, first), self._cut(first + count, self.length)
         self.pages = [*before, *(dataclasses.replace(page, turn=page.turn + count) for page in behind)]
         self.length -= count
-        self._can_fill &= bool(self.pages) and self.pages[-1].buffers is last.buffers and self.pages[-1].stop == last.stop
+        end = self.pages[-1] if self.pages else None
+        is_same = end is not None and last is not None and end.buffers is last.buffers and end.stop == last.stop
+        self._can_fill &= is_same
 
     def blocks(self) -> Iterator[tuple[mx.array, mx.array, int]]:
         """Each page's keys and values (1, kv_heads, rows, head_dim), and how many positions further these keys stand."""
@@ -168,7 +183,8 @@ class TextCache:
         if end > self._keys.shape[2]:
             room = (*keys.shape[:2], end + TEXT_ROWS - self.length, keys.shape[3])
             self._keys, self._values = (
-                mx.concatenate([old[:, :, : self.length], mx.zeros(room, old.dtype)], axis=2) for old in (self._keys, self._values)
+                mx.concatenate([old[:, :, : self.length], mx.zeros(room, old.dtype)], axis=2)
+                for old in (self._keys, self._values)
             )
         self._keys[:, :, self.length : end] = keys
         self._values[:, :, self.length : end] = values

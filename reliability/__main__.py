@@ -20,11 +20,15 @@ CAMPAIGNS = {
 }
 # One thread of computing, no network and no messages: set before a framework is imported.
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False",
-}  # fmt: skip
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+}
 
 
 def main(words: list[str] | None = None) -> int:
+    """Run the campaign that the words name -> its exit code."""
     words = sys.argv[1:] if words is None else words
     first = argparse.ArgumentParser(
         prog="python -m reliability",

@@ -30,9 +30,13 @@ from tests.serving import ORDERS, encoded, input_audio, messages
 
 ROOT = Path(__file__).parent.parent
 QUESTIONS = (
-    "What drink is order {}?", "What milk is in order {}?", "How many shots are in order {}?", "What roast is order {}?",
-    "What size is order {}?", "What sweetener is in order {}?",
-)  # fmt: skip
+    "What drink is order {}?",
+    "What milk is in order {}?",
+    "How many shots are in order {}?",
+    "What roast is order {}?",
+    "What size is order {}?",
+    "What sweetener is in order {}?",
+)
 MARGIN = 0.3  # seconds of the recording around an order
 NOISE = 1e-4  # full scale is 1: enough that no two clients' files are the same
 SAMPLED = 5.0  # seconds between looks at the server's memory
@@ -42,6 +46,7 @@ LONGEST_WAIT = 300.0  # seconds for one answer, fifty at a time on two cores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The campaign's own flags."""
     parser.add_argument("--clients", type=int, default=50, metavar="N", help="at a time (50)")
     parser.add_argument("--minutes", type=float, default=10.0, metavar="M", help="of all clients together (10)")
     parser.add_argument("--model", default="nano", help="that the server loads (nano)")
@@ -61,6 +66,7 @@ class Client:
     memory: str = ""
 
     def ask(self, question: str, stream: bool, by_memory: bool) -> str:
+        """The answer to a question about its recording, which is sent along or named by its memory."""
         parts = [] if by_memory else [input_audio(self.recording)]
         extra = {"speech_xl": {"memory": self.memory}} if by_memory else {}
         said = self.api.chat.completions.create(
@@ -72,6 +78,7 @@ class Client:
         return said.choices[0].message.content
 
     def transcribe(self) -> str:
+        """The transcript of its recording, which is sent along."""
         return self.api.audio.transcriptions.create(model=self.model, file=(f"{self.number}.wav", self.recording)).text
 
     def forget(self) -> None:
@@ -112,6 +119,7 @@ class Crowd:
         self._lock = threading.Lock()
 
     def run(self, watch: threading.Thread) -> None:
+        """All clients at once, and `watch` beside them, until the time is over."""
         threads = [threading.Thread(target=self._live, args=(client,)) for client in self._clients]
         for thread in (watch, *threads):
             thread.start()
@@ -163,6 +171,7 @@ class Crowd:
 
 
 def resident_mib(process: int) -> float:
+    """MiB of RAM that a process has now (Linux)."""
     status = Path(f"/proc/{process}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
 
@@ -185,6 +194,7 @@ def serving(model: str, output: Path, keys: list[str]) -> Iterator[tuple[str, in
 
 
 def main(arguments: argparse.Namespace, output: Path) -> int:
+    """Run the campaign -> 0 if it has found nothing."""
     report = Report("clients", arguments.seed, output)
     keys = [f"client-{number}" for number in range(arguments.clients)]
     with serving(arguments.model, output, keys) as (url, process):

@@ -26,6 +26,7 @@ ALL = SUBJECTS | STORES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The campaign's own flags."""
     parser.add_argument("--of", nargs="+", default=[*ALL], choices=[*ALL], help="which commands and stores")
 
 
@@ -38,6 +39,7 @@ class Disks:
         self._counts = {"refused": 0, "had room": 0}
 
     def run_through(self) -> None:
+        """Once undisturbed: how much room the work takes, and what it leaves; RuntimeError if it fails."""
         with small_disk(self._disk, ROOMY):
             self._subject.start(self._disk)
             before = used_bytes(self._disk)
@@ -49,6 +51,7 @@ class Disks:
             self._sizes = [path.stat().st_size for path in self._whole.rglob("*") if path.is_file()] or [0]
 
     def fill(self) -> None:
+        """On disks that are full after a part of the work."""
         for share in SHARES:
             with small_disk(self._disk, ROOMY):
                 self._subject.start(self._disk)
@@ -56,12 +59,14 @@ class Disks:
                 self._try(f"a disk of {share:.0%} of the room", lambda: change_disk(self._disk, f"size={ROOMY}"))
 
     def limit_files(self) -> None:
+        """Where no file may be larger than a part of the largest."""
         for largest in sorted({max(SMALLEST_LIMIT, max(self._sizes) * part // 100) for part in (1, 30, 60, 99)}):
             with small_disk(self._disk, ROOMY):
                 self._subject.start(self._disk)
                 self._try(f"files of at most {largest} bytes", lambda: None, largest)
 
     def forbid(self) -> None:
+        """On a disk that can only be read."""
         with small_disk(self._disk, ROOMY):
             self._subject.start(self._disk)
             change_disk(self._disk, "ro")
@@ -100,10 +105,12 @@ class Disks:
 
     @property
     def figures(self) -> dict[str, int]:
+        """How often what happened, and the bytes of undisturbed work."""
         return self._counts | {"bytes undisturbed": self._size}
 
 
 def main(arguments: argparse.Namespace, output: Path) -> int:
+    """Run the campaign -> 0 if it has found nothing."""
     report = Report("disk", arguments.seed, output)
     reason = enter_namespace()
     if reason is not None:

@@ -24,10 +24,12 @@ class Report:
     skipped: list[str] = field(default_factory=list)
 
     def find(self, what: str) -> None:
+        """Note what should not have happened, and print it."""
         self.findings.append(what)
         print(f"FOUND  {what}", flush=True)
 
     def skip(self, what: str, reason: str) -> None:
+        """Note what could not be tried here, and why."""
         self.skipped.append(f"{what}: {reason}")
         print(f"skipped  {what}: {reason}", flush=True)
 
@@ -38,11 +40,16 @@ class Report:
         self.save()
 
     def save(self) -> None:
+        """Write CAMPAIGN.json: figures, findings and the machine."""
         machine = {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()}
         said = {
-            "campaign": self.campaign, "seed": self.seed, "machine": machine, "figures": self.figures,
-            "findings": self.findings, "skipped": self.skipped,
-        }  # fmt: skip
+            "campaign": self.campaign,
+            "seed": self.seed,
+            "machine": machine,
+            "figures": self.figures,
+            "findings": self.findings,
+            "skipped": self.skipped,
+        }
         with whole_file(self.output / f"{self.campaign}.json") as temporary:
             temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 

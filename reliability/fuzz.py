@@ -27,6 +27,7 @@ COVERAGE = re.compile(rb"cov: (\d+)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The campaign's own flags."""
     parser.add_argument("--minutes", type=float, default=60.0, metavar="M", help="for each target (60)")
     parser.add_argument("--inputs", type=int, metavar="N", help="for each target, in place of a time")
     parser.add_argument("--of", nargs="+", default=NAMES, choices=NAMES, help="which targets")
@@ -41,9 +42,14 @@ def fuzz(name: str, folder: Path, seed: int, minutes: float, inputs: int | None,
     while (left := end - time.monotonic()) > 1 and starts < MOST_STARTS:
         limit = f"-max_total_time={left:.0f}" if inputs is None else f"-runs={inputs}"
         flags = [
-            limit, f"-seed={seed + starts + 1}", f"-max_len={LONGEST_INPUT}", f"-timeout={HANG}", "-print_final_stats=1",
-            f"-rss_limit_mb={MOST_RESIDENT}", f"-artifact_prefix={folder}/ended-{starts}-",
-        ]  # fmt: skip
+            limit,
+            f"-seed={seed + starts + 1}",
+            f"-max_len={LONGEST_INPUT}",
+            f"-timeout={HANG}",
+            "-print_final_stats=1",
+            f"-rss_limit_mb={MOST_RESIDENT}",
+            f"-artifact_prefix={folder}/ended-{starts}-",
+        ]
         command = [sys.executable, "-m", "reliability.fuzz_process", name, str(folder), *flags]
         ended = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True)
         (folder / f"said-{starts}.txt").write_bytes(ended.stdout + ended.stderr)
@@ -67,6 +73,7 @@ def fuzz(name: str, folder: Path, seed: int, minutes: float, inputs: int | None,
 
 
 def main(arguments: argparse.Namespace, output: Path) -> int:
+    """Run the campaign -> 0 if it has found nothing."""
     report = Report("fuzz", arguments.seed, output)
     for name in arguments.of:
         figures = fuzz(name, output / name, arguments.seed, arguments.minutes, arguments.inputs, report)

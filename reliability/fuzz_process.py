@@ -29,6 +29,7 @@ class Findings:
         folder.mkdir(exist_ok=True)
 
     def add(self, error: BaseException, data: bytes) -> None:
+        """Keep an input and the error that it caused, once for each place in the code."""
         frames = traceback.extract_tb(error.__traceback__)
         ours = [
             f
@@ -54,6 +55,7 @@ def limit_memory() -> None:
 
 
 def main() -> None:
+    """Feed one target until the time is over; words: the target, its folder, the fuzzer's flags."""
     name, folder, flags = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
     with atheris.instrument_imports(include=WATCHED, enable_loader_override=False):
         from reliability.fuzz_targets import TARGETS

@@ -27,6 +27,8 @@ BOUNDARY = "0123456789abcdef"
 
 @dataclass(frozen=True)
 class Target:
+    """What is fed with bytes, and the inputs to begin with."""
+
     seeds: list[bytes]
     feed: Callable[[bytes], None]
     mutate: Mutate | None = None  # beside the fuzzer's own changes of bytes
@@ -125,13 +127,14 @@ def config(folder: Path) -> Target:
     import math
 
     from speech_xl.checkpoints import expected_tensors
-    from speech_xl.config import load_config
+    from speech_xl.config_file import load_config
     from speech_xl.describe import describe_checkpoint
     from speech_xl.model import SpeechModel
 
     folders = [
-        save_checkpoint(folder / "tiny", tiny_config()), save_checkpoint(folder / "words", tiny_recognizer_config())
-    ]  # fmt: skip
+        save_checkpoint(folder / "tiny", tiny_config()),
+        save_checkpoint(folder / "words", tiny_recognizer_config()),
+    ]
     seeds = [(path / "config.json").read_bytes() for path in folders]
 
     def feed(data: bytes) -> None:
@@ -236,6 +239,7 @@ def bodies(folder: Path) -> Target:
 
 
 def form(file: bytes, fields: dict[str, str]) -> bytes:
+    """The body of a form with a file and some fields."""
     parts = [
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{n}"\r\n\r\n{v}\r\n'.encode() for n, v in fields.items()
     ]
@@ -259,15 +263,30 @@ async def post(app: Callable, path: str, kind: str, body: bytes) -> int:
 
     headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
-        "path": path, "raw_path": path.encode("latin-1", "replace"), "query_string": b"", "root_path": "",
-        "headers": headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
-    }  # fmt: skip
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode("latin-1", "replace"),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
     await app(scope, receive, send)
     return status
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
-    "audio": audio, "video": video, "sxl": sxl, "config": config, "foreign": foreign, "safetensors": safetensors,
-    "gguf": gguf, "bodies": bodies,
-}  # fmt: skip
+    "audio": audio,
+    "video": video,
+    "sxl": sxl,
+    "config": config,
+    "foreign": foreign,
+    "safetensors": safetensors,
+    "gguf": gguf,
+    "bodies": bodies,
+}

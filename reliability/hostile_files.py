@@ -15,11 +15,32 @@ import numpy as np
 import soundfile as sf
 
 NAMES = (
-    "two\nlines.wav", "-o.wav", "--help", "é日🎙\ufe0f.wav", "a" * 251 + ".wav", "語" * 83 + ".wav", " .wav", "...wav",
-    "<img src=x onerror=alert(1)>.wav", "%s%n{0}{question}.wav", os.fsdecode(b"\xff\xfe.wav"), "a:b|c.wav", "\x1b[31mred.wav",
-    "$(touch canary).wav", ";touch canary;.wav", "`touch canary`.wav", "\u202egnp.wav", "a.wav.sxl.wav", "\r.wav", "'\".wav",
-    "file:talk.wav", "concat:talk.wav|talk.wav.wav", "*.wav", "[a].wav", "~.wav",
-)  # fmt: skip
+    "two\nlines.wav",
+    "-o.wav",
+    "--help",
+    "é日🎙\ufe0f.wav",
+    "a" * 251 + ".wav",
+    "語" * 83 + ".wav",
+    " .wav",
+    "...wav",
+    "<img src=x onerror=alert(1)>.wav",
+    "%s%n{0}{question}.wav",
+    os.fsdecode(b"\xff\xfe.wav"),
+    "a:b|c.wav",
+    "\x1b[31mred.wav",
+    "$(touch canary).wav",
+    ";touch canary;.wav",
+    "`touch canary`.wav",
+    "\u202egnp.wav",
+    "a.wav.sxl.wav",
+    "\r.wav",
+    "'\".wav",
+    "file:talk.wav",
+    "concat:talk.wav|talk.wav.wav",
+    "*.wav",
+    "[a].wav",
+    "~.wav",
+)
 REFUSED, ANY = (2,), (0, 2)
 Commands = Iterator[tuple[list[str], tuple[int, ...]]]
 HOURS = 24
@@ -41,6 +62,7 @@ def _model(house: Any) -> list[str]:
 
 
 def pickled_memory(at: Path, house: Any) -> Commands:
+    """A memory that is a pickle which runs code."""
     path = at / "talk.sxl"
     path.write_bytes(pickle.dumps(Payload(at / "canary")))
     yield ["info", str(path)], REFUSED
@@ -48,6 +70,7 @@ def pickled_memory(at: Path, house: Any) -> Commands:
 
 
 def pickled_recording(at: Path, house: Any) -> Commands:
+    """A recording that is one."""
     path = at / "talk.wav"
     path.write_bytes(pickle.dumps(Payload(at / "canary")))
     yield ["listen", str(path), *_model(house)], REFUSED
@@ -64,6 +87,7 @@ def _checkpoint(at: Path, house: Any, weights: bytes | None, name: str = "model.
 
 
 def pickled_weights(at: Path, house: Any) -> Commands:
+    """A checkpoint whose weights are one."""
     folder = _checkpoint(at, house, pickle.dumps({"a": Payload(at / "canary")}))
     yield ["info", str(folder)], REFUSED
     yield ["listen", str(house.talk), "-o", str(at / "talk.sxl"), "--model", str(folder), "--backend", "torch"], REFUSED
@@ -96,8 +120,17 @@ def boasting_weights(at: Path, house: Any) -> Commands:
 def boasting_memory(at: Path, house: Any) -> Commands:
     """A memory of a year, in one kilobyte."""
     recording = {"path": "a", "seconds": None, "seconds_heard": 3e7, "sha256": ""}
-    header = {"interval": 1, "ratios": [1], "tokens": 2**61, "prefix": [], "recording": recording, "model": "",
-              "fingerprint": "", "summarizer": "sst", "warnings": []}  # fmt: skip
+    header = {
+        "interval": 1,
+        "ratios": [1],
+        "tokens": 2**61,
+        "prefix": [],
+        "recording": recording,
+        "model": "",
+        "fingerprint": "",
+        "summarizer": "sst",
+        "warnings": [],
+    }
     described = {"format": "speech-xl-memory", "version": "2", "header": json.dumps(header)}
     path = at / "talk.sxl"
     path.write_bytes(_safetensors({"__metadata__": described}))
@@ -110,6 +143,7 @@ def boasting_memory(at: Path, house: Any) -> Commands:
 
 
 def nested_configuration(at: Path, house: Any) -> Commands:
+    """A config.json nested deeper than a parser can follow."""
     folder = _checkpoint(at, house, None)
     (folder / "config.json").write_text("[" * 200_000)
     yield ["info", str(folder)], REFUSED
@@ -170,6 +204,7 @@ def playlists(at: Path, house: Any) -> Commands:
 
 
 def links(at: Path, house: Any) -> Commands:
+    """Links to files, to nothing, to themselves and to a device, and a pipe."""
     (at / "talk.wav").symlink_to(house.talk)
     (at / "gone.wav").symlink_to(at / "nowhere")
     (at / "loop.wav").symlink_to(at / "loop.wav")

@@ -29,6 +29,7 @@ class Tags(HTMLParser):
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note tags and attributes that run something."""
         if tag in ("img", "script", "iframe", "object"):
             self.found.append(tag)
         self.found += [name for name, value in attrs if name == "onerror" or (value or "").startswith("javascript:")]

@@ -23,6 +23,7 @@ ROOM = 1.05  # moments are drawn up to so many times the measured duration: it v
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The campaign's own flags."""
     parser.add_argument("--kills", type=int, default=100, metavar="N", help="of each command, at random moments (100)")
     parser.add_argument("--of", nargs="+", default=[*KILLED], choices=[*SUBJECTS], help="which commands")
 
@@ -55,6 +56,7 @@ class Trials:
         self._seconds = sum(times) / len(times)
 
     def at_random(self, kills: int) -> None:
+        """Kill so many times, at moments drawn from the seed."""
         trial = 0
         while self._counts["kills at random moments"] < kills:
             dice = random.Random(f"{self._seed}/{self._subject.name}/{trial}")
@@ -63,6 +65,7 @@ class Trials:
             trial += 1
 
     def at_changes(self) -> None:
+        """Kill once at every change of the disk that undisturbed work makes."""
         for change in range(self._changes):
             self._try(f"change {change}", [Kill(change=change)])
 
@@ -111,6 +114,7 @@ class Trials:
         return run(lambda: self._subject.main(folder), folder, self._folder / "said", kill)
 
     def figures(self) -> dict[str, float]:
+        """How often what happened, and the seconds and changes of undisturbed work."""
         return self._counts | {"undisturbed seconds": round(self._seconds, 2), "changes": self._changes}
 
 
@@ -127,6 +131,7 @@ def prepare(name: str, make: Callable[[Path], Subject], output: Path) -> Subject
 
 
 def main(arguments: argparse.Namespace, output: Path) -> int:
+    """Run the campaign -> 0 if it has found nothing."""
     report = Report("kill", arguments.seed, output)
     for name in arguments.of:
         subject = prepare(name, SUBJECTS[name], output)

@@ -46,5 +46,6 @@ def change_disk(folder: Path, *options: str) -> None:
 
 
 def used_bytes(folder: Path) -> int:
+    """Bytes in use on the disk of a folder."""
     status = os.statvfs(folder)
     return (status.f_blocks - status.f_bfree) * status.f_frsize

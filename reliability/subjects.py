@@ -36,6 +36,7 @@ class Subject:
     call: Callable[[list[str]], int] = cli.main  # the whole program, as the console script calls it
 
     def main(self, folder: Path) -> int:
+        """Do the work in that folder -> the command's exit code."""
         self.prepare()
         return self.call(self.words(folder))
 

@@ -32,7 +32,8 @@ def too_large(limit: int) -> ApiError:
 
 class LimitedRequest(Request):
     """A request whose body may have `limit` bytes: ApiError 413 before a byte is read if it declares more, else when
-    it turns out to, and 408 if its sender pauses too long."""
+    it turns out to, and 408 if its sender pauses too long.
+    """
 
     def __init__(self, request: Request, limit: int):
         self._limit, self._taken = limit, 0

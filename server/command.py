@@ -8,11 +8,12 @@ import re
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from server.app import build_app
-from server.settings import AUDIO_URLS, Settings
+from server.settings import AUDIO_URLS, THIS_MACHINE, Settings
 from speech_xl.arguments import parse_bytes
 from speech_xl.backend import BACKENDS
 from speech_xl.errors import OutputError, ScheduleError, SpeechXLError
@@ -22,7 +23,6 @@ from speech_xl.schedule import format_bytes
 from speech_xl.storage import MEMORY_BITS
 
 KEYS_VARIABLE = "SPEECH_XL_API_KEYS"
-THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 SECONDS_TO_LEAVE = 5  # that requests have to end when the server is stopped
 
 
@@ -60,13 +60,20 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", help="small, nano, a checkpoint folder or a Hub id (default: small, else nano)")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
     parser.add_argument(
-        "--memory-bits", type=int, default=16, choices=MEMORY_BITS,
+        "--memory-bits",
+        type=int,
+        default=16,
+        choices=MEMORY_BITS,
         help="quantize memories in RAM to 8 or 4 bits (default 16: as the model computes)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--api-key", action="append", default=[], dest="keys", metavar="KEY",
+        "--api-key",
+        action="append",
+        default=[],
+        dest="keys",
+        metavar="KEY",
         help=f"who may ask; repeat it for several. {KEYS_VARIABLE}=KEY,KEY does the same and is in no list of processes",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--store", type=Path, metavar="FOLDER", help="where memories are kept (default: the user's cache)"
     )
@@ -79,12 +86,14 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         ("--answering", count, usual.answering, "questions answered and transcripts read at a time"),
         ("--waiting", count, usual.waiting, "more of each that may wait; others are told to come back"),
     ):
-        shown = format_bytes(value) if kind is amount else f"{value:g}"
+        shown = format_bytes(int(value)) if kind is amount else f"{value:g}"
         parser.add_argument(name, type=kind, default=value, metavar="N", help=f"{what} (default {shown})")
     parser.add_argument(
-        "--audio-urls", default=usual.audio_urls, choices=AUDIO_URLS,
+        "--audio-urls",
+        default=usual.audio_urls,
+        choices=AUDIO_URLS,
         help="which http(s) addresses recordings are fetched from; public: none of a private network (default none)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--page", action="store_true", help="the page and its MCP endpoint at /page, in the same process"
     )
@@ -124,7 +133,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End what is being heard first: requests that wait for it could not end otherwise."""
-        self.config.app.state.service.library.close()
+        app: Any = self.config.app
+        app.state.service.library.close()
         await super().shutdown(sockets)
 
 

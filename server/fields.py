@@ -89,20 +89,32 @@ class ChatMessage(Strict):
         return [p for p in self.content or () if isinstance(p, AudioPart)]
 
 
+def _validated(value: Any) -> Any:
+    """What a validator below has made of a field: a number, where a client may write words for it."""
+    return value
+
+
 class Extras(Strict):
     """The object `speech_xl`: what only Speech-XL has."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
-    memory: str | None = None  # the id of one, in place of a recording
-    ratio: int | str | None = DEFAULT  # speech tokens per memory slot, or "raw"
-    memory_budget: int | str | None = None  # bytes, or "64MiB": the smallest ratio that fits
-    start: float | str | None = Field(None, alias="from")  # seconds or M:SS; the answer comes from this span alone
-    end: float | str | None = Field(None, alias="to")
+    memory: str | None = Field(None, description="id of a memory, in place of a recording")
+    ratio: int | str | None = Field(DEFAULT, description='speech tokens per memory slot, or "raw"')
+    memory_budget: int | str | None = Field(None, description='bytes, or "64MiB": the smallest ratio that fits')
+    start: float | str | None = Field(
+        None, alias="from", description='seconds or "1:20"; what comes before is left out of account'
+    )
+    end: float | str | None = Field(None, alias="to", description='seconds or "1:35"; likewise what comes behind')
 
     @property
     def span(self) -> tuple[float | None, float | None]:
         """Seconds of the recording that are asked about, start and end; None is the recording's own."""
-        return self.start, self.end
+        return _validated(self.start), _validated(self.end)
+
+    @property
+    def budget(self) -> int | None:
+        """The memory's budget in bytes."""
+        return _validated(self.memory_budget)
 
     @field_validator("ratio")
     @classmethod
@@ -225,7 +237,8 @@ class ChatRequest(Strict):
     @classmethod
     def _can_sample(cls, value: float | None, field: ValidationInfo) -> float | None:
         try:
-            Sampling(**({} if value is None else {field.field_name: value}))
+            named: dict[str, Any] = {} if value is None else {str(field.field_name): value}
+            Sampling(**named)
         except QuestionError as error:
             raise ValueError(str(error)) from None
         return value

@@ -60,7 +60,8 @@ class Seat:
     """One request's claim on a hearing. `close` gives it up; it may be called twice, from the event loop."""
 
     def __init__(self, hearing: Hearing):
-        self._hearing: Hearing | None = hearing
+        self._hearing = hearing
+        self._is_left = False
         hearing.seats += 1
 
     async def begun(self, seconds: float) -> None:
@@ -82,11 +83,11 @@ class Seat:
 
     def close(self) -> None:
         """Leave; a recording that nobody waits for any more is no longer heard."""
-        hearing, self._hearing = self._hearing, None
-        if hearing is not None:
-            hearing.seats -= 1
-            if not hearing.seats:
-                hearing.stop()
+        if not self._is_left:
+            self._is_left = True
+            self._hearing.seats -= 1
+            if not self._hearing.seats:
+                self._hearing.stop()
 
 
 def _stopped() -> ApiError:

@@ -6,7 +6,7 @@ It knows memories and threads; what is asked of a memory is its callers' subject
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from server.errors import ApiError
 from server.fields import Extras
@@ -32,7 +32,7 @@ class Job:
         self._service, self._owner, self._extras = service, owner, extras
         self._seat: Seat | None = None
         self._kept: Kept | None = None
-        self._stream: ThreadStream | None = None
+        self._stream: ThreadStream[Any] | None = None
 
     async def open(self, file: Recording | None) -> None:
         """Everything that can be refused before something is heard or read; the file is closed in any case."""
@@ -43,7 +43,7 @@ class Job:
                 400, "Send a recording or the id of a memory, not both.", "invalid_audio", "speech_xl.memory"
             )
         if file is not None:
-            compression = Compression(extras.ratio, extras.memory_budget)
+            compression = Compression(extras.ratio, extras.budget)
             found = await library.receive(self._owner, file, compression, extras.span)
         elif extras.memory is not None:
             found = await library.find(self._owner, extras.memory)
@@ -64,6 +64,7 @@ class Job:
     async def memory(self) -> Kept:
         """The memory, once the recording has been heard."""
         if self._kept is None:
+            assert self._seat is not None  # `open` has found one of the two
             self._kept = await self._seat.result()
             self._seat.close()
         return self._kept

@@ -63,17 +63,21 @@ class Library:
         """ApiError 413 for a recording of more hours than are taken; None is a length that nobody knows yet."""
         if seconds is not None and seconds > self._settings.hours * 3600:
             raise ApiError(
-                413, f"The recording is {clock(seconds)} long or more and this server takes {self._settings.hours:g} h; "
-                "cut it.", "audio_too_long",
-            )  # fmt: skip
+                413,
+                f"The recording is {clock(seconds)} long or more and this server takes {self._settings.hours:g} h; "
+                "cut it.",
+                "audio_too_long",
+            )
 
     def check_size(self, size: int) -> None:
         """ApiError 413 for a memory of more bytes than fit into the server's."""
         if size > self._settings.resident_bytes:
             raise ApiError(
-                413, f"The memory takes {format_bytes(size)} or more and this server allows "
-                f"{format_bytes(self._settings.resident_bytes)}; choose a larger ratio.", "memory_too_large",
-            )  # fmt: skip
+                413,
+                f"The memory takes {format_bytes(size)} or more and this server allows "
+                f"{format_bytes(self._settings.resident_bytes)}; choose a larger ratio.",
+                "memory_too_large",
+            )
 
     def _plan(self, recording: Recording, compression: Compression, span: Span) -> Ratio:
         """The ratio that a recording will be heard at, once all is checked that can be without hearing it."""
@@ -93,6 +97,7 @@ class Library:
 
         ApiError or SpeechXLError at once for whatever can be refused before it is heard; 429 if too many wait.
         """
+        is_ours = True
         try:
             ratio = await asyncio.to_thread(self._plan, recording, compression, span)
             name = self.identify(recording.sha256, "raw" if ratio is None else str(ratio), self._summarizer)
@@ -104,10 +109,10 @@ class Library:
             if (owner, name) not in self.hearings:
                 self.listening.admit()
                 self.hearings[owner, name] = self._begin((owner, name), recording, ratio)
-                recording = None  # the hearing's now
+                is_ours = False  # the hearing's now
             return Seat(self.hearings[owner, name])
         finally:
-            if recording is not None:
+            if is_ours:
                 recording.close()
 
     def _begin(self, key: Key, recording: Recording, ratio: Ratio) -> Hearing:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,9 +29,12 @@ class Metrics:
             "requests", "Requests by route, method and status.", ["route", "method", "status"]
         )
         self.request_seconds = Histogram(
-            "speech_xl_request_seconds", "Time from a request's first byte to its answer's last.", ["route"],
-            buckets=SECONDS, registry=self.registry,
-        )  # fmt: skip
+            "speech_xl_request_seconds",
+            "Time from a request's first byte to its answer's last.",
+            ["route"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self.in_flight = Gauge("speech_xl_requests_in_flight", "Requests being worked on.", registry=self.registry)
         self.heard_seconds = self._counter("heard_seconds", "Seconds of recordings heard.")
         self.memories = self._counter("memories", "Memories used, by how they were come by.", ["how"])
@@ -39,7 +43,7 @@ class Metrics:
     def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:
         return Counter(f"speech_xl_{name}", text, labels or [], registry=self.registry)
 
-    def gauge(self, name: str, text: str, value: object) -> None:
+    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A number that is asked for when it is read: `value` is called without arguments."""
         Gauge(f"speech_xl_{name}", text, registry=self.registry).set_function(value)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
 from fastapi import FastAPI
@@ -20,7 +19,10 @@ PATH = "/page"
 
 
 def add_page(app: FastAPI, model: SpeechModel, settings: Settings) -> FastAPI:
-    """The application with the page at PATH. Where there are keys, one of them is the password, whatever the name."""
+    """The application with the page at PATH. Where there are keys, one of them is the password, whatever the name.
+
+    Gradio's endpoint for agents cannot log in, so there they have the API's own alone.
+    """
     keys = Keys(settings.keys)
     page = build_page(model, settings.hours).queue(default_concurrency_limit=4, max_size=64)
     return gr.mount_gradio_app(
@@ -29,6 +31,6 @@ def add_page(app: FastAPI, model: SpeechModel, settings: Settings) -> FastAPI:
         path=PATH,
         auth=(lambda name, password: keys.owner(password) is not None) if settings.keys else None,
         max_file_size=settings.upload_bytes,
-        mcp_server=importlib.util.find_spec("mcp") is not None,
+        mcp_server=not settings.keys,
         **look(),
     )

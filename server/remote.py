@@ -33,14 +33,14 @@ class PublicNetwork(httpcore.AsyncNetworkBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - the interface is httpcore's
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """Connect to a public address of the host; ConnectError if it has none."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [entry[4][0] for entry in found]
+        addresses = [str(entry[4][0]) for entry in found]
         if not addresses or not all(is_public(address) for address in addresses):
             raise _refuse("is not a public address, and no others are fetched from")
         return await self._inner.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
@@ -95,7 +95,7 @@ async def _get(pool: httpcore.AsyncConnectionPool, url: str, limit: int) -> Reco
     if parts.scheme not in ("http", "https") or not has_host:
         raise _refuse("does not start with http:// or https:// and a host")
     target = parts._replace(fragment="").geturl()
-    headers = {"User-Agent": "speech-xl", "Accept": "audio/*, */*;q=0.5"}
+    headers: dict[bytes | str, bytes | str] = {"User-Agent": "speech-xl", "Accept": "audio/*, */*;q=0.5"}
     async with pool.stream("GET", target, headers=headers, extensions={"timeout": TIMEOUTS}) as response:
         fields = {name.lower(): value.decode("latin-1") for name, value in response.headers}
         if response.status in REDIRECTS and b"location" in fields:

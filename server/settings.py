@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIB, GIB = 2**20, 2**30
+THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 AUDIO_URLS = ("none", "public", "any")  # addresses that recordings are fetched from; public: none of a private network
 
 

@@ -62,7 +62,7 @@ class Store:
             return None
         return path
 
-    def keep(self, owner: str, identifier: str, write: Callable[[Path], None]) -> None:
+    def keep(self, owner: str, identifier: str, write: Callable[[Path], object]) -> None:
         """`write` a memory's file, whole or not at all, and make room for it.
 
         ApiError 413 if it is larger than the whole budget, OutputError if the disk does not take it.
@@ -75,9 +75,10 @@ class Store:
             size = temporary.stat().st_size
             if size > self.budget:
                 raise ApiError(
-                    413, f"This memory takes {format_bytes(size)}, more than the {format_bytes(self.budget)} kept here.",
+                    413,
+                    f"This memory takes {format_bytes(size)}, more than the {format_bytes(self.budget)} kept here.",
                     "memory_too_large",
-                )  # fmt: skip
+                )
             self._make_room(size)
 
     def copy(self, owner: str, identifier: str, source: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import IO
 
 from server import remote
-from server.fields import AudioUrlPart, ChatRequest, InputAudioPart
+from server.fields import ChatRequest, InputAudioPart
 from server.job import Job
 from server.messages import Conversation, conversation_of
 from server.recordings import Recording, from_data_url, from_input_audio
@@ -34,10 +34,19 @@ def read_request(service: Service, body: IO[bytes]) -> tuple[ChatRequest, Conver
     conversation = dataclasses.replace(conversation, audio=None)
     if isinstance(audio, InputAudioPart):
         return asked, conversation, from_input_audio(audio.input_audio.data, audio.input_audio.format, limit)
-    if isinstance(audio, AudioUrlPart):
-        url = audio.audio_url.url
-        return asked, conversation, from_data_url(url, limit) if url[:5].lower() == "data:" else url
-    return asked, conversation, None
+    return asked, conversation, None if audio is None else source_of(audio.audio_url.url, limit)
+
+
+def source_of(url: str, limit: int) -> Source:
+    """Blocking. What is at a data: URL; any other one is left to `open_source`."""
+    return from_data_url(url, limit) if url[:5].lower() == "data:" else url
+
+
+async def open_source(service: Service, source: Source) -> Recording | None:
+    """The recording as a file, fetched where it lies elsewhere and the server's settings allow that."""
+    if isinstance(source, str):
+        return await remote.fetch(source, service.settings.audio_urls, service.settings.upload_bytes)
+    return source
 
 
 class Turn:
@@ -50,10 +59,7 @@ class Turn:
 
     async def open(self, source: Source) -> None:
         """Everything that can be refused before something is heard or said."""
-        if isinstance(source, str):
-            settings = self._service.settings
-            source = await remote.fetch(source, settings.audio_urls, settings.upload_bytes)
-        await self.job.open(source)
+        await self.job.open(await open_source(self._service, source))
 
     async def pieces(self) -> AsyncIterator[str | Answer]:
         """Pieces of the answer's text, then the whole Answer; before them the recording is heard, if need be."""

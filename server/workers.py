@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -84,7 +84,7 @@ class ThreadStream(Generic[T]):
 
     def __init__(self, workers: Workers, iterate: Callable[[], Iterator[T]]):
         self._loop = asyncio.get_running_loop()
-        self._items: asyncio.Queue[tuple[str, T | BaseException | None]] = asyncio.Queue()
+        self._items: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._stopped = threading.Event()
         self._future = workers.submit(lambda: self._run(iterate))
 
@@ -92,7 +92,8 @@ class ThreadStream(Generic[T]):
         try:
             if self._stopped.is_set():
                 return
-            with contextlib.closing(iterate()) as items:  # a generator: its `finally` runs here, on its thread
+            with contextlib.closing(iterate()) as items:  # type: ignore[type-var]  # a generator ...
+                # ... whose `finally` runs here, on its thread
                 for item in items:
                     if self._stopped.is_set():
                         return
@@ -101,7 +102,7 @@ class ThreadStream(Generic[T]):
         except BaseException as error:  # raised where it is awaited
             self._send("error", error)
 
-    def _send(self, kind: str, item: T | BaseException | None) -> None:
+    def _send(self, kind: str, item: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear it
             self._loop.call_soon_threadsafe(self._items.put_nowait, (kind, item))
 

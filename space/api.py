@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import gradio as gr
 
@@ -54,9 +55,13 @@ class Endpoints:
             raise refuse(error) from error
         m = session.run.memory
         heard = {
-            "seconds": m.seconds, "tokens": m.tokens, "slots": m.slots, "bytes": m.bytes, "ratio": m.ratio,
+            "seconds": m.seconds,
+            "tokens": m.tokens,
+            "slots": m.slots,
+            "bytes": m.bytes,
+            "ratio": m.ratio,
             "warnings": list(m.warnings),
-        }  # fmt: skip
+        }
         return json.dumps(heard), session
 
     def ask(self, question: str, session: Session | None, request: gr.Request | None = None) -> str:
@@ -72,9 +77,9 @@ class Endpoints:
         try:
             run = session.run if session else None
             memory, partly = run.askable() if run else (None, False)
-            if memory is None:
+            if session is None or run is None or memory is None:
                 raise RecordingError(nothing_to_ask(session))
-            *_, answer = self._handlers.answer(session.model, run, memory, question)
+            answer: Any = list(self._handlers.answer(session.model, run, memory, question))[-1]
         except SpeechXLError as error:
             raise refuse(error) from error
         evidence = [{"start": e.start, "end": e.end, "weight": e.weight} for e in answer.evidence]

@@ -14,6 +14,7 @@ from itertools import cycle
 import gradio as gr
 
 from space.handlers import Handlers
+from space.pictures import times
 from space.session import Session
 from speech_xl.clock import clock
 from speech_xl.conversation import Listening, ask
@@ -24,8 +25,18 @@ from speech_xl.summarizers import SUMMARIZERS, choose_summarizer
 
 REDRAW_SECONDS = 0.5
 COLOURS = (
-    "#64748b", "#4f46e5", "#0891b2", "#16a34a", "#d97706", "#db2777", "#7c3aed", "#0d9488", "#65a30d", "#b91c1c",
-)  # fmt: skip
+    "#64748b",
+    "#4f46e5",
+    "#0891b2",
+    "#16a34a",
+    "#d97706",
+    "#db2777",
+    "#7c3aed",
+    "#0d9488",
+    "#65a30d",
+    "#b91c1c",
+)
+COLUMNS = ("answer", "rests on", "memory", "slots", "heard in", "answered in")
 WIDTH, HEIGHT, LEFT, BOTTOM = 800, 260, 84, 26  # of the plot, in SVG units
 
 
@@ -37,6 +48,7 @@ class Attempt:
     ratio: Ratio
     curve: list[tuple[float, int]] = field(default_factory=list)  # (seconds heard, bytes of memory)
     answer: str | None = None
+    rests_on: str = ""  # when what it rests on was said
     slots: int = 0
     memory_bytes: int = 0
     listen_seconds: float = 0.0
@@ -58,29 +70,32 @@ class Comparison:
 
     def empty(self) -> str:
         """The table before anything was asked."""
-        return draw(self._attempts(self.handlers.model), 0.0)
+        return draw(self._attempts(self.handlers.model, False), 0.0)
 
-    def _attempts(self, model: SpeechModel) -> list[Attempt]:
-        """The model's own summarizer at every ratio, then those that need no training at the usual ratio."""
+    def _attempts(self, model: SpeechModel, with_untrained: bool) -> list[Attempt]:
+        """The model's own summarizer at every ratio; then, if wanted, those that need no training at the usual ratio."""
         own, _ = choose_summarizer("auto", model.config)
         usual = model.config.sst.default_ratio if model.config.sst else max(model.ratios)
         others = [n for n, s in SUMMARIZERS.items() if not s.needs_training and n not in ("raw", own.name)]
-        return [Attempt(own.name, r) for r in (None, *model.ratios)] + [Attempt(n, usual) for n in others]
+        ratios = [Attempt(own.name, r) for r in (None, *model.ratios)]
+        return ratios + [Attempt(n, usual) for n in others] if with_untrained else ratios
 
-    def run(self, question: str, session: Session | None) -> Iterator[str]:
+    def run(self, question: str, with_untrained: bool, session: Session | None) -> Iterator[str]:
         """Pages of the growing result; stops when the visitor's recording is dropped."""
         try:
-            yield from self._run(question, session)
+            yield from self._run(question, with_untrained, session)
         except SpeechXLError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    def _run(self, question: str, session: Session | None) -> Iterator[str]:
-        run = session.run if session is not None else None
-        if run is None or run.source is None or run.memory is None:
+    def _run(self, question: str, with_untrained: bool, session: Session | None) -> Iterator[str]:
+        if session is None or session.run.memory is None:
             raise RecordingError("There is nothing to compare yet; listen to a recording on the first tab.")
+        run = session.run
         model, source, memory = session.model, run.source, run.memory
+        if source is None:
+            raise RecordingError("A kept memory has no sound that could be heard again; listen to its recording first.")
         model.prompt.question_ids(question)  # says at once what is wrong with a question
-        attempts = self._attempts(model)
+        attempts = self._attempts(model, with_untrained)
         for attempt in attempts:
             started = drawn = time.monotonic()
             listening = Listening(model, source, attempt.ratio, summarizer=attempt.summarizer)
@@ -96,28 +111,40 @@ class Comparison:
             asking = ask(model, listening.memory, question)
             text = "".join(asking)
             attempt.answer, attempt.answer_seconds = text, asking.answer.seconds
+            attempt.rests_on = times(asking.answer.evidence[0]) if asking.answer.evidence else ""
             yield draw(attempts, memory.seconds)
 
 
 def draw(attempts: Sequence[Attempt], seconds: float) -> str:
     """HTML of the table and of its timeline over a recording of `seconds`."""
     rows = []
+    largest = max((a.memory_bytes for a in attempts), default=0)
     for attempt, colour in zip(attempts, cycle(COLOURS), strict=False):
-        cells = ["", "", "", "", ""]
+        cells = [""] * len(COLUMNS)
         if attempt.answer is not None:
             cells = [
-                escape(attempt.answer) or "(nothing)", format_bytes(attempt.memory_bytes), f"{attempt.slots:,}",
-                f"{attempt.listen_seconds:.1f} s", f"{attempt.answer_seconds * 1000:.0f} ms",
-            ]  # fmt: skip
+                escape(attempt.answer) or "(nothing)",
+                attempt.rests_on,
+                format_bytes(attempt.memory_bytes) + _size(attempt.memory_bytes / largest),
+                f"{attempt.slots:,}",
+                f"{attempt.listen_seconds:.1f} s",
+                f"{attempt.answer_seconds:.2f} s",
+            ]
         elif attempt.curve:
             cells[0] = f"listening, {clock(attempt.curve[-1][0])} ..."
         name = f'<th scope="row"><span class="sxl-dot" style="background:{colour}"></span>{attempt.name}</th>'
         rows.append(f"<tr>{name}" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
-    head = "".join(f"<th>{n}</th>" for n in ("memory made by", "answer", "memory", "slots", "heard in", "answered in"))
+    head = "".join(f'<th scope="col">{n}</th>' for n in ("memory made by", *COLUMNS))
     return (
-        f'<div class="sxl-scroll"><table class="sxl-table"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        '<div class="sxl-scroll" tabindex="0" role="region" aria-label="Memories compared">'
+        f'<table class="sxl-table"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
         f'</div><h3 class="sxl-title">Memory against time heard</h3>{plot(attempts, seconds)}'
     )
+
+
+def _size(part: float) -> str:
+    """A bar beside a number: a memory's size, of the largest one's."""
+    return f'<span class="sxl-size" style="width:{max(2, round(100 * part))}%"></span>'
 
 
 def plot(attempts: Sequence[Attempt], seconds: float) -> str:

@@ -28,12 +28,13 @@ def download(kind: str, session: Session | None) -> str:
 
     RecordingError if there is nothing to put in it, OutputError if it cannot be written; no half of it is left.
     """
+    run, model = (session.run, session.model) if session is not None else (None, None)
     try:
         if kind == "sxl":
-            return str(memory_file(session and session.run, session and session.model))
+            return str(memory_file(run, model))
         if kind in SUBTITLES:
-            return str(_transcript(kind, session and session.run))
-        return str(_conversation(kind, session and session.run))
+            return str(_transcript(kind, run))
+        return str(_conversation(kind, run))
     except (OutputError, OSError):
         raise OutputError("The file cannot be written: this page's disk may be full; try again later.") from None
 
@@ -41,7 +42,7 @@ def download(kind: str, session: Session | None) -> str:
 def memory_file(run: Run | None, model: SpeechModel | None) -> Path:
     """The .sxl file of a recording that `model` has heard, written once."""
     memory = run.memory if run is not None else None
-    if memory is None:
+    if run is None or memory is None or model is None:
         raise RecordingError("There is no memory yet; listen to a recording first.")
     path = run.memory_path(run.name)
     if not path.exists():
@@ -74,7 +75,7 @@ def _plain(answer: Answer) -> dict[str, Any]:
 def _transcript(kind: str, run: Run | None) -> Path:
     """What the page shows of it: the words as recognised, or as read back from the memory."""
     segments = run.segments() if run is not None else []
-    if not segments:
+    if run is None or not segments:
         raise RecordingError("There is no transcript yet; listen to a recording, then press Transcribe.")
     text = "".join(f"{line}\n" for line in text_lines(segments, kind))
     return _write(run.folder_path / f"{Path(run.name).stem[:80]}.{kind}", text)

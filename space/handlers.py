@@ -20,6 +20,7 @@ from space.timeline import timeline
 from space.work import CANCELLED, Superseded, Worker, nothing_to_ask, parse_compression
 from space.zero import borrow
 from speech_xl.asking import Answer
+from speech_xl.clock import clock
 from speech_xl.errors import RecordingError, ScheduleError, SpeechXLError
 from speech_xl.model import SpeechModel
 from speech_xl.prompt import LONGEST_ANSWER
@@ -188,13 +189,15 @@ class Handlers(Worker):
             memory, partly = run.askable()
             if memory is None:
                 raise RecordingError(nothing_to_ask(session))
-            text = f"Of the first {pictures.clock(memory.seconds)}: " if partly else ""
+            text = f"Of the first {clock(memory.seconds)}: " if partly else ""
             said = {"role": "assistant", "content": text}
             box = ""  # emptied once: the next question may be typed while this one is answered
             for piece in self.answer(session.model, run, memory, question):
                 if isinstance(piece, Answer):
                     answer = piece
                     continue
+                if run.is_over:
+                    return
                 said = {"role": "assistant", "content": said["content"] + piece}
                 yield box, [*chat, said], gr.skip(), gr.skip(), gr.skip()
                 box = gr.skip()
@@ -202,11 +205,13 @@ class Handlers(Worker):
             chat = [*chat, {"role": "assistant", "content": str(error)}]
             yield question, chat, pictures.evidence_buttons(()), gr.skip(), gr.skip()
             return
+        if answer is None or run.is_over:  # another recording has taken this one's place, and its conversation's
+            return
         if answer.finish_reason == "length":
             said["content"] += f" ... (cut: an answer ends at {LONGEST_ANSWER} tokens)"
         said["content"] += "".join(f"\n\n{warning}" for warning in answer.warnings)
         is_playable = run.source is not None
-        reasons = pictures.evidence_buttons(answer.evidence, run.recognized(), is_playable)
+        reasons = pictures.evidence_buttons(answer.evidence, run.recognized(), is_playable, memory)
         # The player waits where the answer comes from, unless somebody is listening to it.
         player = gr.skip()
         if answer.evidence and is_playable and not run.is_playing:

@@ -29,7 +29,7 @@ class Run:
     events: list[Heard] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     read_back: list[Segment] | None = None  # the transcript from the memory, shown in place of the recognised words
-    folder: tempfile.TemporaryDirectory | None = None
+    folder: tempfile.TemporaryDirectory[str] | None = None
     is_cancelled: bool = False
     is_over: bool = False  # another has taken its place
     is_player_drawn: bool = False

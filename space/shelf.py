@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from speech_xl.conversation import Heard
 from speech_xl.errors import MemoryFileError, OutputError
@@ -44,7 +45,7 @@ class Kept:
     name: str
     created: float  # seconds since 1970
     opened: float
-    bytes: int  # of both files
+    bytes: int  # of its files
     header: MemoryHeader
 
 
@@ -78,9 +79,12 @@ class Shelf:
                 for notes in visitor.glob("*.json"):
                     if now - notes.stat().st_mtime > self.days * DAY:
                         notes.unlink()
-                for memory in visitor.glob("*.sxl"):  # notes are written last and deleted first
-                    if not memory.with_suffix(".json").exists() and now - memory.stat().st_mtime > ABANDONED:
-                        memory.unlink()
+                for path in (
+                    *visitor.glob("*.sxl"),
+                    *visitor.glob("*.heard"),
+                ):  # notes are written last and deleted first
+                    if not path.with_suffix(".json").exists() and now - path.stat().st_mtime > ABANDONED:
+                        path.unlink()
                 visitor.rmdir()  # if nothing is left
 
     def _visitor(self, secret: str) -> Path:
@@ -98,13 +102,14 @@ class Shelf:
             visitor.mkdir(mode=0o700, exist_ok=True)
         path = visitor / f"{identifier}.sxl"
         heard = [dataclasses.asdict(event) for event in events]
-        notes = {"name": clean_name(name) or memory.recording.path, "created": time.time(), "events": heard}
+        notes = {"name": clean_name(name) or memory.recording.path, "created": time.time()}
         try:
             save_memory(memory, path, model)
-            with whole_file(path.with_suffix(".json")) as temporary:
-                temporary.write_text(json.dumps(notes), encoding="utf-8")
+            _write(path.with_suffix(".heard"), heard)
+            _write(path.with_suffix(".json"), notes)
         except (OutputError, OSError):
             path.unlink(missing_ok=True)
+            path.with_suffix(".heard").unlink(missing_ok=True)
             raise OutputError("The memory cannot be kept: this page's disk may be full; download it instead.") from None
         return identifier
 
@@ -123,7 +128,7 @@ class Shelf:
 
     @staticmethod
     def _files(visitor: Path) -> Iterable[Path]:
-        return [*visitor.glob("*.sxl"), *visitor.glob("*.json")]
+        return [*visitor.glob("*.sxl"), *visitor.glob("*.heard"), *visitor.glob("*.json")]
 
     def entries(self, secret: str) -> list[Kept]:
         """A visitor's memories, the newest first; a damaged one is left out."""
@@ -136,7 +141,7 @@ class Shelf:
         try:
             status = notes.stat()
             said = json.loads(notes.read_text(encoding="utf-8"))
-            size = status.st_size + memory.stat().st_size
+            size = status.st_size + memory.stat().st_size + memory.with_suffix(".heard").stat().st_size
             return Kept(notes.stem, said["name"], said["created"], status.st_mtime, size, read_header(memory))
         except (OSError, ValueError, KeyError, TypeError, MemoryFileError):
             return None
@@ -155,17 +160,17 @@ class Shelf:
         try:
             notes = path.with_suffix(".json")
             said = json.loads(notes.read_text(encoding="utf-8"))
-            events = [_event(fields) for fields in said["events"]]
+            events = [_event(fields) for fields in json.loads(path.with_suffix(".heard").read_text(encoding="utf-8"))]
             notes.touch()
         except (OSError, ValueError, KeyError, TypeError):
             raise MemoryFileError("This memory's notes are damaged; download it and open the file.") from None
         return said["name"], memory, events
 
     def rename(self, secret: str, identifier: str, name: str) -> None:
+        """Give a kept memory another name; its old one stays if nothing of the new can be shown."""
         notes = self.path(secret, identifier).with_suffix(".json")
         said = json.loads(notes.read_text(encoding="utf-8"))
-        with whole_file(notes) as temporary:
-            temporary.write_text(json.dumps(said | {"name": clean_name(name) or said["name"]}), encoding="utf-8")
+        _write(notes, said | {"name": clean_name(name) or said["name"]})
 
     def copy(self, secret: str, identifier: str, folder: Path) -> Path:
         """A copy of the .sxl file under the memory's name, for a download."""
@@ -175,9 +180,10 @@ class Shelf:
         return Path(shutil.copyfile(path, folder / f"{stem}.sxl"))
 
     def delete(self, secret: str, identifier: str) -> None:
+        """Delete a kept memory, if it is there."""
         path = self.path(secret, identifier)
-        path.with_suffix(".json").unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        for suffix in (".json", ".heard", ".sxl"):
+            path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def clean_name(name: str) -> str:
@@ -185,6 +191,11 @@ def clean_name(name: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in name).split())[:LONGEST_NAME].strip()
 
 
-def _event(fields: dict) -> Heard:
+def _write(path: Path, value: Any) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _event(fields: dict[str, Any]) -> Heard:
     words = fields["words"]
     return Heard(**(fields | {"words": None if words is None else tuple(Word(**word) for word in words)}))

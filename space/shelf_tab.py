@@ -16,11 +16,12 @@ import gradio as gr
 
 from space import pictures
 from space.handlers import Handlers
+from space.joined import join_opened
 from space.session import Session
 from space.shelf import DAY, Kept, Shelf, new_secret
 from space.talk import PRIVATE, Talk, fetch
 from speech_xl.clock import clock
-from speech_xl.errors import RecordingError, SpeechXLError
+from speech_xl.errors import OutputError, RecordingError, SpeechXLError
 from speech_xl.schedule import format_bytes
 
 STORAGE_KEY = "speech-xl-shelf"
@@ -43,25 +44,30 @@ class ShelfHandlers:
         return secret, self.table(secret)
 
     def table(self, secret: str) -> str:
+        """HTML of a visitor's shelf."""
         return draw(self.shelf.entries(secret), self.handlers.model.fingerprint, self.shelf.days)
 
-    def keep(self, session: Session | None, secret: str) -> tuple[str, str]:
+    def keep(self, session: Session | None, secret: str | None) -> tuple[str, str]:
         """-> table, status."""
-        run = session.run if session is not None else None
-        memory = run.memory if run is not None else None
         with told():
-            if memory is None:
+            run = session.run if session is not None else None
+            memory = run.memory if run is not None else None
+            if session is None or run is None or memory is None:
                 raise RecordingError("There is no memory to keep yet; listen to a recording first.")
-            self.shelf.keep(secret, Path(run.name).stem, memory, run.events, session.model)
-        return self.table(
-            secret
-        ), f"{escape(Path(run.name).stem)} is on your shelf. It can be opened there without the audio."
+            if not secret:
+                raise OutputError(
+                    "This browser stores nothing, so your shelf would be lost; download the memory instead."
+                )
+            name = Path(run.name).stem
+            self.shelf.keep(secret, name, memory, run.events, session.model)
+        return self.table(secret), f"{escape(name)} is on your shelf. It can be opened there without the audio."
 
     def open(self, secret: str, session: Session | None, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
-        """-> table, chat, evidence, what the page shows of a recording. The visitor's own recording makes way."""
+        """-> table, chat, evidence, what the page shows of a recording. Several memories are asked as one."""
         session = self.handlers.enter(session, request)
         with told():
-            name, memory, events = self.shelf.open(secret, event.id, session.model)
+            opened = [self.shelf.open(secret, identifier, session.model) for identifier in event.ids]
+            name, memory, events = join_opened(session.model, opened)
         session.forget()
         run = session.run
         run.title, run.events, run.memory = name, events, memory
@@ -77,11 +83,13 @@ class ShelfHandlers:
             return str(self.shelf.copy(secret, event.id, session.run.folder_path)), session
 
     def rename(self, secret: str, event: gr.EventData) -> str:
+        """Rename what the event names -> the table anew."""
         with told():
             self.shelf.rename(secret, event.id, event.name)
         return self.table(secret)
 
     def delete(self, secret: str, event: gr.EventData) -> str:
+        """Delete what the event names -> the table anew."""
         with told():
             self.shelf.delete(secret, event.id)
         return self.table(secret)
@@ -99,42 +107,47 @@ class told:
 
 
 def draw(entries: list[Kept], fingerprint: str, days: float) -> str:
-    """A table with a row a memory; one that another model made can only be downloaded, renamed or deleted."""
+    """A table with a row a memory, and which model made it if it is not the page's own, whose `fingerprint` is given."""
     if not entries:
         return f'<p class="sxl-note">{EMPTY.format(days=days)}</p>'
     rows = "".join(_row(kept, kept.header.fingerprint == fingerprint, days) for kept in entries)
-    head = "".join(f'<th scope="col">{n}</th>' for n in ("name", "length", "kept", "size", "ratio", "what to do"))
+    head = "".join(f'<th scope="col">{n}</th>' for n in ("name", "length", "kept", "size", "ratio"))
     total = sum(kept.bytes for kept in entries)
+    together = '<button type="button" data-do="join">Open the ticked ones together</button>' if len(entries) > 1 else ""
     note = f"{len(entries)} kept, {format_bytes(total)}. A memory that nobody opens for {days:g} days is deleted."
     return (
-        f'<p class="sxl-note">{note}</p><div class="sxl-scroll" tabindex="0" role="region" aria-label="Kept memories">'
+        f'<p class="sxl-note">{note}</p><div class="sxl-row-buttons">{together}</div><div class="sxl-scroll" tabindex="0" role="region" aria-label="Kept memories">'
         f'<table class="sxl-table sxl-shelf"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 
-def _row(kept: Kept, can_open: bool, days: float) -> str:
+def _row(kept: Kept, is_own: bool, days: float) -> str:
     name = escape(kept.name, quote=True)
     made = time.strftime("%-d %b %Y", time.localtime(kept.created))
     left = max(0.0, days - (time.time() - kept.opened) / DAY)
     ratios = {"raw" if r is None else f"{r} to 1" for r in kept.header.ratios}
     cells = (
         clock(kept.header.recording.seconds_heard), f'{made}<br><small>{left:.0f} days left</small>',
-        format_bytes(kept.bytes), escape(" and ".join(sorted(ratios))),
+        format_bytes(kept.bytes), escape(" and ".join(sorted(ratios))) + ("" if is_own else f"<br><small>by {escape(kept.header.model)}</small>"),
     )  # fmt: skip
-    opens = f'<button type="button" data-do="open" data-id="{kept.id}" aria-label="Open {name}">Open</button>'
-    if not can_open:
-        opens = f"<small>made by {escape(kept.header.model)}</small>"
-    others = "".join(
+    buttons = "".join(
         f'<button type="button" data-do="{do}" data-id="{kept.id}" data-name="{name}" aria-label="{label} {name}">{label}</button>'
-        for do, label in (("download", "Download"), ("edit", "Rename"), ("delete", "Delete"))
+        for do, label in (("open", "Open"), ("download", "Download"), ("edit", "Rename"), ("delete", "Delete"))
     )
     data = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f'<tr><th scope="row">{name}</th>{data}<td><div class="sxl-row-buttons">{opens}{others}</div></td></tr>'
+    tick = f'<input type="checkbox" value="{kept.id}" aria-label="Take {name} along"> '
+    return f'<tr><th scope="row">{tick}{name}<div class="sxl-row-buttons">{buttons}</div></th>{data}</tr>'
 
 
-def build_shelf(tab: ShelfHandlers, session: gr.State, talk: Talk, tabs: gr.Tabs, page: gr.Blocks) -> None:
+def browser_secret() -> gr.BrowserState:
+    """For the page itself, outside its tabs: a tab that was never opened would not store it."""
+    return gr.BrowserState(None, storage_key=STORAGE_KEY, secret=STORAGE_KEY)
+
+
+def build_shelf(
+    tab: ShelfHandlers, secret: gr.BrowserState, session: gr.State, talk: Talk, tabs: gr.Tabs, page: gr.Blocks
+) -> None:
     """The tab, and the first tab's Keep button. What is opened is shown on the first tab."""
-    secret = gr.BrowserState(None, storage_key=STORAGE_KEY, secret=STORAGE_KEY)
     gr.Markdown("Memories that you have kept. They answer without the audio, also after this page was started again.")
     table = gr.HTML(
         draw([], "", tab.shelf.days), elem_id="sxl-shelf", padding=False, js_on_load="sxlShelf(element, trigger)"

@@ -19,8 +19,8 @@ LOUDNESS_RANGE = 15.0  # dB from the tallest bar to the lowest
 MOST_BARS = 240  # neighbours are joined beyond that
 WIDTH, HEIGHT, LANE = 1000, 72, 14  # in SVG units; the lane below the bars is the evidence's
 STEPS = (
-    "<ol><li><b>Choose</b> a recording or a kept memory, or take the example.</li><li><b>Listen</b>: its time line, its words "
-    "and its memory grow here.</li><li><b>Ask</b>, and press what an answer rests on to hear it.</li></ol>"
+    "<ol><li><b>Choose</b> a recording, or take the example</li><li><b>Listen</b> and read along</li>"
+    "<li><b>Ask</b>, and press what an answer rests on to hear it</li></ol>"
 )
 LEAST_HEAT = 0.02  # below this nothing is drawn
 

@@ -17,6 +17,7 @@ from space.zero import borrow
 from speech_xl.arguments import parse_bytes, parse_ratio
 from speech_xl.asking import Answer
 from speech_xl.audio import probe
+from speech_xl.clock import clock
 from speech_xl.conversation import Listening, ask
 from speech_xl.errors import RecordingError, SpeechXLError
 from speech_xl.memory import AudioMemory, load_memory
@@ -81,7 +82,7 @@ class Worker:
         name = pictures.shown_name(path)
         if Path(path).suffix.lower() == ".sxl":
             run.memory = load_memory(Path(path), session.model)
-            yield f"{name}: a memory of {pictures.clock(run.memory.seconds)}. Ask; the audio is not needed."
+            yield f"{name}: a memory of {clock(run.memory.seconds)}. Ask; the audio is not needed."
             return
         ratio, budget = parse_compression(compression)
         self._check_length(probe(Path(path)).seconds)
@@ -96,7 +97,7 @@ class Worker:
             return
         run.memory = memory
         notes = " ".join(memory.warnings)
-        heard_time = pictures.clock(memory.seconds)
+        heard_time = clock(memory.seconds)
         yield f"{name}: {heard_time} heard, all of it. Ask as often as you like. {escape(notes)}".strip()
 
     def _hear_here(
@@ -130,7 +131,7 @@ class Worker:
     def _check_length(self, seconds: float | None) -> None:
         if seconds is not None and seconds > self.max_hours * 3600:
             raise RecordingError(
-                f"This recording is {pictures.clock(seconds)} long or more and this page takes {self.max_hours:g} h; "
+                f"This recording is {clock(seconds)} long or more and this page takes {self.max_hours:g} h; "
                 "cut it, or run the app yourself."
             )
 

@@ -31,7 +31,8 @@ EMBEDDED_FOLDER = SHIPPED / EMBEDDED
 
 def resolve_checkpoint(model: str | None = None) -> Path:
     """A whole checkpoint's folder. None is the default, "small" and "nano" are the shipped ones; else a folder, or a
-    Hub id to download (resumed if broken off). One that names base parts is put together in the user's cache."""
+    Hub id to download (resumed if broken off). One that names base parts is put together in the user's cache.
+    """
     if model is None:
         return resolve_default()[0]
     folder = SHIPPED / model if model in SHIPPED_NAMES else find_folder(model)
@@ -51,7 +52,10 @@ def resolve_default() -> tuple[Path, str | None]:
     try:
         return resolve_checkpoint(SMALL), None
     except SpeechXLError as error:
-        return EMBEDDED_FOLDER, f"{error} Until then {EMBEDDED} answers, a far smaller model; `info {EMBEDDED_FOLDER}` says what it understands."
+        return (
+            EMBEDDED_FOLDER,
+            f"{error} Until then {EMBEDDED} answers, a far smaller model; `info {EMBEDDED_FOLDER}` says what it understands.",
+        )
 
 
 def whole(folder: Path) -> Path:

@@ -69,7 +69,9 @@ class Decoder(Protocol):
 class SoundSource(Protocol):
     """Sound that is no single file, such as a recording put together of several; heard in a file's place."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What stands for a file name."""
 
     @property
     def sha256(self) -> str:
@@ -79,7 +81,7 @@ class SoundSource(Protocol):
         """From the start; any number of times."""
 
 
-class _ForwardFile(soundfile.SoundFile):
+class _ForwardFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no types
     """A file read from front to back.
 
     soundfile seeks to where it already is after each read of a seekable file. That drops the state which
@@ -106,7 +108,7 @@ class SoundFileDecoder:
     def _declared_seconds(self) -> float | None:
         if self._file.frames >= _UNKNOWN_FRAMES:
             return None
-        seconds = self._file.frames / self._file.samplerate
+        seconds: float = self._file.frames / self._file.samplerate
         # Of a truncated WAV or AIFF file libsndfile counts what is there, and only notes what was declared.
         note = _SIZE_NOTE.search(self._file.extra_info)
         if note is None:
@@ -139,21 +141,23 @@ class FFmpegDecoder:
 
     def blocks(self) -> Iterator[np.ndarray]:
         channels, rate = self.info.channels, self.info.sampling_rate
+        assert channels is not None and rate is not None  # ffprobe has told them
         # Rate and channels are the file's own: fixed here, they cannot change in the middle of the pipe.
         command = ["ffmpeg", "-nostdin", "-v", "quiet", *_input(self.info.path), "-map", "0:a:0"]
         command += ["-ac", str(channels), "-ar", str(rate), "-f", "f32le", "pipe:1"]
-        self._process = subprocess.Popen(
+        process = self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
+        assert process.stdout is not None
         try:
             # A track that starts late: as silence before it, so that times here are the player's times.
             for start in range(0, silent := round(self.info.lead * rate), READ_FRAMES):
                 yield np.zeros((min(READ_FRAMES, silent - start), channels), np.float32)
             frame_bytes = 4 * channels
-            while data := self._process.stdout.read(READ_FRAMES * frame_bytes):
+            while data := process.stdout.read(READ_FRAMES * frame_bytes):
                 whole = len(data) // frame_bytes * channels
                 yield np.frombuffer(data, "<f4", whole).reshape(-1, channels)
-            self.damaged = self._process.wait() != 0
+            self.damaged = process.wait() != 0
         finally:
             self.close()
 
@@ -161,7 +165,8 @@ class FFmpegDecoder:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            self._process.stdout.close()
+            if self._process.stdout is not None:
+                self._process.stdout.close()
 
 
 def open_decoder(path: Path) -> Decoder:
@@ -181,10 +186,10 @@ def open_decoder(path: Path) -> Decoder:
     if not _has_ffmpeg() or (decoder.has_samples and not several):
         return decoder
     decoder.close()
-    decoder = FFmpegDecoder(path)
+    complete = FFmpegDecoder(path)
     if several:  # what the file declares is the length of the first
-        decoder.info = dataclasses.replace(decoder.info, seconds=None)
-    return decoder
+        complete.info = dataclasses.replace(complete.info, seconds=None)
+    return complete
 
 
 def _check_is_file(path: Path) -> None:

@@ -14,7 +14,8 @@ from functools import lru_cache
 import numpy as np
 import scipy.fft
 
-from speech_xl.config import HOP_LENGTH, N_FFT, SAMPLING_RATE, EncoderConfig
+from speech_xl.config import HOP_LENGTH, N_FFT, EncoderConfig
+from speech_xl.mel_filters import mel_filters
 
 _FLOOR = 1e-10  # power; digital silence has a logarithm
 _RANGE = 8.0  # powers of ten below a window's maximum that are kept
@@ -113,7 +114,7 @@ def log_mel(samples: np.ndarray, num_mel_bins: int) -> np.ndarray:
     cut = np.lib.stride_tricks.sliding_window_view(padded, N_FFT, axis=1)[:, ::HOP_LENGTH][:, :frames]
     spectrum = scipy.fft.rfft(cut * _hann(), axis=-1, overwrite_x=True)  # (B, T, 201) complex64
     power = spectrum.real**2 + spectrum.imag**2
-    mel = np.matmul(_mel_filters(num_mel_bins), power.transpose(0, 2, 1))  # (B, num_mel_bins, T)
+    mel = np.matmul(mel_filters(num_mel_bins), power.transpose(0, 2, 1))  # (B, num_mel_bins, T)
     log: np.ndarray = np.log10(np.maximum(mel, _FLOOR, out=mel), out=mel)
     np.maximum(log, log.max(axis=(1, 2), keepdims=True) - _RANGE, out=log)
     log += 4.0
@@ -125,12 +126,3 @@ def log_mel(samples: np.ndarray, num_mel_bins: int) -> np.ndarray:
 def _hann() -> np.ndarray:
     """The periodic Hann window, (400,) float32."""
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)).astype(np.float32)
-
-
-@lru_cache(maxsize=4)
-def _mel_filters(num_mel_bins: int) -> np.ndarray:
-    """Slaney's mel filter bank from 0 to 8 kHz, (num_mel_bins, 201) float32."""
-    from librosa.filters import mel  # here, because librosa takes seconds to import
-
-    filters: np.ndarray = mel(sr=SAMPLING_RATE, n_fft=N_FFT, n_mels=num_mel_bins, norm="slaney", dtype=np.float32)
-    return filters

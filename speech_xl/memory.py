@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -26,7 +28,7 @@ from speech_xl.whole_file import whole_file
 if TYPE_CHECKING:
     from speech_xl.model import SpeechModel
 
-FORMAT, VERSION = "speech-xl-memory", 2
+FORMAT, VERSION, JOINED_VERSION = "speech-xl-memory", 2, 3  # the last one: of memories of several recordings
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,14 @@ class RecordingSource:
     seconds: float | None  # declared by the file; None where it does not say
     seconds_heard: float
     sha256: str  # of the file's bytes
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """One recording of a joined memory."""
+
+    recording: RecordingSource
+    tokens: int  # speech tokens of it
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,11 @@ class AudioMemory:
     text_position: int | None = None  # of a slice: where text behind it starts; None: right behind all slots
     recalled: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)  # interval -> token ids of
     # its words, once somebody asked for them
+    parts: tuple[MemoryPart, ...] = ()  # of a joined memory, see joining.py: its recordings, whose seconds go on
+    readings: WeakValueDictionary[Any, AudioMemory] = field(
+        default_factory=WeakValueDictionary, compare=False, repr=False
+    )
+    # of recalled words, by span and intervals, while somebody reads them: who asks meanwhile reads the same
 
     @property
     def position(self) -> int:
@@ -73,6 +88,24 @@ class AudioMemory:
     def slot_times(self) -> np.ndarray:
         """(M, 2) float32: start and end in seconds of what each slot stands for."""
         return np.stack([self.times[self.spans[:, 0], 0], self.times[self.spans[:, 1] - 1, 1]], axis=1)
+
+    @property
+    def slot_intervals(self) -> np.ndarray:
+        """(M,) int64: the number of the interval that each slot belongs to."""
+        counts = part_tokens(self.parts, self.tokens)
+        starts = np.cumsum([0, *counts[:-1]])
+        intervals = np.cumsum([0, *(-(-count // self.interval) for count in counts[:-1])])
+        part = np.searchsorted(starts, self.spans[:, 0], side="right") - 1
+        number: np.ndarray = intervals[part] + (self.spans[:, 0] - starts[part]) // self.interval
+        return number
+
+    def part_at(self, seconds: float) -> tuple[RecordingSource, float]:
+        """The recording that a second of the memory lies in, and which second of that recording it is."""
+        for part in self.parts[:-1]:
+            if seconds < part.recording.seconds_heard:
+                return part.recording, seconds
+            seconds -= part.recording.seconds_heard
+        return self.parts[-1].recording if self.parts else self.recording, max(0.0, seconds)
 
     @property
     def slots(self) -> int:
@@ -101,6 +134,11 @@ def ratio_in_words(ratios: tuple[Ratio, ...]) -> str:
     return kinds.pop() if len(kinds) == 1 else "mixed" if kinds else "raw"
 
 
+def part_tokens(parts: tuple[MemoryPart, ...], tokens: int) -> list[int]:
+    """Speech tokens of each recording of a memory of `tokens`."""
+    return [part.tokens for part in parts] or [tokens]
+
+
 @dataclass(frozen=True)
 class MemoryHeader:
     """What a .sxl file says about itself, checked: enough to know every slot without opening the arrays."""
@@ -114,22 +152,18 @@ class MemoryHeader:
     fingerprint: str
     summarizer: str
     warnings: tuple[str, ...]
+    parts: tuple[MemoryPart, ...] = ()  # absent from a file of one recording
 
     @classmethod
     def from_json(cls, text: str) -> MemoryHeader:
         """Raises ValueError that names the first field which is absent or cannot be."""
-        data = _object(json.loads(text), "the description", cls)
+        data = json.loads(text)
+        is_joined = isinstance(data, dict) and "parts" in data
+        data = _object(
+            data if is_joined or not isinstance(data, dict) else data | {"parts": []}, "the description", cls
+        )
         json.dumps(data, ensure_ascii=False).encode()  # a ValueError where something is no text
-        source = _object(data["recording"], "recording", RecordingSource)
-
-        def require(holds: bool, name: str) -> None:
-            if not holds:
-                raise ValueError(f"{name} is not what it should be")
-
-        for name in ("path", "sha256"):
-            require(isinstance(source[name], str) and "\0" not in source[name], f"recording.{name}")
-        require(source["seconds"] is None or _is_amount(source["seconds"]), "recording.seconds")
-        require(_is_amount(source["seconds_heard"]), "recording.seconds_heard")
+        recording = _source(data["recording"])
         for name in ("model", "fingerprint"):
             require(isinstance(data[name], str), name)
         require(data["summarizer"] in list(SUMMARIZERS), "summarizer")
@@ -140,21 +174,61 @@ class MemoryHeader:
         warnings = data["warnings"]
         require(isinstance(warnings, list) and all(isinstance(w, str) for w in warnings), "warnings")
         ratios = data["ratios"]
-        require(isinstance(ratios, list) and len(ratios) == -(-data["tokens"] // interval), "ratios")
+        require(isinstance(data["parts"], list) and (len(data["parts"]) > 1 or not is_joined), "parts")
+        parts = tuple(_part(part) for part in data["parts"])
+        counts = part_tokens(parts, data["tokens"])
+        require(sum(counts) == data["tokens"], "parts")
+        require(isinstance(ratios, list) and len(ratios) == sum(-(-n // interval) for n in counts), "ratios")
         require(all(r is None or (_is_count(r) and r > 0 and interval % r == 0) for r in ratios), "ratios")
         data |= {"ratios": tuple(ratios), "prefix": tuple(data["prefix"]), "warnings": tuple(warnings)}
-        return cls(**(data | {"recording": RecordingSource(**source)}))
+        return cls(**(data | {"recording": recording, "parts": parts}))
 
     @property
     def slots(self) -> int:
         """Memory length, prefix included, that the schedule gives."""
-        lengths = [min(self.interval, self.tokens - i * self.interval) for i in range(len(self.ratios))]
-        return len(self.prefix) + sum(map(slots_kept, lengths, self.ratios))
+        return len(self.prefix) + sum(
+            slots_kept(min(self.interval, tokens - i * self.interval), ratio)
+            for tokens, ratios in self._schedules()
+            for i, ratio in enumerate(ratios)
+        )
 
     def spans(self) -> np.ndarray:
         """(M, 2) int64: the speech tokens of each slot, as the schedule has them."""
-        policy, plan = ListedRatios(self.ratios or (None,)), SUMMARIZERS[self.summarizer].plan
-        return join_spans(list(Scheduler(self.interval, policy, len(self.prefix), plan).plan_all(self.tokens)))
+        plan, found, before = SUMMARIZERS[self.summarizer].plan, [np.zeros((0, 2), np.int64)], 0
+        for tokens, ratios in self._schedules():
+            scheduler = Scheduler(self.interval, ListedRatios(ratios or (None,)), len(self.prefix), plan)
+            found.append(before + join_spans(list(scheduler.plan_all(tokens))))
+            before += tokens
+        return np.concatenate(found)
+
+    def _schedules(self) -> Iterator[tuple[int, tuple[Ratio, ...]]]:
+        """Speech tokens and ratios of each recording."""
+        ratios = self.ratios
+        for tokens in part_tokens(self.parts, self.tokens):
+            count = -(-tokens // self.interval)
+            yield tokens, ratios[:count]
+            ratios = ratios[count:]
+
+
+def require(holds: bool, name: str) -> None:
+    """ValueError for a field of a header."""
+    if not holds:
+        raise ValueError(f"{name} is not what it should be")
+
+
+def _source(value: Any) -> RecordingSource:
+    source = _object(value, "recording", RecordingSource)
+    for name in ("path", "sha256"):
+        require(isinstance(source[name], str) and "\0" not in source[name], f"recording.{name}")
+    require(source["seconds"] is None or _is_amount(source["seconds"]), "recording.seconds")
+    require(_is_amount(source["seconds_heard"]), "recording.seconds_heard")
+    return RecordingSource(**source)
+
+
+def _part(value: Any) -> MemoryPart:
+    part = _object(value, "a part", MemoryPart)
+    require(_is_count(part["tokens"]), "parts")
+    return MemoryPart(_source(part["recording"]), part["tokens"])
 
 
 def _object(value: Any, name: str, cls: type) -> dict[str, Any]:
@@ -179,7 +253,9 @@ def are_times(times: np.ndarray, tokens: int, seconds: float) -> bool:
         return False
     starts, ends = times.T
     last = np.float32(seconds) + 0.001  # seconds are kept to a thousandth
-    return bool((starts >= 0).all() and (np.diff(starts) >= 0).all() and (starts <= ends).all() and (ends <= last).all())
+    return bool(
+        (starts >= 0).all() and (np.diff(starts) >= 0).all() and (starts <= ends).all() and (ends <= last).all()
+    )
 
 
 def join_spans(plans: list[IntervalPlan]) -> np.ndarray:
@@ -206,7 +282,11 @@ def save_memory(memory: AudioMemory, path: Path, model: SpeechModel) -> None:
     arrays = {name: np.ascontiguousarray(array) for name, array in exported.items()}
     header = {f.name: getattr(memory, f.name) for f in dataclasses.fields(MemoryHeader)}
     header["recording"] = dataclasses.asdict(memory.recording)
-    metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
+    header["parts"] = [dataclasses.asdict(part) for part in memory.parts]
+    if not memory.parts:
+        del header["parts"]
+    version = JOINED_VERSION if memory.parts else VERSION
+    metadata = {"format": FORMAT, "version": str(version), "header": json.dumps(header)}
     with whole_file(path) as temporary:
         save_file(arrays | {"spans": memory.spans, "times": memory.times}, temporary, metadata=metadata)
 
@@ -224,9 +304,9 @@ def read_header(path: Path) -> MemoryHeader:
         ) from error
     if metadata.get("format") != FORMAT:
         raise MemoryFileError(f"{path} is not a Speech-XL memory; make one with `python -m speech_xl listen`.")
-    if metadata.get("version") != str(VERSION):
+    if metadata.get("version") not in (str(VERSION), str(JOINED_VERSION)):
         raise MemoryFileError(
-            f"{path} has format version {metadata.get('version')}, this program reads {VERSION}; listen again."
+            f"{path} has format version {metadata.get('version')}, this program reads {VERSION} and {JOINED_VERSION}; listen again."
         )
     try:
         return MemoryHeader.from_json(metadata.get("header", ""))

@@ -16,6 +16,7 @@ from speech_xl.front_end import front_end_factory
 from speech_xl.prompt import LONGEST_ANSWER, Prompt
 from speech_xl.schedule import Ratio, check_ratio, memory_slots, ratio_for_budget
 from speech_xl.summarizers import interval_of, ratios_of
+from speech_xl.together import Together
 
 DEFAULT = "default"  # the ratio that the checkpoint's training recommends
 
@@ -33,7 +34,9 @@ def check_choice(config: ModelConfig, ratio: Ratio | str, budget: int | None) ->
 
 class SpeechModel:
     """A loaded model: configuration, prompt and backend. `lock` admits one caller to the backend at a time,
-    in order of arrival. `note`: a line for the user about which model this is, if there is one to say."""
+    in order of arrival; `together` answers what is asked of one memory at once. `note`: a line for the user about which
+    model this is, if there is one to say.
+    """
 
     def __init__(self, folder: Path, config: ModelConfig, prompt: Prompt, backend: Backend, note: str | None = None):
         self.folder = folder
@@ -44,6 +47,7 @@ class SpeechModel:
         self.fingerprint = fingerprint(folder)
         self.note = note
         self.lock = FairLock()
+        self.together = Together(self)
 
     @classmethod
     def load(cls, model: str | None = None, backend: str = "auto", memory_bits: int = 16) -> SpeechModel:

@@ -43,7 +43,7 @@ class Prompt:
         unknown = [token for token, number in ends.items() if number is None]
         if unknown:
             raise CheckpointError(f"tokenizer.json lacks the end token {unknown[0]!r} that config.json names.")
-        self.end_ids = frozenset(ends.values())
+        self.end_ids = frozenset(number for number in ends.values() if number is not None)
         self.end_id = next(iter(ends.values()), None)  # what training ends answers with
         tokenizer.encode_special_tokens = True  # as plain text, from here on
 

@@ -4,7 +4,7 @@ A slot says its words more surely than it answers questions, and words of interv
 understood less well than a text. So a checkpoint may recall before it answers: the intervals that the question is about
 are said again as words, and these are read as one text. Only the memory is used: what its slots have lost is not
 recalled. A question that names a number is read beside the words where the number was said, spelled as it was said
-there. This file knows intervals, slots and token ids.
+there; where numbers are called out ("Six two. A small latte, please."), what they announce is all that is read. This file knows intervals, slots and token ids.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -21,18 +22,27 @@ from speech_xl.schedule import FixedRatio, Scheduler
 from speech_xl.slices import overlapping
 from speech_xl.spoken_numbers import as_heard, asked_numbers
 from speech_xl.summarizers import SSTs
-from speech_xl.word_search import holders, relevance
+from speech_xl.word_search import announced, holders, relevance
 
 if TYPE_CHECKING:
     from speech_xl.model import SpeechModel
+    from speech_xl.prompt import Prompt
 
 INTERVALS_AT_ONCE = 8
 SEARCHED = 4  # times as many intervals as a checkpoint recalls to answer may be recalled to find these
+BESIDE = (
+    -1,
+    0,
+    1,
+    2,
+)  # intervals that are read with one that holds a number: what it is about stands behind it, mostly
 WORDS_PER_SPEECH_TOKEN = 2  # text tokens, where speech tokens are sound; an interval that says more is lost in a loop
 
 
 @dataclass(frozen=True)
 class Interval:
+    """An interval of a memory: where its slots and its words are."""
+
     number: int
     slots: tuple[int, int]  # [first, past the last), the prefix not counted
     tokens: tuple[int, int]  # speech tokens that they stand for, likewise
@@ -42,7 +52,7 @@ class Interval:
 
 def intervals_between(memory: AudioMemory, start: float, end: float) -> list[Interval]:
     """The intervals that overlap [start, end] seconds, each with its own slots."""
-    number = memory.spans[:, 0] // memory.interval
+    number = memory.slot_intervals
     first = np.flatnonzero(np.diff(number, prepend=-1))
     stop = np.append(first[1:], len(number))[: len(first)]
     tokens = np.stack([memory.spans[first, 0], memory.spans[stop - 1, 1]], axis=1)
@@ -99,24 +109,43 @@ def recall(
         times.append(memory.times[place[kept]])
     if not ids:
         return memory, question
-    plan = Scheduler(len(ids), FixedRatio(None), len(memory.prefix), horizon=model.horizon).next(len(ids))
+    about = _called_out(model.prompt, question, ids)
+    ids, heard = [ids[i] for i in about], np.concatenate(times)[about]
+    question = as_heard(question, model.prompt.text(ids))
+    read = (span, tuple(interval.number for interval in intervals), tuple(ids))
     with model.lock:
-        state = model.backend.start(list(memory.prefix))
-        model.backend.hear_words(state, ids)
-        model.backend.close_intervals(state, [plan])
-        size = model.backend.memory_bytes(state)
+        recalled = memory.readings.get(read)
+        if recalled is None:
+            recalled = memory.readings[read] = _words_as_memory(model, memory, ids, heard)
+    return recalled, question
+
+
+def _words_as_memory(model: SpeechModel, memory: AudioMemory, ids: list[int], times: np.ndarray) -> AudioMemory:
+    """A raw memory of words of `memory`, each with its seconds, times (words, 2). The caller holds the model's lock."""
+    plan = Scheduler(len(ids), FixedRatio(None), len(memory.prefix), horizon=model.horizon).next(len(ids))
+    state = model.backend.start(list(memory.prefix))
+    model.backend.hear_words(state, ids)
+    model.backend.close_intervals(state, [plan])
     place = np.arange(len(ids), dtype=np.int64)
-    recalled = dataclasses.replace(
+    return dataclasses.replace(
         memory,
         state=state,
         spans=np.stack([place, place + 1], axis=1),
-        times=np.concatenate(times),
+        times=times,
         ratios=(None,),
         interval=len(ids),
-        bytes=size,
+        bytes=model.backend.memory_bytes(state),
         recalled={},
+        readings=WeakValueDictionary(),
     )
-    return recalled, as_heard(question, model.prompt.text(ids))
+
+
+def _called_out(prompt: Prompt, question: str, ids: Sequence[int]) -> list[int]:
+    """Which of some words' tokens to read: those that the question's numbers announce, if any were called out; else all."""
+    reach = [len(prompt.text(ids[:n])) for n in range(len(ids) + 1)]  # characters: a token may hold half of one
+    places = announced(question, prompt.text(ids))
+    kept = [i for i in range(len(ids)) if any(reach[i + 1] > start and reach[i] < stop for start, stop in places)]
+    return kept or list(range(len(ids)))
 
 
 def choose(
@@ -134,9 +163,9 @@ def choose(
     texts = [model.prompt.text(words) for words in recalled_words(model, memory, intervals)]
     order = np.lexsort((attention, relevance(question, texts)))
     if named := set(holders(question, texts)):
-        by_rank = [i for i in reversed(order.tolist()) if i in named][: max(1, most // 3)]
-        order = [n for i in by_rank for n in (i - 1, i, i + 1) if 0 <= n < len(intervals)]
-        return [intervals[i] for i in sorted(set(order))]
+        by_rank = [i for i in reversed(order.tolist()) if i in named][: max(1, most // len(BESIDE))]
+        beside = [i + n for i in by_rank for n in BESIDE if 0 <= i + n < len(intervals)]
+        return [intervals[i] for i in sorted(set(beside))]
     return [intervals[i] for i in sorted(order[-most:].tolist())]
 
 

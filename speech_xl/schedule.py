@@ -55,6 +55,7 @@ class FixedRatio:
     value: Ratio
 
     def ratio(self, index: int) -> Ratio:
+        """Of interval `index`: the one."""
         return self.value
 
 
@@ -65,6 +66,7 @@ class ListedRatios:
     values: tuple[Ratio, ...]
 
     def ratio(self, index: int) -> Ratio:
+        """Of interval `index`: its own in the list."""
         return self.values[min(index, len(self.values) - 1)]
 
 
@@ -81,6 +83,7 @@ class StepRandomRatio:
     sample: int
 
     def ratio(self, index: int) -> Ratio:
+        """Of interval `index`: drawn, but the same whenever it is asked for."""
         key = f"{self.seed}/{self.sample}/{index}".encode()
         draw = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
         return self.choices[draw % len(self.choices)]
@@ -158,10 +161,12 @@ class IntervalPlan:
 
     @property
     def tokens(self) -> int:
+        """Speech tokens that the interval holds, n."""
         return len(self.speech_positions)
 
     @property
     def ssts(self) -> int:
+        """SSTs that it holds, K; 0 where its own rows are kept."""
         return len(self.sst_after)
 
     @property
@@ -298,7 +303,7 @@ class WholePass:
     query_positions: np.ndarray  # (R,) int64
     key_positions: np.ndarray  # (R,) int64; differs from the query's only at SST rows
     rows: Rows  # what each row sees, and is seen by
-    pooled_rows: np.ndarray  # (K, most) int64: the rows of the speech tokens that each SST stands for, filled with 0 ...
+    pooled_rows: np.ndarray  # (K, most) int64: rows of the speech tokens that each SST stands for, filled with 0 ...
     pooled_ranks: np.ndarray  # (K, most) int64: ... each one's place in its block, backwards from 0; -1 where filled
     sst_ratios: np.ndarray  # (K,) int64
 
@@ -309,6 +314,7 @@ class WholePass:
 
     @property
     def sst_rows(self) -> slice:
+        """Where the SSTs' rows lie among all rows."""
         return slice(self.prefix + self.speech, self.prefix + self.speech + self.ssts)
 
 
@@ -362,24 +368,26 @@ def whole_pass(
     text_positions = joined([end_of(view) + np.arange(n) for view, n in zip(seen, text_lengths, strict=True)])
     head = np.arange(prefix)
     return WholePass(
-        prefix, len(speech_positions), len(sst_query),
+        prefix,
+        len(speech_positions),
+        len(sst_query),
         np.concatenate([head, speech_positions, sst_query, text_positions]),
         np.concatenate([head, speech_positions, sst_key, text_positions]),
         join_rows(rows),
         *_pooling(prefix, plans),
-    )  # fmt: skip
+    )
 
 
 def _pooling(prefix: int, plans: Sequence[IntervalPlan]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """WholePass.pooled_rows, pooled_ranks and sst_ratios."""
-    blocks = [p for p in plans if p.ssts]
-    most = max((p.ratio for p in blocks), default=0)
-    rows = np.zeros((sum(p.ssts for p in blocks), most), np.int64)
+    blocks = [(p, p.ratio) for p in plans if p.ssts and p.ratio is not None]
+    most = max((ratio for _, ratio in blocks), default=0)
+    rows = np.zeros((sum(p.ssts for p, _ in blocks), most), np.int64)
     ranks, ratios = np.full_like(rows, -1), np.zeros(len(rows), np.int64)
     at = 0
-    for p in blocks:
+    for p, ratio in blocks:
         here = slice(at, at + p.ssts)
-        rows[here, : p.ratio] = prefix + p.first_token - plans[0].first_token + p.pooled_tokens()
-        ranks[here, : p.ratio], ratios[here] = np.arange(p.ratio), p.ratio
+        rows[here, :ratio] = prefix + p.first_token - plans[0].first_token + p.pooled_tokens()
+        ranks[here, :ratio], ratios[here] = np.arange(ratio), ratio
         at += p.ssts
     return rows, ranks, ratios

@@ -61,7 +61,7 @@ def slice_memory(model: SpeechModel, memory: AudioMemory, start: float | None, e
         state = model.backend.slice(memory.state, len(memory.prefix), slot, stop)
         size = model.backend.memory_bytes(state)
     spans = memory.spans[slot:stop]
-    intervals = np.unique(spans[:, 0] // memory.interval)
+    intervals = np.unique(memory.slot_intervals[slot:stop])
     return dataclasses.replace(
         memory,
         state=state,

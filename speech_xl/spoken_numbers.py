@@ -22,11 +22,11 @@ _UNSETTLED = re.compile(rf"[\d$]|{_TITLE}\b")
 
 def _words(figures: str) -> str:
     value = figures.replace(",", "")
-    said = num2words(float(value) if "." in value else int(value))
+    said: str = num2words(float(value) if "." in value else int(value))
     return said.replace(",", "")
 
 
-def _money(match: re.Match) -> str:
+def _money(match: re.Match[str]) -> str:
     amount, scale = match[1], match[2]
     unit = "dollar" if amount == "1" and not scale else "dollars"
     if (cents := re.fullmatch(r"([\d,]+)\.(\d\d)", amount)) and not scale:
@@ -36,23 +36,23 @@ def _money(match: re.Match) -> str:
     return f"{_words(amount)}{scale} {unit}"
 
 
-def _clock(match: re.Match) -> str:
+def _clock(match: re.Match[str]) -> str:
     hour, minute = _words(match[1]), int(match[2])
     if minute == 0:
         return f"{hour} o'clock"
     return f"{hour} {'oh ' if minute < 10 else ''}{_words(str(minute))}"
 
 
-def _plain(match: re.Match) -> str:
+def _plain(match: re.Match[str]) -> str:
     figures = match[0]
     if re.fullmatch(r"\d{4}", figures) and _FIRST_YEAR <= int(figures) <= _LAST_YEAR:
-        return num2words(int(figures), to="year")
+        return str(num2words(int(figures), to="year"))
     if len(figures) > 1 and figures[0] == "0" and figures.isdigit():  # a code, said figure by figure
         return " ".join(map(_words, figures))
     return _words(figures)
 
 
-_RULES: tuple[tuple[re.Pattern, Callable[[re.Match], str]], ...] = (
+_RULES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     (re.compile(rf"{_TITLE}\.(?= [A-Z])"), lambda m: _TITLES[m[0]]),
     (re.compile(rf"\$({_NUMBER})({_SCALE})(?: dollars)?"), _money),
     (re.compile(rf"({_NUMBER})%"), lambda m: f"{_words(m[1])} percent"),
@@ -78,25 +78,44 @@ def settled(text: str) -> str:
 
 
 _ASKED = re.compile(r"(?<![\w.,:$])\d{1,9}(?![\w%]|[.,:]\d)")  # a plain whole number of a question
+_NUMBERS = {w for n in range(100) for w in re.findall("[a-z]+", num2words(n))} | {
+    "hundred",
+    "thousand",
+    "million",
+    "billion",
+}
+_NUMBER_WORD = rf"(?:\d+|{'|'.join(sorted(_NUMBERS))})"
+_ENDS_IN_NUMBER = re.compile(rf"\b{_NUMBER_WORD}[ ,-]{{1,2}}$", re.IGNORECASE)
+_BEGINS_WITH_NUMBER = re.compile(rf"[ ,-]{{1,2}}{_NUMBER_WORD}\b", re.IGNORECASE)
 _DIGITS = ("zero|oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def number_matches(figures: str, text: str) -> list[re.Match]:
+def number_matches(figures: str, text: str) -> list[re.Match[str]]:
     """Where a text has a whole number as it may have been said: "15" in "15", "fifteen", or "one, five".
 
     Of the ways to say it, the first that occurs counts. A single figure may have a zero before it, as in codes.
     """
     value = int(figures)
     one_by_one = r"\W{1,3}".join(rf"(?:{figure}|{_DIGITS[int(figure)]})" for figure in figures)
+    if len(figures) == 1 and (coded := _found(rf"(?:0|{_DIGITS[0]})\W{{1,3}}{one_by_one}", text)):
+        return coded
     ways = [figures, _said_as(num2words(value))]
     if _FIRST_YEAR <= value <= _LAST_YEAR:
         ways.append(_said_as(num2words(value, to="year")))
-    if len(figures) == 1:
-        ways.insert(0, rf"(?:0|{_DIGITS[0]})\W{{1,3}}{one_by_one}")
-    else:
-        ways.append(one_by_one)
-    found = (list(re.finditer(rf"(?<![\w.,-])(?:{way})(?!\w|[.,]\d)", text, re.IGNORECASE)) for way in ways)
-    return next((matches for matches in found if matches), [])
+    for way in ways:
+        if whole := [match for match in _found(way, text) if not _is_part(match)]:
+            return whole
+    return _found(one_by_one, text) if len(figures) > 1 else []
+
+
+def _found(way: str, text: str) -> list[re.Match[str]]:
+    return list(re.finditer(rf"(?<![\w.,-])(?:{way})(?!\w|[.,]\d)", text, re.IGNORECASE))
+
+
+def _is_part(match: re.Match[str]) -> bool:
+    """Whether a number that was found is a part of a longer one: "nine" of "nine six" or of "nine hundred"."""
+    before, behind = match.string[: match.start()], match.string[match.end() :]
+    return bool(_ENDS_IN_NUMBER.search(before) or _BEGINS_WITH_NUMBER.match(behind))
 
 
 def _said_as(words: str) -> str:
@@ -114,7 +133,7 @@ def as_heard(question: str, text: str) -> str:
     Figures that the text does not hold in any spelling stay as they are.
     """
 
-    def spell(match: re.Match) -> str:
+    def spell(match: re.Match[str]) -> str:
         found = number_matches(match[0], text)
         return " ".join(re.findall(r"\w+", found[0][0])) if found else match[0]
 

@@ -57,6 +57,7 @@ class AppendedSSTs(SSTs):
     """
 
     def plan(self, index: int, first_token: int, base: int, tokens: int, ratio: Ratio, prefix: int) -> IntervalPlan:
+        """As Summarizer.plan."""
         plan = plan_interval(index, first_token, base, tokens, ratio)
         after = np.full(plan.ssts, tokens - 1, np.int64)
         behind = base + tokens + np.arange(plan.ssts, dtype=np.int64)

@@ -10,6 +10,7 @@ Letters: R rows, Q of them as queries, K as keys.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.stretch)
 
-    def __getitem__(self, rows: slice | np.ndarray) -> Rows:
+    def __getitem__(self, rows: Any) -> Rows:
         """Some of the rows: visible(rows[a:b], rows[c:d]) is a block of the whole mask."""
         return Rows(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
@@ -64,19 +65,53 @@ def join_rows(parts: list[Rows]) -> Rows:
     return Rows(**{f.name: np.concatenate([getattr(p, f.name) for p in (none, *parts)]) for f in fields(Rows)})
 
 
-def visible(queries: Rows, keys: Rows) -> np.ndarray:
-    """(Q, K) bool: whether each query sees each key.
+def sees(query: Rows, key: Rows) -> np.ndarray:
+    """Whether a query sees a key, element by element: the rule itself. The arrays broadcast, and may be any framework's.
 
     - The prefix is seen by everything behind it, and by itself causally.
     - A row sees its own stretch's tokens up to its own place. An SST is seen, there, by itself alone.
     - Of other stretches a row sees the rows that left the slots [first, stop) of the memory.
     """
-    stretch, place, sst, slot = (getattr(queries, name)[:, None] for name in ("stretch", "place", "sst", "slot"))
-    is_own = stretch == keys.stretch
-    own = np.where(keys.sst, sst & (slot == keys.slot), keys.place <= place)
-    kept = (keys.slot >= queries.first[:, None]) & (keys.slot < queries.stop[:, None]) & (keys.slot >= 0)
-    past = ((keys.stretch == PREFIX) | kept) & (stretch != PREFIX)
-    return np.where(is_own, own, past)
+    is_own = query.stretch == key.stretch
+    own = (key.sst & query.sst & (query.slot == key.slot)) | (~key.sst & (key.place <= query.place))
+    kept = (key.slot >= query.first) & (key.slot < query.stop) & (key.slot >= 0)
+    past = ((key.stretch == PREFIX) | kept) & (query.stretch != PREFIX)
+    seen: np.ndarray = (is_own & own) | (~is_own & past)
+    return seen
+
+
+def visible(queries: Rows, keys: Rows) -> np.ndarray:
+    """(Q, K) bool: whether each query sees each key."""
+    return sees(queries[:, None], keys[None])
+
+
+def may_see(queries: Rows, keys: Rows, size: int) -> np.ndarray:
+    """(ceil(Q / size), ceil(K / size)) bool: False where no query of a block of `size` rows sees any key of a block.
+
+    It bounds `sees` by the least and greatest number of each block, so that the work does not grow with Q * K: who
+    attends in blocks leaves these out, and masks the others.
+    """
+
+    def least(values: np.ndarray) -> np.ndarray:
+        found: np.ndarray = np.minimum.reduceat(values, np.arange(0, len(values), size))
+        return found
+
+    def most(values: np.ndarray) -> np.ndarray:
+        found: np.ndarray = np.maximum.reduceat(values, np.arange(0, len(values), size))
+        return found
+
+    if not len(queries) or not len(keys):
+        return np.zeros((-(-len(queries) // size), -(-len(keys) // size)), bool)
+    far = np.iinfo(np.int64).max
+    own = (least(queries.stretch)[:, None] <= most(keys.stretch)) & (
+        least(keys.stretch) <= most(queries.stretch)[:, None]
+    )
+    own &= least(keys.place) <= most(queries.place)[:, None]
+    first = least(np.where(queries.stop > queries.first, queries.first, far))[:, None]
+    kept = (most(keys.slot) >= first) & (least(np.where(keys.slot < 0, far, keys.slot)) < most(queries.stop)[:, None])
+    past = (most(keys.stretch == PREFIX) | kept) & most(queries.stretch != PREFIX)[:, None]
+    near: np.ndarray = own | past
+    return near
 
 
 def text_mask(padding: np.ndarray, rows: int) -> Mask:
@@ -91,4 +126,5 @@ def text_mask(padding: np.ndarray, rows: int) -> Mask:
     text = text_rows(1, columns, (0, 0))
     queries = text[columns - rows :]
     is_itself = queries.place[:, None] == text.place
-    return ((visible(queries, text) & ~padding[:, None]) | is_itself)[:, None]
+    seen: np.ndarray = (visible(queries, text) & ~padding[:, None]) | is_itself
+    return seen[:, None]

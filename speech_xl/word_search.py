@@ -16,6 +16,8 @@ from speech_xl.spoken_numbers import asked_numbers, number_matches
 
 STEM = 5  # letters that words in common share: "repaired" finds "repair"
 NEIGHBOUR = 0.4  # of its score that a text gives the ones beside it: borders cut sentences
+CALLED, LEAST_SAID = 2, 4  # words beside a number that is called out; words of a sentence that says something
+_SENTENCE = re.compile(r"[^.?!]+[.?!]*")
 _WORD = re.compile(r"\d+|[^\W\d_]+")
 _FIGURES = {
     w: str(n) for n, w in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
@@ -101,7 +103,8 @@ def relevance(question: str, texts: Sequence[str]) -> np.ndarray:
     count = {stem: sum(stem in found for found in held) for stem in wanted}
     own = np.array([sum(np.log(1 + len(texts) / count[stem]) for stem in found) for found in held])
     beside = np.maximum(np.append(0.0, own[:-1]), np.append(own[1:], 0.0))
-    return own + NEIGHBOUR * beside
+    total: np.ndarray = own + NEIGHBOUR * beside
+    return total
 
 
 def holders(question: str, texts: Sequence[str]) -> list[int]:
@@ -117,3 +120,24 @@ def holders(question: str, texts: Sequence[str]) -> list[int]:
         places = [match.start() for match in number_matches(figures, joined)]
         found[np.unique(np.searchsorted(starts, places, side="right") - 1)] += 1
     return np.flatnonzero(found == found.max()).tolist() if found.any() else []
+
+
+def announced(question: str, text: str) -> list[tuple[int, int]]:
+    """Where a text says a question's numbers alone, as one calls out a number, each with the sentence that follows it.
+
+    [first, past the last) characters of each place. A number is alone if its sentence has at most CALLED other words
+    ("Order six two."). A sentence too short to say anything takes the one behind it along.
+    """
+    sentences = [match.span() for match in _SENTENCE.finditer(text)]
+    places = []
+    for figures in dict.fromkeys(asked_numbers(question)):
+        for match in number_matches(figures, text):
+            own = [n for n, (start, stop) in enumerate(sentences) if start < match.end() and stop > match.start()]
+            first, last = sentences[own[0]][0], own[-1]
+            beside = text[first : match.start()] + text[match.end() : sentences[last][1]]
+            if len(_WORD.findall(beside)) > CALLED:
+                continue
+            following = sentences[last + 1 :]
+            enough = 2 if following and len(_WORD.findall(text[slice(*following[0])])) < LEAST_SAID else 1
+            places.append((first, following[:enough][-1][1] if following else sentences[last][1]))
+    return places

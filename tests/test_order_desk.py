@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation.data import read_data
 from recipes.order_desk import corpus, grammar, tts
 from recipes.order_desk.make_lines import asked_lines, spoken_lines, write_lines
 from recipes.order_desk.recordings import build_recording
@@ -44,9 +45,13 @@ def test_candidates_contain_every_sampled_sentence():
 
 def test_candidates_are_distinct_and_few():
     slots = {
-        "coffeeDrink": "espresso", "size": "eight ounce", "numberOfShots": "single shot",
-        "roast": "dark roast", "milkAmount": "lots of cream", "sugarAmount": "sugar",
-    }  # fmt: skip
+        "coffeeDrink": "espresso",
+        "size": "eight ounce",
+        "numberOfShots": "single shot",
+        "roast": "dark roast",
+        "milkAmount": "lots of cream",
+        "sugarAmount": "sugar",
+    }
     every = grammar.candidates(slots)
     assert len(set(every)) == len(every) == 24 * len(grammar.LIKELY_OPENINGS)
 
@@ -145,7 +150,9 @@ def marked_clips() -> tuple[list[corpus.Clip], list[corpus.Clip]]:
     """Orders and digits whose samples say which they are: a constant each."""
     rng = random.Random(0)
     orders = [
-        corpus.Clip(np.full(SAMPLING_RATE, 1000 + i, np.int16), None, grammar.sample_slots(rng), None, str(i), "human", str(i))
+        corpus.Clip(
+            np.full(SAMPLING_RATE, 1000 + i, np.int16), None, grammar.sample_slots(rng), None, str(i), "human", str(i)
+        )
         for i in range(6)
     ]
     digits = [
@@ -189,6 +196,10 @@ def test_lines_are_what_training_reads(tmp_path):
     assert len(asked) == 2 and all(len(r.questions) % len(grammar.SLOTS) == 0 for r in asked)
     assert all(r.audio.exists() for r in spoken + asked)
     assert {q.kind for r in asked for q in r.questions} == set(grammar.SLOTS)
+    write_lines(tmp_path / "judged.jsonl", asked_lines(tmp_path, orders, digits, count=2, most=2, seed=5, spans=True))
+    items = read_data(tmp_path / "judged.jsonl").items
+    assert [(i.question, i.answer) for i in items] == [(q.text, q.answer) for r in asked for q in r.questions]
+    assert all(0 < item.span[0] < item.span[1] for item in items)
 
 
 def test_its_recipe_can_be_followed():

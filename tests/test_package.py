@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
+import httpx
 import pytest
 
+from tests.serving import ANSWER, LONGEST_WAIT, QUESTION, input_audio, messages, order
 from tests.test_requirements import IN_WHEEL
 from tests.tiny import write_sound
 
@@ -31,7 +34,11 @@ def tracked() -> set[str]:
     """The files of the source tree."""
     if not (ROOT / ".git").exists():
         pytest.skip("this is no git checkout, so nothing says which files belong to it")
-    return {name for name in run("git", "-c", "safe.directory=*", "ls-files", "-z", cwd=ROOT).split("\0") if name and (ROOT / name).exists()}
+    return {
+        name
+        for name in run("git", "-c", "safe.directory=*", "ls-files", "-z", cwd=ROOT).split("\0")
+        if name and (ROOT / name).exists()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +100,23 @@ def test_the_wheel_works_outside_the_source_tree(environment: Path, tmp_path: Pa
         for start in ([program], [environment / "bin" / "python", "-m", "speech_xl"])
     )
     assert by_program["model"] == "nano" and by_program["answers"] == by_module["answers"]
+
+
+def test_the_wheel_serves(environment: Path, tmp_path: Path) -> None:
+    words = ["serve", "--port", "0", "--model", "nano", "--backend", "torch", "--store", tmp_path / "memories"]
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    program = [environment / "bin" / "speech-xl", *words]
+    with subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=clean) as process:
+        try:
+            url = re.search(r"http://\S+/v1", process.stderr.readline())[0]
+            asked = {"model": "nano", "messages": messages(QUESTION, input_audio(order()))}
+            answer = httpx.post(f"{url}/chat/completions", json=asked, timeout=LONGEST_WAIT).json()
+            assert answer["choices"][0]["message"]["content"] == ANSWER
+            tools = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+            accept = {"Accept": "application/json, text/event-stream"}
+            assert '"ask"' in httpx.post(f"{url[:-3]}/mcp", json=tools, headers=accept, timeout=LONGEST_WAIT).text
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("name", ["converters", "training", "evaluation"])

@@ -121,12 +121,33 @@ def test_a_number_is_read_where_it_was_said_as_it_was_said(
     assert recall(model, memory, "what is order 48?", whole(memory))[1] == "what is order 48?"
 
 
+def test_only_what_a_called_out_number_announces_is_read(model: SpeechModel, memory: AudioMemory) -> None:
+    intervals = intervals_between(memory, *whole(memory))
+    said = [" it is so. Two", " nine. Four seven. A small", " one for me. Four", " eight. A large one. And"]
+    words = dict(zip((i.number for i in intervals), map(model.prompt.text_ids, said), strict=False))
+    memory = dataclasses.replace(memory, recalled={i.number: words.get(i.number, []) for i in intervals})
+    read, asked = recall(model, memory, "what is order 47?", whole(memory))
+    ids = model.prompt.text_ids(" Four seven. A small one for me.")
+    assert asked == "what is order Four seven?" and len(read.times) == read.tokens == len(ids)
+    first = next(i for i in intervals if i.number == intervals[1].number)
+    assert first.start <= read.times[0, 0] <= read.times[-1, 1] <= intervals[2].end
+
+
 def test_words_are_recalled_once(model: SpeechModel, memory: AudioMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     segments = list(transcribe(model, memory))
     assert len(memory.recalled) == memory.intervals
     monkeypatch.setattr(model.backend, "answer_spans", None)
     assert list(transcribe(model, memory)) == segments
     assert recall(model, memory, QUESTION, whole(memory))[0] is not memory
+
+
+def test_who_asks_meanwhile_reads_the_same_words(model: SpeechModel, memory: AudioMemory) -> None:
+    span = (0.0, intervals_between(memory, *whole(memory))[1].end - 0.01)  # as many as are recalled, whatever is asked
+    first = recall(model, memory, QUESTION, span)[0]
+    assert recall(model, memory, "and what else?", span)[0] is first is not memory
+    assert recall(model, memory, QUESTION, (span[0], span[1] / 2))[0] is not first
+    del first
+    assert not memory.readings
 
 
 def test_a_span_recalls_nothing_outside(model: SpeechModel, memory: AudioMemory) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
-from recipes.small import make_order_data, make_text_data
+from evaluation.data import read_data
+from recipes.small import make_order_data, make_talks, make_text_data
 from recipes.small.facts import FactSource, is_held
 from recipes.small.make_text_data import NOT_MENTIONED, Library, comparable, make_recording
 from recipes.small.recogniser_text import Style, misheard, written
@@ -143,14 +146,16 @@ def test_mistakes_leave_answers_alone():
 
 
 WINDOW = {
-    "split": "train", "round": 0, "window": 0,
+    "split": "train",
+    "round": 0,
+    "window": 0,
     "orders": [
         {"number": 12, "name": "a.flac", "slots": {"coffeeDrink": "latte"}},
         {"number": 47, "name": "b.flac", "slots": {"coffeeDrink": "mocha", "size": "eight ounce"}},
         {"number": 5, "name": "c.flac", "slots": {"coffeeDrink": "espresso"}},
     ],
     "heard": "Can I have a latte? 4, 7. Make me an 8 ounce mocha. Zero five. I'd like an espresso please.",
-}  # fmt: skip
+}
 
 
 def test_orders_are_cut_where_their_numbers_were_heard():
@@ -186,3 +191,22 @@ def test_command_writes_json_lines(tmp_path, monkeypatch):
     make_text_data.main()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert {"heard", "question", "answer", "kind"} == set(lines[0])
+
+
+@pytest.mark.skipif(not (shutil.which("espeak-ng") and shutil.which("flite")), reason="needs espeak-ng and flite")
+def test_talks_are_lines_that_the_evaluation_reads(tmp_path: Path):
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        assert make_talks.main([str(folder), "--talks", "2", "--minutes", "0.4", "--needles", "1"]) == 0
+    items = read_data(folders[0] / "talks.jsonl").items
+    assert {item.kind for item in items} == {"said", "absent", "transcript"} and len(
+        {item.audio for item in items}
+    ) == 2
+    spoken = {item.audio: comparable(item.text) for item in items if item.text is not None}
+    for item in items:
+        if item.kind == "said":  # the answer stands in what is said, and its sentence within the recording
+            assert comparable(item.answer) in spoken[item.audio] and item.span[1] - item.span[0] > 0.5
+    (needle,) = read_data(folders[0] / "needles.jsonl").items
+    assert needle.question and needle.span[0] == 0
+    files = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders]
+    assert files[0] == files[1]  # the same seed, the same talks

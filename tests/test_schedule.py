@@ -24,7 +24,7 @@ from speech_xl.schedule import (
     whole_pass,
 )
 from speech_xl.summarizers import AppendedSSTs
-from speech_xl.visibility import visible
+from speech_xl.visibility import may_see, visible
 
 ratios = st.sampled_from([None, 1, 2, 3, 4, 6, 12])
 cases = st.tuples(st.integers(0, 60), st.integers(0, 3), st.lists(ratios, min_size=1, max_size=6))
@@ -122,7 +122,9 @@ def test_appended_ssts_stand_behind_their_whole_interval(case: tuple[int, int, l
     scheduler, plans = plans_of(tokens, prefix, listed)
     appended = Scheduler(12, ListedRatios(tuple(listed)), prefix, AppendedSSTs().plan)
     for plan, other in zip(plans, appended.plan_all(tokens), strict=True):
-        assert other.sst_mask()[:, : plan.tokens].all() and np.array_equal(other.sst_mask()[:, plan.tokens :], np.eye(plan.ssts))
+        assert other.sst_mask()[:, : plan.tokens].all() and np.array_equal(
+            other.sst_mask()[:, plan.tokens :], np.eye(plan.ssts)
+        )
         assert other.sst_query_positions.tolist() == [plan.base + plan.tokens + c for c in range(plan.ssts)]
         assert np.array_equal(other.slot_positions, plan.slot_positions) and np.array_equal(other.spans, plan.spans)
         assert not plan.ssts or np.array_equal(other.pooled_tokens(), plan.pooled_tokens())
@@ -189,6 +191,9 @@ def test_a_block_of_the_mask_is_that_of_its_rows_and_columns(
     bound = st.integers(0, len(passed.mask))
     rows, columns = (slice(*sorted(data.draw(st.tuples(bound, bound)))) for _ in range(2))
     assert np.array_equal(visible(passed.rows[rows], passed.rows[columns]), passed.mask[rows, columns])
+    size = data.draw(st.integers(1, 20))
+    near = np.repeat(np.repeat(may_see(passed.rows, passed.rows, size), size, 0), size, 1)
+    assert not (passed.mask & ~near[: len(passed.mask), : len(passed.mask)]).any()
     for plan in plans:  # what an interval's own plan says of its rows is what the whole pass says
         own = np.flatnonzero(passed.rows.stretch == 1 + plan.index)
         assert np.array_equal(visible(plan.rows(), plan.rows()), passed.mask[np.ix_(own, own)])

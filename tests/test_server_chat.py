@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,8 @@ from server.fields import ChatMessage
 from server.messages import conversation_of
 from speech_xl.model import SpeechModel
 from speech_xl.prompt import LONGEST_QUESTION
-from tests.serving import ANSWER, QUESTION, Server, encoded, input_audio, messages, order, serving, talk
+from tests.serving import ANSWER, QUESTION, Server, encoded, input_audio, messages, order, serving, talk, wait_until
+from tests.test_together import waiting
 from tests.tiny import sound
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
@@ -108,9 +110,9 @@ def test_a_stream_says_what_the_whole_answer_says(client: OpenAI) -> None:
 
 
 def test_a_stream_of_a_recording_that_is_new(client: OpenAI) -> None:
-    chunks = list(client.chat.completions.create(
-        model="nano", messages=messages("a?", input_audio(talk(seed=3))), stream=True
-    ))  # fmt: skip
+    chunks = list(
+        client.chat.completions.create(model="nano", messages=messages("a?", input_audio(talk(seed=3))), stream=True)
+    )
     assert chunks[-1].choices[0].finish_reason and chunks[-1].speech_xl["reused"] is False
 
 
@@ -236,3 +238,30 @@ def test_models_and_health(client: OpenAI, server: Server) -> None:
     answer = httpx.get(f"{server.url}/metrics")
     assert answer.headers["x-request-id"] and "speech_xl_answer_tokens_total" in answer.text
     assert 'route="/v1/models"' in answer.text
+
+
+def test_questions_at_once_share_a_batch(
+    client: OpenAI, server: Server, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sizes = server.service.model, []
+    together = model.backend.answer_together
+
+    def noted(state: object, texts: list[list[int]], *rest: object) -> Iterator:
+        sizes.append(len(texts))
+        return together(state, texts, *rest)
+
+    def said(question: str) -> str:
+        asked = client.chat.completions.create(
+            model="nano", messages=messages(question), extra_body=extra(memory=memory), stream=True
+        )
+        return "".join(chunk.choices[0].delta.content or "" for chunk in asked)
+
+    monkeypatch.setattr(model.backend, "answer_together", noted)
+    questions = [QUESTION, "What size is order 36?", "What roast is order 36?"]
+    alone = [said(question) for question in questions]
+    with ThreadPoolExecutor(3) as pool:
+        with model.lock:  # the model is busy
+            asked = [pool.submit(said, question) for question in questions]
+            wait_until(lambda: waiting(model) == 3)
+        assert [a.result() for a in asked] == alone and alone[0] == ANSWER
+    assert sizes == [3]

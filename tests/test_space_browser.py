@@ -154,10 +154,11 @@ def test_compare_hears_the_recording_at_every_ratio(page: playwright.Page) -> No
     hear_example(page)
     page.get_by_role("tab", name="Compare").click()
     page.get_by_label("Question to compare").fill("What drink is order 28?")
+    page.get_by_label("Also memories that need no training").check()
     run.click()
     rows = page.locator("#sxl-compared tbody tr")
     page.wait_for_function(
-        "[...document.querySelectorAll('#sxl-compared tbody tr')].every(r => r.lastElementChild.textContent.endsWith('ms'))"
+        "[...document.querySelectorAll('#sxl-compared tbody tr')].every(r => r.lastElementChild.textContent.endsWith(' s'))"
     )
     assert rows.count() == page.locator("#sxl-compared polyline").count() > 1
     assert page.locator("#sxl-compared th[scope=row]", has_text="pool").count() == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from speech_xl.example import load_example
 from tests.browsing import (
     chromium,
     hear,
@@ -144,6 +145,8 @@ def test_axe_finds_nothing_serious(
         return [f"{where}: {v['id']}: {n['html'][:160]}" for v in found if v["impact"] in SERIOUS for n in v["nodes"]]
 
     with visit(browser, address, viewport={"width": width, "height": 844}, color_scheme=scheme) as page:
+        for question in load_example().suggestions:  # the last that Gradio draws
+            page.locator("#sxl-suggestions").get_by_text(question).wait_for()
         wrong = look("start")
         hear(page, talk)
         put(page, "What is said?", 0)

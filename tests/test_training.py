@@ -17,6 +17,7 @@ from tests.tiny_training import SST, STAGE, TALKS, hearing_checkpoint, metrics, 
 from torch_backend.backend import Backend
 from training import loop, network
 from training.__main__ import main
+from training.export import replace_folder
 from training.runner import Runner
 from training.state import StageFolder
 
@@ -203,7 +204,8 @@ def test_a_stage_may_end_by_the_clock(model: Path, talks: Path, tmp_path: Path) 
 
 
 def test_adapters_are_named_and_scaled_as_pefts(model: Path) -> None:
-    from training.lora import LoraLinear, add_lora, merged_tensors
+    from training.export import changed_tensors
+    from training.lora import LoraLinear, add_lora
     from training.recipe import LoraConfig
 
     made, _ = network.load_network(model, check_checkpoint(model), None, None)
@@ -214,7 +216,11 @@ def test_adapters_are_named_and_scaled_as_pefts(model: Path) -> None:
     assert adapted.lora_A.weight.shape == (3, 32) and adapted.lora_B.weight.shape == (48, 3)
     with torch.no_grad():
         adapted.lora_B.weight.normal_()
-    merged = merged_tensors(made)["decoder.layers.0.mlp.up_proj.weight"]
+    changed = changed_tensors(made, set(), torch.float32)
+    assert set(changed) - {n for n in changed if "sst_" in n} == {
+        f"decoder.layers.{i}.mlp.up_proj.weight" for i in range(2)
+    }
+    merged = changed["decoder.layers.0.mlp.up_proj.weight"]
     torch.testing.assert_close(merged, plain + 2.0 * adapted.lora_B.weight @ adapted.lora_A.weight)
     x = torch.randn(5, 32)
     torch.testing.assert_close(adapted(x), x @ merged.T)
@@ -245,7 +251,7 @@ def test_a_kill_before_the_first_saved_state_leaves_no_trace(
 def test_what_was_set_aside_goes_when_a_kill_left_it(tmp_path: Path) -> None:
     (tmp_path / "model.old").mkdir()  # killed between the two renames
     (tmp_path / "model.partial").mkdir()
-    network.replace_folder(tmp_path / "model.partial", tmp_path / "model")
+    replace_folder(tmp_path / "model.partial", tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 
+from speech_xl.config import ModelConfig
 from speech_xl.config_file import load_config
 from speech_xl.prompt import Prompt
 from tests.tiny_training import STAGE, TALKS, hearing_checkpoint, recipe, write_lines
 from training.__main__ import main
 from training.batch import Batcher
-from training.data import DataError, read_recordings
+from training.data import DataError, read_recordings, recording_at, scan_recordings
+from training.hearing import Hearing
 from training.recipe import RecipeError, load_recipe, recipe_from_dict, settings_of
-from training.samples import Order, check_length, heard_samples
+from training.samples import Order, Samples, index_samples
 
 
 def test_lines_of_the_same_recording_are_one_with_several_questions(tmp_path: Path) -> None:
@@ -89,6 +92,8 @@ def test_the_command_ends_with_one_sentence_and_code_2(tmp_path: Path, capsys: p
         ({"loss": "ctc"}, "only an alignment stage"),
         ({"name": "two words"}, "one plain word"),
         ({"minutes": -1}, "positive number"),
+        ({"pack": 0}, "pack must be a whole number from 1"),
+        ({"pack": 900, "accumulation": 2}, "leave accumulation out"),
     ],
 )
 def test_a_bad_stage_is_one_sentence(change: dict, words: str) -> None:
@@ -143,25 +148,57 @@ def test_every_recording_comes_once_a_pass_beside_others_of_its_size() -> None:
     assert not np.array_equal(order.batch(26), batches[0])
 
 
-def test_a_batch_holds_each_recordings_own_words_and_answers(tmp_path: Path) -> None:
+@pytest.fixture
+def four(tmp_path: Path) -> tuple[Samples, Prompt, ModelConfig]:
+    """The recordings of TALKS, read one at a time."""
     model = hearing_checkpoint(tmp_path / "model", sst=recipe().sst)
     config = load_config(model)
     prompt = Prompt.load(model, config)
-    recordings = read_recordings([write_lines(tmp_path / "l.jsonl", TALKS)])
-    samples, too_long = check_length(heard_samples(recordings, prompt), 40)
-    assert too_long == 0 and len(samples) == 4
+    hearing = Hearing(recipe().stages[0], model, config, prompt, tmp_path / "cache", Accelerator(cpu=True))
+    paths = [write_lines(tmp_path / "l.jsonl", TALKS)]
+    samples, left_out = index_samples(paths, scan_recordings(paths), hearing.sample, 40)
+    assert left_out == 0 and len(samples) == 4
+    return samples, prompt, config
+
+
+def test_a_batch_holds_each_recordings_own_words_and_answers(four: tuple[Samples, Prompt, ModelConfig]) -> None:
+    samples, prompt, config = four
     stage = recipe({"transcripts": 1.0}).stages[0]
-    batch = Batcher(prompt, config, stage, seed=0).training(samples, range(4), step=5, progress=1.0)
-    words = [[i for word in r.heard.split() for i in prompt.word_ids(word)[0]] for r in recordings]
-    said = [batch.targets[batch.answer_rows[:, 0] == i].tolist() for i in range(4)]
-    answers = [*prompt.text_ids("a b"), prompt.end_id, *prompt.text_ids("not mentioned"), prompt.end_id]
-    assert said[0][: len(answers)] == answers
-    for i in (1, 3):  # every interval's words, in order, each with its end
-        heard = [t for t in said[i] if t != prompt.end_id]
-        asked = [] if i == 1 else prompt.text_ids("d")
-        assert heard == asked + words[i]
-    assert len(batch.speech.rows[2]) == 40  # the long transcript was cut
-    rows = batch.mask.shape[-1]
-    assert batch.mask.any(-1).all() and batch.query_positions.shape == (4, rows)
-    kinds = {kind for kind, _ in batch.groups}
-    assert kinds == {"question", "absent", "transcript"}
+    (batch,) = Batcher(prompt, config, stage, seed=0).training(samples, range(4), 5, 1.0, None)
+    words = [[i for word in s.source.heard.split() for i in prompt.word_ids(word)[0]] for s in samples]
+    wanted = [*prompt.text_ids("a b"), prompt.end_id, *prompt.text_ids("not mentioned"), prompt.end_id]
+    targets = batch.targets.tolist()
+    assert targets[: len(wanted)] == wanted
+    plain = [t for t in targets if t != prompt.end_id]
+    plain = plain[len(wanted) - 2 :]
+    for i, asked in enumerate(([], [], None, prompt.text_ids("d"))):  # every interval's words, in order
+        if asked is None:  # the long transcript was cut: a window of it
+            assert " ".join(map(str, plain[:40])) in " ".join(map(str, words[i]))
+            plain = plain[40:]
+        else:
+            assert plain[: len(asked) + len(words[i])] == asked + words[i]
+            plain = plain[len(asked) + len(words[i]) :]
+    assert plain == []
+    assert batch.speech_tokens == len(batch.speech.rows) == sum(min(40, len(said)) for said in words)
+    rows = len(prompt.prefix_ids) + batch.speech_tokens + batch.ssts + len(batch.text_ids)
+    assert len(batch.rows) == len(batch.query_positions) == len(batch.key_positions) == rows
+    assert {kind for kind, _ in batch.groups} == {"question", "absent", "transcript"}
+
+
+def test_lines_are_read_again_from_where_they_are(tmp_path: Path) -> None:
+    lines = [json.dumps(line) for line in TALKS]
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text("\n" + "\n\n".join(lines))  # empty lines, none at the end
+    second.write_bytes(
+        ("\r\n".join([json.dumps({"heard": "caf\u00e9"}, ensure_ascii=False), *lines]) + "\r\n").encode()
+    )
+    paths = [first, second]
+    found = list(scan_recordings(paths))
+    assert len(found) == 4 + 5 and found == [(recording_at(paths, place), place) for _, place in found]
+    assert [len(r.questions) for r, _ in found] == [2, 0, 0, 1, 0, 2, 0, 0, 1] and found[4][0].heard == "caf\u00e9"
+    first.write_text("\n" * 3000)
+    with pytest.raises(DataError, match="has changed since the training began"):
+        recording_at(paths, found[0][1])
+    first.unlink()
+    with pytest.raises(DataError, match="leave the data alone"):
+        recording_at(paths, found[0][1])

@@ -21,9 +21,15 @@ from training.recognition import RecognitionBatcher, WindowSample
 from training.sound import read_samples
 
 STAGE = {
-    "name": "ears", "kind": "recognition", "steps": 2, "batch": 2, "log_every": 1, "validate_every": 200,
-    "learning_rates": {".": 1e-2}, "lora": {"rank": 4, "alpha": 8, "targets": r"speech\.recognizer\..*_proj"},
-}  # fmt: skip
+    "name": "ears",
+    "kind": "recognition",
+    "steps": 2,
+    "batch": 2,
+    "log_every": 1,
+    "validate_every": 200,
+    "learning_rates": {".": 1e-2},
+    "lora": {"rank": 4, "alpha": 8, "targets": r"speech\.recognizer\..*_proj"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +77,7 @@ def test_windows_are_read_behind_the_line_before(model: Path) -> None:
         WindowSample(2, None, words=np.array([5, 6], np.int32), features=features, before=before)
         for before in ((), (7, 8))
     ]
-    batch = batcher.training(samples, [0, 1], 0, 0.0)
+    (batch,) = batcher.training(samples, [0, 1], 0, 0.0, None)
     assert batch.ids[0, : len(read.start_ids) + 2].tolist() == [*read.start_ids, 5, 6]
     assert batch.ids[1].tolist() == [read.previous_id, 7, 8, *read.start_ids, 5, 6]
     assert batch.targets.tolist() == [5, 6, read.end_id] * 2

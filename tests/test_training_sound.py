@@ -8,25 +8,26 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from accelerate import Accelerator
 
 from converters.__main__ import main as convert
 from speech_xl import word_reader
 from speech_xl.checkpoints import check_checkpoint
 from speech_xl.config import SAMPLING_RATE
 from speech_xl.config_file import load_config
+from speech_xl.prompt import Prompt
 from speech_xl.recognition import Word
 from tests import families
 from tests.tiny import save_checkpoint, sound, tiny_config, write_sound
 from tests.tiny_training import hearing_checkpoint, metrics, recipe, tensors, train, write_lines
 from torch_backend.backend import Backend
 from training import data as data_module
-from training import features
+from training import features, hearing
 from training.ctc import CTCHead
 from training.data import DataError, read_recordings
 from training.network import load_network
-from training.samples import encoded_samples
-from training.sound import augment, read_samples
-from training.speech import pad_speech
+from training.sound import augment, encoder_windows, read_samples
+from training.speech import join_speech
 
 PLAIN = {"lora": {"rank": 2, "alpha": 2}, "steps": 2, "validate_every": 2}
 RAW = {"lessons": [{"ratios": ["raw"]}]}
@@ -83,11 +84,8 @@ def test_every_family_takes_the_three_stages(family, layout: str, spoken: Path, 
 def test_what_the_encoder_made_is_heard_once(spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = save_checkpoint(tmp_path / "tiny", tiny_config())
     encoded = []
-    monkeypatch.setattr(features, "encode", lambda tower, s: encoded.append(len(s)) or np.zeros((8, 16), np.float16))
+    monkeypatch.setattr(hearing, "encode", lambda tower, s: encoded.append(len(s)) or np.zeros((8, 16), np.float16))
     stages = [PLAIN | RAW | {"name": name, "kind": "alignment", "lora": None} for name in ("one", "two")]
-    from training import hearing
-
-    monkeypatch.setattr(hearing, "encode", features.encode)
     train(model, tmp_path / "out", recipe(*stages), spoken)
     assert len(encoded) == 3  # recordings, in both stages together
     assert len(list((tmp_path / "out" / "features").glob("*.npy"))) == 3
@@ -99,23 +97,24 @@ def test_cached_outputs_are_the_speech_tokens_that_the_backend_hears(tmp_path: P
     path = write_sound(tmp_path / "talk.wav", 3.3)
     (recording,) = read_recordings([write_lines(tmp_path / "l.jsonl", [{"audio": path.name, "text": "a"}])])
     network, _ = load_network(model, config, None, None)
-    cache = features.FeatureCache(tmp_path / "cache", features.front_end_hash(model, config))
-    from training.samples import as_npy, sound_samples
-
-    cache.fill([recording], ".npy", lambda s: as_npy(features.encode(network.speech.eval(), s)), is_quiet=True)
-    kept = encoded_samples([recording], lambda r: cache.path(r, ".npy"), config.adapter.stack)
-    anew = sound_samples([recording], config)
-    assert kept[0].tokens == anew[0].tokens == config.tokens_for(round(3.3 * SAMPLING_RATE))
     heard = []
-    for samples in (kept, anew):
-        speech = pad_speech(samples, config, 0.0, (0,))
+    for changes in ({}, {"augment": 0.1}):
+        stage = recipe(RAW | {"kind": "answering"} | changes, sst=None).stages[0]
+        ears = hearing.Hearing(
+            stage, model, config, Prompt.load(model, config), tmp_path / "cache", Accelerator(cpu=True)
+        )
+        sample = ears.sample(recording, None, None)
+        assert sample.tokens == config.tokens_for(round(3.3 * SAMPLING_RATE)) and (sample.features is None) == bool(
+            changes
+        )
+        speech = join_speech([sample, sample], config)
         windows = speech.windows and tuple(map(torch.from_numpy, speech.windows))
         with torch.inference_mode():
-            heard.append(network.hear(torch.from_numpy(speech.rows), windows))
+            twice = network.hear(torch.from_numpy(speech.rows), windows)
+        torch.testing.assert_close(twice[:, : sample.tokens], twice[:, sample.tokens :])
+        heard.append(twice[:, : sample.tokens])
     backend = Backend.load(model, config)
     state = backend.start([])
-    from training.sound import encoder_windows
-
     backend.hear(state, *encoder_windows(read_samples(recording), config))
     torch.testing.assert_close(heard[1], state.queued, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(heard[0], state.queued, atol=5e-2, rtol=1e-2)  # kept in float16
@@ -130,9 +129,19 @@ def test_ctc_learns_what_is_said(tmp_path: Path) -> None:
         sf.write(path, np.concatenate([pieces[i] for i in order]) / 2, SAMPLING_RATE)
         lines.append({"audio": path.name, "text": " ".join("ab"[i] for i in order)})
     data = write_lines(tmp_path / "l.jsonl", lines)
-    stage = {"kind": "alignment", "loss": "ctc", "steps": 60, "batch": 3, "ctc_classes": 8, "lora": None,
-             "lessons": [{"ratios": ["raw"]}], "train": [r"speech\."], "augment": 0.2, "learning_rates": {".": 0.01},
-             "validate_every": 60}  # fmt: skip
+    stage = {
+        "kind": "alignment",
+        "loss": "ctc",
+        "steps": 60,
+        "batch": 3,
+        "ctc_classes": 8,
+        "lora": None,
+        "lessons": [{"ratios": ["raw"]}],
+        "train": [r"speech\."],
+        "augment": 0.2,
+        "learning_rates": {".": 0.01},
+        "validate_every": 60,
+    }
     train(model, tmp_path / "out", recipe(stage, sst=None), data, data)
     found = metrics(tmp_path / "out")
     losses = list(found["loss"].values())
@@ -176,20 +185,26 @@ def test_words_heard_need_a_recogniser(tmp_path: Path) -> None:
         train(model, tmp_path / "out", recipe(RAW | {"kind": "answering"}), data)
 
 
-def test_a_recogniser_hears_each_recording_once(
-    spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recogniser_hears_each_recording_once(spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = hearing_checkpoint(tmp_path / "tiny")
     config, recordings = load_config(model), read_recordings([spoken])
-    monkeypatch.setattr(word_reader, "words_of", lambda found, words, seconds: [Word(f"said{seconds:.1f}", 0.0, seconds)])
-    cache = features.FeatureCache(tmp_path / "cache", features.front_end_hash(model, config))
-    heard = features.recognize(recordings, model, config, cache, is_quiet=True)
+    monkeypatch.setattr(
+        word_reader, "words_of", lambda found, words, seconds: [Word(f"said{seconds:.1f}", 0.0, seconds)]
+    )
+    ears = hearing.Hearing(
+        recipe().stages[0], model, config, Prompt.load(model, config), tmp_path / "cache", Accelerator(cpu=True)
+    )
+    heard = [ears.sample(r, None, None).source for r in recordings]
     assert [r.heard for r in heard] == ["said1.2", "said1.4", "said1.1"]
+    ears.rest()
     monkeypatch.setattr(features, "load_backend", None)
-    assert features.recognize(recordings, model, config, cache, is_quiet=True) == heard
-    out = train(model, tmp_path / "out", recipe({"steps": 2, "lora": None}), write_lines(
-        tmp_path / "l.jsonl", [{"heard": r.heard} for r in heard]
-    ))  # fmt: skip
+    assert [ears.sample(r, None, None).source for r in recordings] == heard
+    out = train(
+        model,
+        tmp_path / "out",
+        recipe({"steps": 2, "lora": None}),
+        write_lines(tmp_path / "l.jsonl", [{"heard": r.heard} for r in heard]),
+    )
     assert check_checkpoint(out).sst.trained
 
 

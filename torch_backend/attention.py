@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,12 +19,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from speech_xl.config import DecoderConfig, SSTConfig
+from torch_backend.kernels import attend_and_sum
 from torch_backend.memory import KeyValues
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cos, sin of shape (B or 1, 1, R, head_dim)
 Pooled = tuple[torch.Tensor, torch.Tensor]  # tokens and columns, see Attention.pool
-Mask = torch.Tensor | str | None  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
-Piece = tuple[torch.Tensor, torch.Tensor]  # attention to some keys (B, H, R, head_dim), and the scores' log-sum-exp (B, H, R)
+Mask: TypeAlias = (
+    torch.Tensor | str | None
+)  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
+Piece = tuple[
+    torch.Tensor, torch.Tensor
+]  # attention to some keys (B, H, R, head_dim), and the scores' log-sum-exp (B, H, R)
 
 PIECES_AT_ONCE = 16  # that wait to be joined: more would take room that grows with the memory
 
@@ -39,30 +45,15 @@ def attend_piece(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask =
     """q (B, H, R, head_dim); k, v (B, kv_heads, K, head_dim), K > 0; CAUSAL needs R = K."""
     b, heads, rows, width = q.shape
     group = heads // k.shape[1]
-    if mask is None:  # the heads that share keys are rows of one product
-        out, total = _kernel(q.reshape(b, k.shape[1], group * rows, width), k, v, None, False)
-        return out.reshape(q.shape), total.reshape(b, heads, rows)
     if isinstance(mask, str):
-        return _kernel(q, *(x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v)), None, True)
-    seen = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
-    seen = seen.expand(b, 1, rows, k.shape[2])
-    return _kernel(q, *(x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v)), seen, False)
-
-
-def _kernel(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, causal: bool) -> Piece:
-    """The fused kernels beneath scaled_dot_product_attention, which does not hand out the log-sum-exp. All have H heads."""
-    aten = torch.ops.aten
-    if q.device.type == "cpu":
-        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=bias)
-    if q.device.type == "cuda" and bias is None and q.element_size() == 2:
-        return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)[:2]
-    scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(q.shape[-1])
-    if causal:
-        scores += torch.full(scores.shape[-2:], -torch.inf, device=q.device).triu(1)
-    if bias is not None:
-        scores += bias
-    total = scores.logsumexp(-1)
-    return (scores - total[..., None]).exp().to(v.dtype) @ v, total
+        return attend_and_sum(q, k, v, causal=True)
+    bias = None
+    if mask is not None:
+        bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
+        bias = bias.expand(b, 1, rows, k.shape[2]).repeat(1, 1, group, 1)
+    # The heads that share keys are rows of one product: no key is copied for them.
+    out, total = attend_and_sum(q.reshape(b, k.shape[1], group * rows, width), k, v, bias)
+    return out.reshape(q.shape), total.reshape(b, heads, rows)
 
 
 def join(pieces: Sequence[Piece]) -> Piece:
@@ -140,29 +131,30 @@ class Attention(nn.Module):
     def attend_memory(self, q: torch.Tensor, memory: KeyValues) -> list[Piece]:
         """Rotated queries (B, H, R, head_dim) to the memory that all of the batch share: one piece, none if it is empty."""
         b, heads, rows, width = q.shape
-        folded = q.transpose(0, 1).reshape(1, heads, b * rows, width)
+        # Heads that share keys, and the batch, are rows of one product.
+        folded = q.unflatten(1, (self.kv_heads, -1)).transpose(0, 1).reshape(1, self.kv_heads, -1, width)
         pieces: list[Piece] = []
         for keys, values, turn in memory.blocks():
-            pieces.append(attend_piece(turned(folded, turn, self.rope_theta), keys, values))
+            pieces.append(attend_and_sum(turned(folded, turn, self.rope_theta), keys, values))
             if len(pieces) == PIECES_AT_ONCE:
                 pieces = [join(pieces)]
         if not pieces:
             return []
         out, total = join(pieces)
-        return [(out.reshape(heads, b, rows, width).transpose(0, 1), total.reshape(heads, b, rows).transpose(0, 1))]
+        out = out.reshape(self.kv_heads, b, -1, rows, width).transpose(0, 1).reshape(q.shape)
+        return [(out, total.reshape(self.kv_heads, b, -1, rows).transpose(0, 1).reshape(b, heads, rows))]
 
     def weigh(self, q: torch.Tensor, total: torch.Tensor, memory: KeyValues) -> torch.Tensor:
         """(B, M) float32: the attention of one row (B, H, 1, head_dim) to each memory slot, averaged over heads.
 
         total (B, H, 1): log-sum-exp of its scores to all keys that it sees.
         """
-        b, group = len(q), self.heads // self.kv_heads
-        found = [q.new_zeros(b, 0, dtype=torch.float32)]
+        q = q.reshape(len(q), self.kv_heads, -1, self.head_dim)
+        scores = [q.new_zeros(*q.shape[:3], 0)]
         for keys, _, turn in memory.blocks():
-            rows = turned(q, turn, self.rope_theta).reshape(b, self.kv_heads, group, self.head_dim)
-            scores = (rows @ keys.transpose(-1, -2)).float().flatten(1, 2) / math.sqrt(self.head_dim)
-            found.append((scores - total).exp().mean(1))
-        return torch.cat(found, dim=1)
+            scores.append(turned(q, turn, self.rope_theta) @ keys.transpose(-1, -2))
+        joined = torch.cat(scores, dim=-1).float().flatten(1, 2) / math.sqrt(self.head_dim)
+        return (joined - total).exp().mean(1)
 
     def most_attended(
         self,

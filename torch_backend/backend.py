@@ -68,7 +68,7 @@ class Backend:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with without_weights():
             model = SpeechXL(config)
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for path in sorted(Path(folder).glob("*.safetensors")):
             tensors |= load_file(path, device=device)
         model.load_state_dict(model.sanitize(tensors), assign=True)
@@ -123,9 +123,10 @@ class Backend:
             return rotation(self._tensor(np.stack([getattr(p, positions) for p in plans])))
 
         pooled: Pooled | None = None
-        if plan.ssts and self.config.sst.pooled:
+        sst = self.config.sst
+        if plan.ssts and plan.ratio is not None and sst is not None and sst.pooled:
             tokens = np.stack([p.pooled_tokens() for p in plans])
-            columns = np.resize(self.config.sst.pool_columns(plan.ratio), tokens.shape)
+            columns = np.resize(sst.pool_columns(plan.ratio), tokens.shape)
             pooled = self._tensor(tokens), self._tensor(columns)
         return Intervals(
             ((0, plan.hidden_from), (plan.hidden_from + plan.hidden, state.memory[0].length)),
@@ -148,11 +149,16 @@ class Backend:
         self.model.decoder.intervals(speech, state.memory, self._intervals(state, plans))
 
     def fork(self, state: State) -> State:
-        return State([layer.rows((0, layer.length)) for layer in state.memory], state.queued.clone())
+        return State([layer.fork() for layer in state.memory], state.queued.clone())
 
     def slice(self, state: State, prefix: int, first: int, last: int) -> State:
         parts = (0, prefix), (prefix + first, prefix + last)
         return State([layer.rows(*parts) for layer in state.memory], state.queued[:, :0].clone())
+
+    def join(self, state: State, other: State, prefix: int) -> State:
+        pairs = zip(state.memory, other.memory, strict=True)
+        memory = [one.followed_by(more.rows((prefix, more.length)), one.length - prefix) for one, more in pairs]
+        return State(memory, state.queued[:, :0].clone())
 
     def _read(
         self,
@@ -193,10 +199,12 @@ class Backend:
             with torch.inference_mode():  # not around the yield: it would leak into the caller
                 logits, weights = self._read(ids, positions, memory, caches, padding, weighed)
                 shown = weights.cpu().numpy()
-                tokens = logits.argmax(-1).tolist() if choose is None else list(map(choose, logits.float().cpu().numpy()))
+                tokens = (
+                    logits.argmax(-1).tolist() if choose is None else list(map(choose, logits.float().cpu().numpy()))
+                )
             yield {text: Step(tokens[row], shown[row]) for row, text in enumerate(going)}
             rows = [row for row, token in enumerate(tokens) if token not in end_ids]
-            if len(rows) < len(going):  # finished texts leave the batch
+            if 0 < len(rows) < len(going):  # finished texts leave the batch
                 for cache in caches:
                     cache.keep(rows)
             positions = [positions[row] + len(ids[row]) for row in rows]

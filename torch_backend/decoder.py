@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from speech_xl.config import DecoderConfig, SSTConfig
 from speech_xl.visibility import CAUSAL
@@ -27,7 +28,8 @@ from torch_backend.memory import KeyValues, TextCache
 @dataclass(frozen=True)
 class Intervals:
     """The plans of B intervals of one shape, as tensors. Without SSTs (K = 0) one of the last three says what stays;
-    with none of them, every row does."""
+    with none of them, every row does.
+    """
 
     seen: tuple[tuple[int, int], ...]  # rows of the memory [first, past the last) that all of them see
     speech_rotation: Rotation  # of n rows
@@ -49,10 +51,13 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> the same."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DecoderLayer(nn.Module):
+    """Attention and SwiGLU, each behind a norm and around a residual."""
+
     def __init__(self, config: DecoderConfig, sst: SSTConfig | None):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -61,7 +66,48 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, R, D) -> the same, the residual included."""
         return x + self.mlp(self.post_attention_layernorm(x))
+
+    def whole(
+        self,
+        x: torch.Tensor,
+        q_rotation: Rotation,
+        k_rotation: Rotation,
+        attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+        sst_rows: slice | None,
+        pool: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """A masked pass through this layer: x (B, R, D), the SSTs' rows `sst_rows` -> (B, R, D).
+
+        attend(q, k, v): attention under the pass's mask, whoever computes it. pool(part, rows): `Attention.pool` of the
+        rows before the SSTs.
+        """
+        attention = self.self_attn
+        h = self.input_layernorm(x)
+        if sst_rows is None:
+            q, k, v = attention.project(h)
+            out = attention.output(attend(rotate(q, q_rotation), rotate(k, k_rotation), v))
+            return self.feed_forward(x + out)
+        before, after = slice(0, sst_rows.start), slice(sst_rows.stop, x.shape[1])
+        heard, (sst_q, sst_k, sst_v) = attention.project(h[:, before]), attention.project(h[:, sst_rows], sst=True)
+        if pool is not None:
+            sst_k, sst_v = sst_k + pool(0, heard[1]), sst_v + pool(1, heard[2])
+        parts = [heard, (sst_q, sst_k, sst_v), attention.project(h[:, after])]
+        q, k, v = (torch.cat(p, dim=2) for p in zip(*parts, strict=True))
+        out = attend(rotate(q, q_rotation), rotate(k, k_rotation), v)
+        if hasattr(attention, "sst_o_proj"):
+            out = torch.cat(
+                [
+                    attention.output(out[:, :, before]),
+                    attention.output(out[:, :, sst_rows], sst=True),
+                    attention.output(out[:, :, after]),
+                ],
+                dim=1,
+            )
+        else:
+            out = attention.output(out)
+        return self.feed_forward(x + out)
 
 
 def rows_of(pieces: Sequence[Piece], rows: slice) -> list[Piece]:
@@ -86,7 +132,7 @@ class Decoder(nn.Module):
         self.lm_head = None
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.sst_embedding = nn.Parameter(torch.zeros(config.hidden_size)) if sst is not None else None
+        self.sst_embedding: Any = nn.Parameter(torch.zeros(config.hidden_size)) if sst is not None else None
 
     def rotation(self, positions: torch.Tensor) -> Rotation:
         """positions (R,) or (B, R) int64 -> cos and sin, (R, head_dim) or (B, 1, R, head_dim)."""
@@ -121,7 +167,8 @@ class Decoder(nn.Module):
                 h = layer.input_layernorm(x)
                 unrotated, value = attention.keys_values(h)
                 key = rotate(unrotated, plan.speech_rotation)
-            if number < last or plan.attended is not None:
+            goes_on = number + 1 < last or (number < last and speech_stays)  # whether a later layer reads speech rows
+            if goes_on or plan.attended is not None:
                 q = rotate(attention.queries(h), plan.speech_rotation)
             if k:
                 h = layer.input_layernorm(s)
@@ -144,14 +191,14 @@ class Decoder(nn.Module):
             queries = []
             if k:
                 queries.append(rotate(attention.queries(h, sst=True), plan.sst_query_rotation))
-            if number + 1 < last or speech_stays:
+            if goes_on:
                 queries.append(q)
             from_memory = attention.attend_memory(torch.cat(queries, dim=2), past)  # read once for both kinds of rows
             if k:
                 seen = torch.cat([key, own_key], dim=2), torch.cat([value, own_value], dim=2)
                 pieces = [*rows_of(from_memory, slice(0, k)), attend_piece(queries[0], *seen, plan.sst_mask)]
                 s = layer.feed_forward(s + attention.output(join(pieces)[0], sst=True))
-            if number + 1 < last or speech_stays:
+            if goes_on:
                 pieces = [*rows_of(from_memory, slice(k, None)), attend_piece(q, key, value, CAUSAL)]
                 x = layer.feed_forward(x + attention.output(join(pieces)[0]))
 
@@ -197,39 +244,17 @@ class Decoder(nn.Module):
         mask: torch.Tensor,
         sst_rows: slice,
         pooled: Pooled | None = None,
-        checkpointed: bool = False,
     ) -> torch.Tensor:
         """One masked pass: x (B, R, D) with SST embeddings in place, positions (B, R), mask (B, 1, R, R).
 
         `pooled`: rows and columns as `Attention.pool` takes them, rows counted from the first of x.
 
-        `checkpointed`: a layer's inside is computed again in the backward pass instead of being kept till then.
-
         Returns (B, R, D) before the final norm.
         """
-        q_rotation, k_rotation = self.rotation(query_positions), self.rotation(key_positions)
-        before, after = slice(0, sst_rows.start), slice(sst_rows.stop, x.shape[1])
-        has_ssts = sst_rows.stop > sst_rows.start
-
-        def through(layer: DecoderLayer, x: torch.Tensor) -> torch.Tensor:
-            attention = layer.self_attn
-            h = layer.input_layernorm(x)
-            if has_ssts:
-                heard, (sst_q, sst_k, sst_v) = attention.project(h[:, before]), attention.project(h[:, sst_rows], sst=True)
-                if pooled is not None:
-                    sst_k, sst_v = sst_k + attention.pool(0, heard[1], *pooled), sst_v + attention.pool(1, heard[2], *pooled)
-                parts = [heard, (sst_q, sst_k, sst_v), attention.project(h[:, after])]
-                q, k, v = (torch.cat(p, dim=2) for p in zip(*parts, strict=True))
-            else:
-                q, k, v = attention.project(h)
-            out = attention.attend(rotate(q, q_rotation), rotate(k, k_rotation), v, mask)
-            if has_ssts and hasattr(attention, "sst_o_proj"):
-                out = torch.cat([attention.output(out[:, :, before]), attention.output(out[:, :, sst_rows], sst=True),
-                                 attention.output(out[:, :, after])], dim=1)  # fmt: skip
-            else:
-                out = attention.output(out)
-            return layer.feed_forward(x + out)
-
+        rotations = self.rotation(query_positions), self.rotation(key_positions)
+        rows = sst_rows if sst_rows.stop > sst_rows.start else None
         for layer in self.layers:
-            x = checkpoint(through, layer, x, use_reentrant=False) if checkpointed else through(layer, x)
+            attention = layer.self_attn
+            pool = None if pooled is None else partial(attention.pool, tokens=pooled[0], columns=pooled[1])
+            x = layer.whole(x, *rotations, partial(attention.attend, mask=mask), rows, pool)
         return x

@@ -9,6 +9,8 @@ Letters: B windows, T mel frames, S encoder positions (T / 2), N speech tokens, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -29,6 +31,7 @@ class EncoderAttention(nn.Module):
         self.out_proj = nn.Linear(config.d_model, config.d_model)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """x (B, S, D) -> the same; mask (B, 1, 1, S) is True where a position may be seen, None: everywhere."""
         q, k, v = (
             project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -38,6 +41,8 @@ class EncoderAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
+    """Attention and a feed-forward layer, each behind a norm and around a residual."""
+
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
@@ -47,6 +52,7 @@ class EncoderLayer(nn.Module):
         self.fc2 = nn.Linear(config.encoder_ffn_dim, config.d_model)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """x (B, S, D) -> the same; mask as in EncoderAttention."""
         x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
 
@@ -106,7 +112,8 @@ class SpeechTower(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config.encoder)
-        self.adapter = self.recognizer = None
+        self.adapter: Any = None  # an Adapter ...
+        self.recognizer: Any = None  # ... or a Recognizer
         if config.adapter is not None:
             self.adapter = Adapter(config.adapter, config.encoder.d_model, config.decoder.hidden_size)
         if config.recognizer is not None:

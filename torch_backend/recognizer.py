@@ -79,6 +79,8 @@ class RecognizerCache:
 
 
 class RecognizerLayer(nn.Module):
+    """Attention to the text, attention to the sound and a feed-forward layer, each behind a norm and around a residual."""
+
     def __init__(self, config: RecognizerConfig, width: int):
         super().__init__()
         self.self_attn_layer_norm = nn.LayerNorm(width)
@@ -115,7 +117,8 @@ class Recognizer(nn.Module):
     def start(self, heard: torch.Tensor) -> list[RecognizerCache]:
         """The caches for windows that the encoder turned into heard (B, S, D)."""
         longest = self.config.max_target_positions
-        return [RecognizerCache(*layer.encoder_attn.keys_values(heard), longest) for layer in self.layers]
+        heard_rows = (layer.encoder_attn.keys_values(heard) for layer in self.layers)
+        return [RecognizerCache(keys, values, longest) for keys, values in heard_rows]
 
     def forward(
         self, ids: torch.Tensor, position: int, caches: list[RecognizerCache]
@@ -133,7 +136,9 @@ class Recognizer(nn.Module):
         looks = []
         for number, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             x, weights = layer(x, cache, mask)
-            looks += [weights[:, head, -1] for layer_number, head in self.config.alignment_heads if layer_number == number]
+            looks += [
+                weights[:, head, -1] for layer_number, head in self.config.alignment_heads if layer_number == number
+            ]
         # Few rows, a large vocabulary: on CPUs twice as fast with the weight on the left.
         logits = (self.embed_tokens.weight @ self.layer_norm(x).flatten(0, 1).T).T.unflatten(0, ids.shape)
         return logits.contiguous().float(), torch.stack(looks).mean(0)

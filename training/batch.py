@@ -1,8 +1,9 @@
-"""A step's recordings, padded to one shape: rows, positions, masks and targets as the core's schedule has them.
+"""A step's recordings, packed into passes: rows, positions, visibility and targets as the core's schedule has them.
 
 It draws ratios, questions and positions from (seed, step, recording) alone, in plain numpy; the network it only runs.
+How rows of several recordings become one pass is packing.py's business.
 
-Letters: B recordings, P prefix rows, N speech tokens, K SSTs, T text rows, R = P + N + K + T, A answer rows.
+Letters: P prefix rows, N speech tokens, K SSTs, T text rows, R = P + N + K + T, A answer rows; of a whole pass.
 """
 
 from __future__ import annotations
@@ -12,19 +13,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from speech_xl.config import ModelConfig
 from speech_xl.prompt import Prompt
 from speech_xl.schedule import FixedRatio, IntervalPlan, Ratio, Scheduler, StepRandomRatio, View, WholePass, whole_pass
 from speech_xl.summarizers import interval_of, ssts_of
+from speech_xl.visibility import Rows
+from training.attention import BlockAttention
+from training.packing import joined_in_order, joined_rows, passes_of
 from training.recipe import Stage
 from training.samples import Sample
-from training.speech import Speech, pad_speech
+from training.speech import Speech, join_speech
 from training.sums import Group, Sums
 
 TRANSCRIPT = "transcript"
+POOL_CHUNK = 64  # SSTs whose pooling is one product over the rows they stand for
 
 
 @dataclass(frozen=True)
@@ -43,22 +47,34 @@ class Block:
 
 
 @dataclass(frozen=True)
+class PoolChunk:
+    """Some neighbouring SSTs and the speech tokens that they stand for, as `Attention.pool` takes them."""
+
+    rows: slice  # of a pass: what `tokens` counts from
+    tokens: np.ndarray  # (1, k, most) int64
+    columns: np.ndarray  # (1, k, most) int64
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Some recordings with their questions as the rows of one masked pass."""
+    """One pass: recordings one after another behind the one prefix that they share, without padding.
+
+    Rows: [P | speech of each | SSTs of each | texts of each].
+    """
 
     prefix_ids: np.ndarray  # (P,) int64
     speech: Speech
-    text_ids: np.ndarray  # (B, T) int64
-    query_positions: np.ndarray  # (B, R) int64
-    key_positions: np.ndarray  # (B, R) int64
-    mask: np.ndarray  # (B, 1, R, R) bool
+    text_ids: np.ndarray  # (T,) int64
+    query_positions: np.ndarray  # (R,) int64
+    key_positions: np.ndarray  # (R,) int64
+    rows: Rows
     ssts: int  # K
-    pooled: tuple[np.ndarray, np.ndarray] | None  # (B, K, most) int64 rows and columns, see Decoder.whole
-    answer_rows: np.ndarray  # (A, 2) int64: recording, text row
+    pooled: tuple[PoolChunk, ...]  # none where SSTs do not pool
+    answer_rows: np.ndarray  # (A,) int64: text rows
     targets: np.ndarray  # (A,) int64
     group_of: np.ndarray  # (A,) int64: index in `groups`
     groups: tuple[Group, ...]
-    speech_tokens: int  # without padding
+    speech_tokens: int  # N
 
 
 def name_of(ratio: Ratio) -> str:
@@ -75,8 +91,13 @@ class Batcher:
         self.plan = ssts_of(config).plan
         self.ratios = stage.ratios
 
-    def training(self, samples: Sequence[Sample], numbers: Sequence[int], step: int, progress: float) -> Batch:
-        """`numbers` are the recordings' places in the whole run: all that is drawn depends on them."""
+    def shared(self, samples: Sequence[Sample], numbers: Sequence[int], step: int) -> None:
+        """What all passes of a step have in common: here nothing, see CTCBatcher."""
+
+    def training(
+        self, samples: Sequence[Sample], numbers: Sequence[int], step: int, progress: float, shared: None
+    ) -> list[Batch]:
+        """The passes of these recordings. `numbers` are their places in the whole run: all that is drawn depends on them."""
         choices = self.stage.lesson(progress).ratios
         drawn = []
         for sample, number in zip(samples, numbers, strict=True):
@@ -85,20 +106,28 @@ class Batcher:
             if rng.random() < self.stage.uniform:
                 allowed = (choices[rng.integers(len(choices))],)
             drawn.append(self._draw(sample, StepRandomRatio(allowed, self.seed, number), rng, self.stage.transcripts))
-        return self._collate(drawn, self.stage.augment, (self.seed, step, int(numbers[0])))
+        lengths = [len(passed.rows) for _, passed, _ in drawn]
+        return [
+            self._join([drawn[i] for i in part], self.stage.augment, [(self.seed, step, int(numbers[i])) for i in part])
+            for part in passes_of(lengths, self.stage)
+        ]
 
-    def validation(self, samples: Sequence[Sample], numbers: Sequence[int], ratio: Ratio) -> Batch:
+    def validation(self, samples: Sequence[Sample], numbers: Sequence[int], ratio: Ratio, shared: None) -> Batch:
         """Every interval at one ratio; the same questions each time."""
         drawn = [
             self._draw(sample, FixedRatio(ratio), np.random.default_rng([self.seed, number]), 1.0, shift=0)
             for sample, number in zip(samples, numbers, strict=True)
         ]
-        return self._collate(drawn, 0.0, ())
+        return self._join(drawn)
 
     def _draw(
-        self, sample: Sample, policy: FixedRatio | StepRandomRatio, rng: np.random.Generator, transcripts: float,
+        self,
+        sample: Sample,
+        policy: FixedRatio | StepRandomRatio,
+        rng: np.random.Generator,
+        transcripts: float,
         shift: int | None = None,
-    ) -> tuple[Sample, WholePass, list[Block]]:  # fmt: skip
+    ) -> tuple[Sample, WholePass, list[Block]]:
         if sample.words is not None and not sample.questions:
             sample = sample.window(self.stage.max_tokens, rng)
         prefix, horizon = len(self.prompt.prefix_ids), self.sst.horizon if self.sst else None
@@ -139,49 +168,60 @@ class Batcher:
         view, group = (plan.index, plan.index + 1), (TRANSCRIPT, name_of(plan.ratio))
         return Block(self.prompt.transcribe_ids, [*words, self.prompt.end_id], view, group)
 
-    def _collate(
-        self, drawn: Sequence[tuple[Sample, WholePass, list[Block]]], augmentation: float, seed: Sequence[int]
+    def _join(
+        self,
+        drawn: Sequence[tuple[Sample, WholePass, list[Block]]],
+        augmentation: float = 0.0,
+        seeds: Sequence[Sequence[int]] = (),
     ) -> Batch:
-        p, b = len(self.prompt.prefix_ids), len(drawn)
-        n, k = max(w.speech for _, w, _ in drawn), max(w.ssts for _, w, _ in drawn)
-        t = max(sum(block.rows for block in blocks) for *_, blocks in drawn)
-        most = max(w.pooled_rows.shape[1] for _, w, _ in drawn)
-        rows = p + n + k + t
-        text = np.zeros((b, t), np.int64)
-        query, key = np.zeros((b, rows), np.int64), np.zeros((b, rows), np.int64)
-        mask = np.zeros((b, 1, rows, rows), bool)
-        mask[:, 0, np.arange(rows), np.arange(rows)] = True  # padding rows see themselves: no empty softmax
-        none = sum(self.sst.ratios) if self.sst else 0
-        taken, columns = np.zeros((b, k, most), np.int64), np.full((b, k, most), none, np.int64)
-        groups = sorted({block.group for *_, blocks in drawn for block in blocks})
-        answer_rows, targets, group_of = [], [], []
-        for i, (_, w, blocks) in enumerate(drawn):
-            place = np.concatenate([
-                np.arange(p), p + np.arange(w.speech), p + n + np.arange(w.ssts),
-                p + n + k + np.arange(len(w.mask) - p - w.speech - w.ssts),
-            ])  # fmt: skip
-            query[i, place], key[i, place] = w.query_positions, w.key_positions
-            mask[i, 0, place[:, None], place[None, :]] = w.mask
-            if w.ssts and self.sst.pooled:
-                wide = w.pooled_rows.shape[1]
-                taken[i, : w.ssts, :wide] = w.pooled_rows
-                columns[i, : w.ssts, :wide] = self.sst.pooling_columns(w.pooled_ranks, w.sst_ratios)
-            at = 0
-            for block in blocks:
-                question, answer = block.question, block.answer
-                text[i, at : at + block.rows] = (question + answer)[:-1]
-                first = at + len(question) - 1
-                answer_rows += [(i, first + j) for j in range(len(answer))]
-                targets += answer
-                group_of += [groups.index(block.group)] * len(answer)
-                at += block.rows
+        p = len(self.prompt.prefix_ids)
+        passes = [passed for _, passed, _ in drawn]
+        texts = [block for *_, blocks in drawn for block in blocks]
+        groups = sorted({block.group for block in texts})
+        answer_rows, at = [], 0
+        for block in texts:
+            first = at + len(block.question) - 1
+            answer_rows.append(np.arange(first, first + len(block.answer)))
+            at += block.rows
+        ids = [(block.question + block.answer)[:-1] for block in texts]
         return Batch(
             np.array(self.prompt.prefix_ids, np.int64),
-            pad_speech([sample for sample, *_ in drawn], self.config, augmentation, seed), text, query, key, mask, k,
-            (taken, columns) if k and self.sst.pooled else None,
-            np.array(answer_rows, np.int64).reshape(-1, 2), np.array(targets, np.int64), np.array(group_of, np.int64),
-            tuple(groups), sum(w.speech for _, w, _ in drawn),
-        )  # fmt: skip
+            join_speech([sample for sample, *_ in drawn], self.config, augmentation, seeds),
+            np.concatenate(ids).astype(np.int64),
+            joined_in_order(passes, [w.query_positions for w in passes]),
+            joined_in_order(passes, [w.key_positions for w in passes]),
+            joined_rows(passes),
+            sum(w.ssts for w in passes),
+            self._pooling(p, passes),
+            np.concatenate(answer_rows),
+            np.concatenate([block.answer for block in texts]).astype(np.int64),
+            np.repeat([groups.index(block.group) for block in texts], [len(block.answer) for block in texts]),
+            tuple(groups),
+            sum(w.speech for w in passes),
+        )
+
+    def _pooling(self, prefix: int, passes: Sequence[WholePass]) -> tuple[PoolChunk, ...]:
+        """All recordings' SSTs in chunks, each with the stretch of rows that it pools: a few of many rows."""
+        if self.sst is None or not self.sst.pooled:
+            return ()
+        most = max(1, *(w.pooled_rows.shape[1] for w in passes))
+        none = sum(self.sst.ratios)
+        taken, columns, before = [], [], 0
+        for w in passes:
+            wide = ((0, 0), (0, most - w.pooled_rows.shape[1]))
+            is_filled = np.pad(w.pooled_ranks, wide, constant_values=-1) < 0
+            taken.append(np.where(is_filled, prefix, np.pad(w.pooled_rows, wide)) + before)
+            found = self.sst.pooling_columns(w.pooled_ranks, w.sst_ratios)
+            columns.append(np.pad(found, wide, constant_values=none))
+            before += w.speech
+        chunks = []
+        rows, weights = np.concatenate(taken), np.concatenate(columns)
+        for first in range(0, max(1, len(rows)), POOL_CHUNK):
+            here, weight = rows[first : first + POOL_CHUNK], weights[first : first + POOL_CHUNK]
+            used = here[weight < none] if len(here) else np.zeros(1, np.int64)
+            low, high = int(used.min()), int(used.max()) + 1
+            chunks.append(PoolChunk(slice(low, high), np.clip(here - low, 0, high - low - 1)[None], weight[None]))
+        return tuple(chunks)
 
     def losses(self, network: nn.Module, batch: Batch, device: torch.device) -> tuple[torch.Tensor, Sums]:
         """(A,) float32: cross-entropy of each answer token, and the figures of each group."""
@@ -189,15 +229,18 @@ class Batcher:
         def tensor(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(array).to(device)
 
-        logits = network(
-            tensor(batch.speech.rows), batch.speech.windows and tuple(map(tensor, batch.speech.windows)),
-            prefix_ids=tensor(batch.prefix_ids), text_ids=tensor(batch.text_ids),
-            query_positions=tensor(batch.query_positions), key_positions=tensor(batch.key_positions),
-            mask=tensor(batch.mask), ssts=batch.ssts, pooled=batch.pooled and tuple(map(tensor, batch.pooled)),
+        losses, right = network(
+            tensor(batch.speech.rows),
+            batch.speech.windows and tuple(map(tensor, batch.speech.windows)),
+            prefix_ids=tensor(batch.prefix_ids),
+            text_ids=tensor(batch.text_ids),
+            query_positions=tensor(batch.query_positions),
+            key_positions=tensor(batch.key_positions),
+            attend=BlockAttention(batch.rows, device),
+            ssts=batch.ssts,
+            pooled=[(c.rows, tensor(c.tokens), tensor(c.columns)) for c in batch.pooled],
             answer_rows=tensor(batch.answer_rows),
-        )  # fmt: skip
-        targets = tensor(batch.targets)
-        losses = F.cross_entropy(logits.float(), targets, reduction="none")
-        right = (logits.argmax(-1) == targets).float()
+            targets=tensor(batch.targets),
+        )
         figures = torch.stack([losses.detach(), right, torch.ones_like(losses)], dim=1).cpu().numpy().astype(np.float64)
         return losses, {group: figures[batch.group_of == i].sum(0) for i, group in enumerate(batch.groups)}

@@ -22,9 +22,10 @@ from torch import nn
 from speech_xl.config import ModelConfig
 from speech_xl.prompt import Prompt
 from speech_xl.schedule import Ratio
+from training.packing import passes_of
 from training.recipe import Stage
 from training.samples import Sample
-from training.speech import Speech, pad_speech
+from training.speech import Speech, join_speech
 from training.sums import Sums
 
 GROUP = ("ctc", "raw")  # where figures are counted
@@ -40,7 +41,7 @@ class CTCHead(nn.Module):
         nn.init.zeros_(self.blank.bias)
         # Two embeddings are 2 * spread apart on average; as the logit counts nearness in units of spread / sqrt(D),
         # a speech token that is a word's embedding is sure of the word.
-        self.spread = float((embeddings - embeddings.mean(0)).square().sum(1).mean())
+        self.register_buffer("spread", (embeddings - embeddings.mean(0)).square().sum(1).mean().detach())
 
     def forward(self, speech: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """speech (B, N, D), embeddings (C, D) -> (B, N, 1 + C) float32."""
@@ -61,29 +62,45 @@ class CTCBatch:
     target_lengths: np.ndarray  # (B,) int64
     speech_tokens: int
 
+    @property
+    def ssts(self) -> int:
+        """None: the decoder does not run."""
+        return 0
+
 
 class CTCBatcher:
-    """Makes batches of transcribed recordings, and their losses."""
+    """Makes passes of transcribed recordings, and their losses."""
 
     ratios: tuple[Ratio, ...] = (None,)
 
     def __init__(self, prompt: Prompt, config: ModelConfig, stage: Stage, seed: int):
         self._prompt, self._config, self._stage, self._seed = prompt, config, stage, seed
 
-    def training(self, samples: Sequence[Sample], numbers: Sequence[int], step: int, progress: float) -> CTCBatch:
-        """The batch of a training step, augmented by chance of the seed, the step and the first sample's number."""
-        drawn = (self._seed, step, int(numbers[0]))
-        return self._collate(samples, pad_speech(samples, self._config, self._stage.augment, drawn), drawn)
+    def shared(self, samples: Sequence[Sample], numbers: Sequence[int], step: int) -> np.ndarray:
+        """(C,) int64: the classes of a step, of all its recordings: whoever hears which, their losses are those of one pass."""
+        drawn = np.random.default_rng([self._seed, step, int(numbers[0])])
+        others = drawn.integers(0, self._config.decoder.vocab_size, self._stage.ctc_classes)
+        return np.unique(np.concatenate([*map(self._ids, samples), others]))
 
-    def validation(self, samples: Sequence[Sample], numbers: Sequence[int], ratio: Ratio) -> CTCBatch:
-        """The batch of samples as they are; `ratio` means nothing here."""
-        drawn = (self._seed, int(numbers[0]))
-        return self._collate(samples, pad_speech(samples, self._config, 0.0, drawn), drawn)
+    def training(
+        self, samples: Sequence[Sample], numbers: Sequence[int], step: int, progress: float, shared: np.ndarray
+    ) -> list[CTCBatch]:
+        """The passes of these recordings, which are some of those that `shared` was made of."""
+        made = []
+        for part in passes_of([sample.tokens for sample in samples], self._stage):
+            seeds = [(self._seed, step, int(numbers[i])) for i in part]
+            own = [samples[i] for i in part]
+            made.append(self._join(own, join_speech(own, self._config, self._stage.augment, seeds), shared))
+        return made
 
-    def _collate(self, samples: Sequence[Sample], speech: Speech, drawn: Sequence[int]) -> CTCBatch:
+    def validation(
+        self, samples: Sequence[Sample], numbers: Sequence[int], ratio: Ratio, shared: np.ndarray
+    ) -> CTCBatch:
+        """Recordings as they are; `ratio` means nothing here."""
+        return self._join(samples, join_speech(samples, self._config), shared)
+
+    def _join(self, samples: Sequence[Sample], speech: Speech, classes: np.ndarray) -> CTCBatch:
         said = [self._ids(sample) for sample in samples]
-        others = np.random.default_rng(drawn).integers(0, self._config.decoder.vocab_size, self._stage.ctc_classes)
-        classes = np.unique(np.concatenate([*said, others]))
         lengths = np.array([s.tokens for s in samples], np.int64)
         targets = np.searchsorted(classes, np.concatenate(said)) + 1
         return CTCBatch(
@@ -95,15 +112,22 @@ class CTCBatcher:
 
     def losses(self, network: nn.Module, batch: CTCBatch, device: torch.device) -> tuple[torch.Tensor, Sums]:
         """(B,) float32: each recording's loss, summed over its tokens; the figures count a token as right if the best
-        path has it."""
+        path has it.
+        """
         rows = torch.from_numpy(batch.speech.rows).to(device)
         windows = batch.speech.windows and tuple(torch.from_numpy(a).to(device) for a in batch.speech.windows)
-        heard = network(rows, windows, classes=torch.from_numpy(batch.classes).to(device))
+        heard = network(
+            rows, windows, classes=torch.from_numpy(batch.classes).to(device), lengths=batch.lengths.tolist()
+        )
         lengths, wanted = torch.from_numpy(batch.lengths), torch.from_numpy(batch.target_lengths)
         losses = F.ctc_loss(
-            heard.transpose(0, 1), torch.from_numpy(batch.targets).to(device), lengths, wanted, reduction="none",
+            heard.transpose(0, 1),
+            torch.from_numpy(batch.targets).to(device),
+            lengths,
+            wanted,
+            reduction="none",
             zero_infinity=True,
-        )  # fmt: skip
+        )
         right = self._right(heard.detach().argmax(-1).cpu().numpy(), batch)
         return losses, {GROUP: np.array([float(losses.detach().sum()), right, len(batch.targets)])}
 

@@ -5,6 +5,7 @@ seconds; {"heard"} is the words as a recogniser wrote them, for checkpoints that
 "question" and "answer" belong together, "kind" is a name under which the question's figures are reported. Other
 fields are left alone. Consecutive lines of the same recording are one recording with several questions.
 
+Files are read as a stream: a recording is parsed when it is wanted, and what stays of it is where its lines are.
 It knows no tokens and no tensors.
 """
 
@@ -12,11 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from speech_xl.audio import file_sha256
 from speech_xl.errors import RecordingError, SpeechXLError
@@ -53,20 +54,58 @@ class Recording:
         return self.heard, self.audio, self.start, self.end
 
 
-def read_recordings(paths: Iterable[Path]) -> list[Recording]:
-    """All recordings of some files in order; DataError names the file and the line of what is wrong."""
-    recordings: list[Recording] = []
-    for path in paths:
-        before = len(recordings)
-        for one in _lines(Path(path)):
-            last = recordings[-1] if len(recordings) > before else None
-            if last is not None and last.key == one.key:
-                recordings[-1] = replace(last, text=last.text or one.text, questions=last.questions + one.questions)
-            else:
-                recordings.append(one)
-        if len(recordings) == before:
+class Place(NamedTuple):
+    """Where a recording's lines are: bytes [offset, offset + length) of file number `file`, from line number `line` on."""
+
+    file: int
+    offset: int
+    length: int
+    line: int
+
+
+def scan_recordings(paths: Sequence[Path]) -> Iterator[tuple[Recording, Place]]:
+    """The recordings of some files in order, one at a time; DataError names the file and the line of what is wrong."""
+    for number, path in enumerate(paths):
+        last: tuple[Recording, Place] | None = None
+        for one, place in _lines(Path(path), number):
+            if last is not None and last[0].key == one.key:
+                last = joined(last[0], one), last[1]._replace(length=place.offset + place.length - last[1].offset)
+                continue
+            if last is not None:
+                yield last
+            last = one, place
+        if last is None:
             raise DataError(f"{path} has no lines; give at least one JSON object.")
-    return recordings
+        yield last
+
+
+def recording_at(paths: Sequence[Path], place: Place) -> Recording:
+    """The recording that `scan_recordings` found at a place."""
+    path = Path(paths[place.file])
+    try:
+        with open(path, "rb") as file:
+            file.seek(place.offset)
+            lines = file.read(place.length).splitlines()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); leave the data alone while it is trained on."
+        ) from None
+    found = [
+        _recording(line, f"{path}, line {place.line + i}", path.parent) for i, line in enumerate(lines) if line.strip()
+    ]
+    if not found:
+        raise DataError(f"{path} has changed since the training began; leave the data alone while it is trained on.")
+    return reduce(joined, found)
+
+
+def joined(first: Recording, more: Recording) -> Recording:
+    """Two lines of one recording."""
+    return replace(first, text=first.text or more.text, questions=first.questions + more.questions)
+
+
+def read_recordings(paths: Sequence[Path]) -> list[Recording]:
+    """All recordings of some files, for whoever has few of them."""
+    return [recording for recording, _ in scan_recordings(paths)]
 
 
 def hash_files(paths: Iterable[Path]) -> list[str]:
@@ -89,25 +128,28 @@ def sound_hash(recording: Recording) -> str:
         raise DataError(f"{recording.where}: {error}") from None
 
 
-_file_hash = lru_cache(maxsize=None)(file_sha256)
+_file_hash = lru_cache(maxsize=2**16)(file_sha256)
 
 
-def _lines(path: Path) -> Iterator[Recording]:
+def _lines(path: Path, number: int) -> Iterator[tuple[Recording, Place]]:
+    offset = 0
     try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+        with open(path, "rb") as file:
+            for count, line in enumerate(file, 1):
                 if line.strip():
-                    yield _recording(line, f"{path}, line {number}", path.parent)
+                    place = Place(number, offset, len(line), count)
+                    yield _recording(line, f"{path}, line {count}", path.parent), place
+                offset += len(line)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); name a file of JSON lines.") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text; write it as JSON lines in UTF-8.") from None
 
 
-def _recording(line: str, where: str, folder: Path) -> Recording:
+def _recording(line: bytes, where: str, folder: Path) -> Recording:
     """One line; a relative audio path counts from the file's own folder."""
     try:
-        values = json.loads(line)
+        values = json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: this is not UTF-8 text; write it as JSON lines in UTF-8.") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: this is not JSON ({error}); write one object a line.") from None
     if not isinstance(values, dict):

@@ -7,13 +7,11 @@ recogniser. An entry's name says of which sound, which part of it and which enco
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from speech_xl.backend import load_backend
 from speech_xl.config import ModelConfig
@@ -24,10 +22,8 @@ from speech_xl.whole_file import whole_file
 from speech_xl.word_reader import WordReader, group_size
 from torch_backend.encoder import SpeechTower
 from training.data import Recording, sound_hash
-from training.network import kept_outputs, read_tensors
+from training.network import WINDOWS_AT_ONCE, kept_outputs, read_tensors
 from training.sound import encoder_windows, read_samples
-
-WINDOWS_AT_ONCE = 8
 
 
 class FeatureCache:
@@ -36,21 +32,18 @@ class FeatureCache:
     def __init__(self, folder: Path, front_end: str):
         self._folder, self._front_end = folder, front_end
 
-    def path(self, recording: Recording, ending: str) -> Path:
-        """Where a recording's features lie, by its sound, its span and the front end that computed them."""
-        key = f"{sound_hash(recording)}/{recording.start}/{recording.end}/{self._front_end}"
-        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{ending}"
+    def entry(self, recording: Recording, ending: str, make: Callable[[np.ndarray], bytes]) -> Path:
+        """The file of a recording's entry, which `make` makes of its samples where there is none yet.
 
-    def fill(
-        self, recordings: Iterable[Recording], ending: str, make: Callable[[np.ndarray], bytes], is_quiet: bool
-    ) -> None:
-        """Write what `make` makes of the samples of each recording that has no entry yet."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        missing = [r for r in recordings if not self.path(r, ending).exists()]
-        for recording in tqdm(missing, unit="recording", desc="hearing", disable=is_quiet or not missing):
-            path = self.path(recording, ending)
+        Its name says by which sound, which span of it and which front end it was computed.
+        """
+        key = f"{sound_hash(recording)}/{recording.start}/{recording.end}/{self._front_end}"
+        path = self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{ending}"
+        if not path.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as temporary:
                 temporary.write_bytes(make(read_samples(recording)))
+        return path
 
 
 def front_end_hash(source: Path, config: ModelConfig, encoder_only: bool = False) -> str:
@@ -69,10 +62,13 @@ def encode(tower: SpeechTower, samples: np.ndarray) -> np.ndarray:
     mel, valid, tokens = encoder_windows(samples, tower.config)
     device = next(tower.parameters()).device
     outputs = [
-        kept_outputs(tower, torch.from_numpy(mel[i : i + WINDOWS_AT_ONCE]).to(device),
-                     torch.from_numpy(valid[i : i + WINDOWS_AT_ONCE]).to(device))
+        kept_outputs(
+            tower,
+            torch.from_numpy(mel[i : i + WINDOWS_AT_ONCE]).to(device),
+            torch.from_numpy(valid[i : i + WINDOWS_AT_ONCE]).to(device),
+        )
         for i in range(0, len(mel), WINDOWS_AT_ONCE)
-    ]  # fmt: skip
+    ]
     stack = tower.config.adapter.stack
     rows = [window[: count * stack] for window, count in zip(torch.cat(outputs), tokens, strict=True)]
     return torch.cat(rows).cpu().numpy().astype(np.float16)
@@ -86,25 +82,19 @@ def encode_window(tower: SpeechTower, samples: np.ndarray) -> np.ndarray:
     return tower.encoder(mel)[0].float().cpu().numpy().astype(np.float16)
 
 
-def recognize(
-    recordings: list[Recording], source: Path, config: ModelConfig, cache: FeatureCache, is_quiet: bool
-) -> list[Recording]:
-    """Recordings of sound as the checkpoint's recogniser hears them; those that are heard already as they are."""
-    spoken = [r for r in recordings if r.audio is not None]
-    if any(not cache.path(r, ".txt").exists() for r in spoken):
-        backend = load_backend("torch", source, load_config(source))  # a recipe's own SSTs are not in the source
-        tokenizer = load_recognizer_tokenizer(source, config.recognizer.vocab_size)
+def recognizer_of(source: Path) -> Callable[[np.ndarray], bytes]:
+    """A function from samples (n,) to the words that a checkpoint's recogniser hears in them, in UTF-8."""
+    config = load_config(source)  # a recipe's own SSTs are not in the source
+    backend = load_backend("torch", source, config)
+    tokenizer = load_recognizer_tokenizer(source, config.recognizer.vocab_size)
 
-        def hear(samples: np.ndarray) -> bytes:
-            stream, reader = QuietWindowStream(config.encoder), WordReader(backend, tokenizer, config.recognizer)
-            waiting, words, number = [*stream.push(samples), *stream.finish()], [], 0
-            while waiting:  # in groups, as a listener reads them
-                group, waiting = waiting[: group_size(number)], waiting[group_size(number) :]
-                words += [word.text for found in reader.read(group) for word in found]
-                number += 1
-            return " ".join(words).encode()
+    def hear(samples: np.ndarray) -> bytes:
+        stream, reader = QuietWindowStream(config.encoder), WordReader(backend, tokenizer, config.recognizer)
+        waiting, words, number = [*stream.push(samples), *stream.finish()], [], 0
+        while waiting:  # in groups, as a listener reads them
+            group, waiting = waiting[: group_size(number)], waiting[group_size(number) :]
+            words += [word.text for found in reader.read(group) for word in found]
+            number += 1
+        return " ".join(words).encode()
 
-        cache.fill(spoken, ".txt", hear, is_quiet)
-    return [
-        r if r.audio is None else replace(r, heard=cache.path(r, ".txt").read_text(encoding="utf-8")) for r in recordings
-    ]
+    return hear

@@ -1,73 +1,109 @@
-"""From recordings to samples, by what the checkpoint hears with and whether a stage leaves that as it is.
+"""From a recording to a sample, by what the checkpoint hears with and whether a stage leaves that as it is.
 
-It chooses between the ways; how each works is the business of features.py and samples.py.
+It chooses between the ways; how each works is the business of features.py, recognition.py and sound.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
+from tokenizers import Tokenizer
 
 from speech_xl.config import ModelConfig
 from speech_xl.prompt import Prompt
 from speech_xl.recognition import load_recognizer_tokenizer
+from torch_backend.encoder import SpeechTower
 from training.data import DataError, Recording
-from training.features import FeatureCache, encode, encode_window, front_end_hash, recognize
-from training.network import Network
+from training.features import FeatureCache, encode, encode_window, front_end_hash, recognizer_of
+from training.network import load_tower
 from training.recipe import RecipeError, Stage
-from training.recognition import window_samples
-from training.samples import Sample, as_npy, encoded_samples, heard_samples, sound_samples
+from training.recognition import window_sample
+from training.samples import Sample, as_npy
+from training.sound import read_samples
 
 
 class Hearing:
-    """Makes the samples of one stage. What it hears is kept in `cache`, by all processes, for all stages."""
+    """Makes the samples of one stage. What it hears is kept in a folder, by all processes, for all stages."""
 
     def __init__(
-        self, stage: Stage, source: Path, config: ModelConfig, prompt: Prompt, network: Network, cache: Path,
-        accelerator: Accelerator,
-    ):  # fmt: skip
-        self._stage, self._source, self._config, self._prompt = stage, source, config, prompt
-        self._network, self._cache, self._accelerator = network, cache, accelerator
+        self, stage: Stage, source: Path, config: ModelConfig, prompt: Prompt, folder: Path, accelerator: Accelerator
+    ):
+        self._source, self._config, self._prompt = source, config, prompt
+        self._folder, self._accelerator = folder, accelerator
+        self._has_recognizer = config.recognizer is not None
+        self._reads_windows = stage.kind == "recognition"
+        self._hears_anew = stage.trains_encoder or bool(stage.augment)
+        self._ids_of: dict[str, list[int]] = {}
+        if self._has_recognizer and stage.augment and not self._reads_windows:
+            raise RecipeError(f"Stage {stage.name!r} has augment, but a recogniser's words are kept; leave it out.")
 
-    def samples(self, recordings: Sequence[Recording]) -> list[Sample]:
-        """DataError names a line that this checkpoint cannot be trained on."""
-        has_recognizer = self._config.recognizer is not None
-        if self._stage.kind == "recognition":
-            return self._windows(recordings)
-        if has_recognizer and self._stage.augment:
-            raise RecipeError(f"Stage {self._stage.name!r} has augment, but a recogniser's words are kept; leave it out.")
-        if has_recognizer and all(r.heard is not None for r in recordings):
-            return heard_samples(recordings, self._prompt)
-        for recording in recordings:
-            if recording.heard is not None and not has_recognizer:
-                raise DataError(f"{recording.where}: the checkpoint has no recogniser to hear words with; give audio.")
-        if not has_recognizer and (self._stage.trains_encoder or self._stage.augment):
-            return sound_samples(recordings, self._config)
-        cache = FeatureCache(self._cache, front_end_hash(self._source, self._config))
-        is_quiet = not self._accelerator.is_main_process
-        with self._accelerator.main_process_first():  # the others find everything there
-            if has_recognizer:
-                heard = recognize(list(recordings), self._source, self._config, cache, is_quiet)
-                return heard_samples(heard, self._prompt)
-            tower = self._network.speech.to(self._accelerator.device).eval()
-            cache.fill(recordings, ".npy", lambda samples: as_npy(encode(tower, samples)), is_quiet)
-        return encoded_samples(recordings, lambda r: cache.path(r, ".npy"), self._config.adapter.stack)
+    def sample(self, recording: Recording, tokens: int | None, before: Recording | None) -> Sample:
+        """A recording as the stage hears it, for the first time if need be; see samples.Make.
 
-    def _windows(self, recordings: Sequence[Recording]) -> list[Sample]:
-        """Recordings of one encoder window each, for a recogniser to be trained on."""
-        if found := next((r for r in recordings if r.audio is None), None):
-            raise DataError(f"{found.where}: a recogniser is trained on sound; give audio and its text.")
-        cache = FeatureCache(self._cache, front_end_hash(self._source, self._config, encoder_only=True))
-        tower = self._network.speech.to(self._accelerator.device).eval()
+        DataError names a line that this checkpoint cannot be trained on.
+        """
+        if self._reads_windows:
+            return self._window(recording, before)
+        if self._has_recognizer:
+            if recording.heard is None:
+                path = self._cache.entry(recording, ".txt", self._heard)
+                recording = replace(recording, heard=path.read_text(encoding="utf-8"))
+            ids = self._ids(recording.heard)
+            return Sample(len(ids), recording, words=np.array(ids, np.int32))
+        if recording.heard is not None:
+            raise DataError(f"{recording.where}: the checkpoint has no recogniser to hear words with; give audio.")
+        if self._hears_anew:
+            return Sample(tokens or self._config.tokens_for(len(read_samples(recording))), recording)
+        path = self._cache.entry(recording, ".npy", lambda samples: as_npy(encode(self._tower, samples)))
+        rows = len(np.load(path, mmap_mode="r"))
+        return Sample(rows // self._config.adapter.stack, recording, features=path)
+
+    def rest(self) -> None:
+        """Everything has been heard: forget the models that heard it."""
+        for name in ("_tower", "_recognize"):
+            self.__dict__.pop(name, None)
+
+    def _window(self, recording: Recording, before: Recording | None) -> Sample:
+        """A recording of one encoder window, for a recogniser to be trained on."""
+        if recording.audio is None:
+            raise DataError(f"{recording.where}: a recogniser is trained on sound; give audio and its text.")
 
         def make(samples: np.ndarray) -> bytes:
             with self._accelerator.autocast():
-                return as_npy(encode_window(tower, samples))
+                return as_npy(encode_window(self._tower, samples))
 
-        with self._accelerator.main_process_first():
-            cache.fill(recordings, ".window.npy", make, not self._accelerator.is_main_process)
-        tokenizer = load_recognizer_tokenizer(self._source, self._config.recognizer.vocab_size)
-        return window_samples(recordings, lambda r: cache.path(r, ".window.npy"), tokenizer, self._config.recognizer)
+        path = self._cache.entry(recording, ".window.npy", make)
+        return window_sample(recording, before, path, self._tokenizer, self._config.recognizer)
+
+    def _heard(self, samples: np.ndarray) -> bytes:
+        return self._recognize(samples)  # loaded when something is heard for the first time
+
+    def _ids(self, heard: str) -> list[int]:
+        """Each word is tokenized alone, behind a blank, as when it is heard."""
+        ids: list[int] = []
+        for word in heard.split():
+            if word not in self._ids_of:
+                self._ids_of[word] = self._prompt.word_ids(word)[0]
+            ids += self._ids_of[word]
+        return ids
+
+    @cached_property
+    def _cache(self) -> FeatureCache:
+        return FeatureCache(self._folder, front_end_hash(self._source, self._config, encoder_only=self._reads_windows))
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_recognizer_tokenizer(self._source, self._config.recognizer.vocab_size)
+
+    @cached_property
+    def _tower(self) -> SpeechTower:
+        return load_tower(self._source, self._config).to(self._accelerator.device).eval()
+
+    @cached_property
+    def _recognize(self) -> Callable[[np.ndarray], bytes]:
+        return recognizer_of(self._source)

@@ -22,21 +22,17 @@ class LoraLinear(nn.Module):
         self.base_layer = base
         self.scaling = config.alpha / config.rank
         bound = 1 / math.sqrt(base.in_features)  # peft's: kaiming_uniform_ with a = sqrt(5)
-        a = torch.empty(config.rank, base.in_features).uniform_(-bound, bound, generator=generator)
-        self.lora_A = nn.Linear(base.in_features, config.rank, bias=False)
-        self.lora_B = nn.Linear(config.rank, base.out_features, bias=False)
-        self.lora_A.weight, self.lora_B.weight = (
-            nn.Parameter(a),
-            nn.Parameter(torch.zeros(base.out_features, config.rank)),
-        )
+        with torch.device("meta"):  # what these draw themselves is not wanted
+            self.lora_A = nn.Linear(base.in_features, config.rank, bias=False)
+            self.lora_B = nn.Linear(config.rank, base.out_features, bias=False)
+        if not base.weight.is_meta:
+            a = torch.empty(config.rank, base.in_features).uniform_(-bound, bound, generator=generator)
+            self.lora_A.weight = nn.Parameter(a)
+            self.lora_B.weight = nn.Parameter(torch.zeros(base.out_features, config.rank))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., inputs) -> (..., outputs)."""
         return self.base_layer(x) + self.lora_B(self.lora_A(x)) * self.scaling
-
-    def merged(self) -> torch.Tensor:
-        """(out, in) float32: the one weight that does both."""
-        return self.base_layer.weight.float() + self.lora_B.weight.float() @ self.lora_A.weight.float() * self.scaling
 
 
 def add_lora(model: nn.Module, config: LoraConfig, seed: int) -> int:
@@ -52,14 +48,16 @@ def add_lora(model: nn.Module, config: LoraConfig, seed: int) -> int:
     return len(found)
 
 
+def adapters_of(model: nn.Module) -> dict[str, LoraLinear]:
+    """Every adapted layer by the name that the linear layer has in a checkpoint."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
 def our_name(name: str) -> str:
     """A parameter's name as a checkpoint has it: an adapted layer's own weight keeps its name."""
     return name.replace(".base_layer.", ".")
 
 
-@torch.no_grad()
-def merged_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The model's tensors by checkpoint names, adapters merged into the weights they adapt."""
-    adapted = {n: m for n, m in model.named_modules() if isinstance(m, LoraLinear)}
-    tensors = {our_name(n): t for n, t in model.state_dict().items() if ".lora_" not in n}
-    return tensors | {f"{n}.weight": m.merged() for n, m in adapted.items()}
+def merged(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
+    """(out, in) float32: the one weight that does what a weight (out, in) and its adapter A (r, in), B (out, r) do."""
+    return base.float() + b.float() @ a.float() * scaling

@@ -1,31 +1,33 @@
-"""A checkpoint's network as training needs it: loaded in float32, given SSTs and adapters, written back whole.
+"""A checkpoint's network as training needs it: loaded in float32, given SSTs and adapters, run on whole recordings.
 
 It knows tensors and checkpoint folders, no data and no optimizer.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from speech_xl.config import ModelConfig, SSTConfig
-from speech_xl.config_file import save_config
 from speech_xl.errors import CheckpointError
-from torch_backend.decoder import Decoder
+from torch_backend.decoder import Attention, Decoder
 from torch_backend.encoder import SpeechTower
 from training.ctc import CTCHead
-from training.lora import add_lora, merged_tensors, our_name
+from training.lora import add_lora, our_name
+from training.losses import token_losses
 from training.recipe import RecipeError, Stage
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+WINDOWS_AT_ONCE = 8  # that an encoder hears together
 
 
 class Network(nn.Module):
@@ -41,33 +43,44 @@ class Network(nn.Module):
         self.speech = SpeechTower(config) if config.adapter is not None or recognizes else None
         self.ctc: CTCHead | None = None
         self.gradient_checkpointing = False
+        self.uses_everything = False  # each pass runs every parameter, be it on no rows: shares must agree on that
 
     def forward(
         self,
         rows: torch.Tensor,
         windows: tuple[torch.Tensor, torch.Tensor] | None = None,
         classes: torch.Tensor | None = None,
+        lengths: Sequence[int] = (),
         read: torch.Tensor | None = None,
         **text: Any,
-    ) -> torch.Tensor:
-        """A training.speech.Speech as tensors -> with classes (C,), the CTC head's log-probabilities (B, N, 1 + C); else
-        what `answer` makes of the text. With `read` (B, R) ids, `rows` are whole windows' encoder outputs (B, S, d_model)
-        and the recogniser's logits (B, R, vocabulary) are returned."""
+    ) -> Any:
+        """A training.speech.Speech as tensors -> with classes (C,), the CTC head's log-probabilities (B, N, 1 + C) of
+        recordings of these lengths; else what `answer` makes of the text. With `read` (B, R) ids, `rows` are whole
+        windows' encoder outputs (B, S, d_model) and the recogniser's logits (B, R, vocabulary) are returned.
+        """
         if read is not None:
             recognizer = self.speech.recognizer
             return recognizer(read, 0, recognizer.start(rows))[0]
         speech = self.hear(rows, windows)
         if classes is not None:
-            return self.ctc(speech, self.decoder.embed_tokens(classes))
+            padded = nn.utils.rnn.pad_sequence(speech[0].split(list(lengths)), batch_first=True)
+            return self.ctc(padded, self.decoder.embed_tokens(classes))
         return self.answer(speech, **text)
 
     def hear(self, rows: torch.Tensor, windows: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-        """-> speech tokens (B, N, D)."""
+        """-> speech tokens (1, N, D)."""
         if self.speech is None:
-            return self.decoder.embed_tokens(rows)
+            return self.decoder.embed_tokens(rows)[None]
         if windows is not None:
-            rows = kept_outputs(self.speech, *windows).flatten(0, 1)[rows]
-        return self.speech.adapter(rows)
+            rows = self._encode(*windows).flatten(0, 1)[rows]
+        return self.speech.adapter(rows[None])
+
+    def _encode(self, mel: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """What `kept_outputs` makes of all windows, some at a time where inner numbers are not to be kept."""
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
+            return kept_outputs(self.speech, mel, valid)
+        groups = zip(mel.split(WINDOWS_AT_ONCE), valid.split(WINDOWS_AT_ONCE), strict=True)
+        return torch.cat([checkpoint(kept_outputs, self.speech, *group, use_reentrant=False) for group in groups])
 
     def answer(
         self,
@@ -76,24 +89,38 @@ class Network(nn.Module):
         text_ids: torch.Tensor,
         query_positions: torch.Tensor,
         key_positions: torch.Tensor,
-        mask: torch.Tensor,
+        attend: Attend,
         ssts: int,
-        pooled: tuple[torch.Tensor, torch.Tensor] | None,
+        pooled: Sequence[tuple[slice, torch.Tensor, torch.Tensor]],
         answer_rows: torch.Tensor,
-    ) -> torch.Tensor:
-        """A training.batch.Batch's arrays as tensors -> logits of the rows that answer, (A, vocab_size)."""
+        targets: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A training.batch.Batch's arrays as tensors -> losses of the rows that answer (A,), and 1.0 where they are right."""
         decoder = self.decoder
-        b = len(speech)
-        parts = [decoder.embed_tokens(prefix_ids).expand(b, -1, -1), speech]
-        if ssts:
-            parts.append(decoder.sst_embedding.expand(b, ssts, -1))
-        before = sum(part.shape[1] for part in parts)
-        x = torch.cat([*parts, decoder.embed_tokens(text_ids)], dim=1)
-        x = decoder.whole(
-            x, query_positions, key_positions, mask, slice(before - ssts, before), pooled, self.gradient_checkpointing
-        )
-        sample, row = answer_rows.T
-        return decoder.logits(x[sample, before + row])
+        sst_rows = None
+        parts = [decoder.embed_tokens(prefix_ids)[None], speech]
+        if ssts or (self.uses_everything and decoder.sst_embedding is not None):
+            parts.append(decoder.sst_embedding.expand(1, ssts, -1))
+            before = len(prefix_ids) + speech.shape[1]
+            sst_rows = slice(before, before + ssts)
+        x = torch.cat([*parts, decoder.embed_tokens(text_ids)[None]], dim=1)
+        rotations = decoder.rotation(query_positions), decoder.rotation(key_positions)
+        for layer in decoder.layers:
+            pool = partial(pool_in_chunks, layer.self_attn, pooled) if pooled and sst_rows else None
+            inputs = (x, *rotations, attend, sst_rows, pool)
+            x = (
+                checkpoint(layer.whole, *inputs, use_reentrant=False)
+                if self.gradient_checkpointing
+                else layer.whole(*inputs)
+            )
+        return token_losses(decoder, x[0, x.shape[1] - len(text_ids) + answer_rows], targets)
+
+
+def pool_in_chunks(
+    attention: Attention, chunks: Sequence[tuple[slice, torch.Tensor, torch.Tensor]], part: int, rows: torch.Tensor
+) -> torch.Tensor:
+    """`Attention.pool`, a few SSTs at a time over the rows that these stand for."""
+    return torch.cat([attention.pool(part, rows[:, :, at], *chunk) for at, *chunk in chunks], dim=2)
 
 
 def kept_outputs(tower: SpeechTower, mel: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -104,34 +131,60 @@ def kept_outputs(tower: SpeechTower, mel: torch.Tensor, valid: torch.Tensor) -> 
 
 
 def load_network(
-    folder: Path, config: ModelConfig, sst: SSTConfig | None, end_id: int | None, recognizes: bool = False
+    folder: Path,
+    config: ModelConfig,
+    sst: SSTConfig | None,
+    end_id: int | None,
+    recognizes: bool = False,
+    is_empty: bool = False,
 ) -> tuple[Network, ModelConfig]:
     """The network of a folder in float32, and its configuration; with `sst` its SST parameters are fresh.
 
-    CheckpointError names a tensor that is missing or misshapen.
+    `is_empty`: shapes alone, on the meta device. CheckpointError names a tensor that is missing or misshapen.
     """
     if config.quantization is not None:
         raise CheckpointError(f"{folder} is quantized; train the checkpoint that it was made of.")
     if sst is not None:
         config = replace(config, sst=sst)
-    network = Network(config, recognizes)
-    expected = network.state_dict()
+    with torch.device("meta"):  # nothing is drawn that is read anyway
+        network = Network(config, recognizes)
+    if is_empty:
+        return network, config
+    expected = {n: t for n, t in network.state_dict().items() if sst is None or "sst_" not in n}
+    network.load_state_dict(stored_tensors(folder, config, expected), strict=False, assign=True)
+    if sst is not None:
+        for owner in network.decoder.modules():
+            for name, parameter in list(owner.named_parameters(recurse=False)):
+                if parameter.is_meta:
+                    setattr(owner, name, nn.Parameter(torch.zeros(parameter.shape)))
+        initialise_ssts(network.decoder, sst, end_id)
+    return network, config
+
+
+def load_tower(folder: Path, config: ModelConfig) -> SpeechTower:
+    """The encoder and the adapter of a folder in float32."""
+    with torch.device("meta"):
+        tower = SpeechTower(config)
+    expected = {f"speech.{n}": t for n, t in tower.state_dict().items()}
+    stored = stored_tensors(folder, config, expected)
+    tower.load_state_dict({n.removeprefix("speech."): t for n, t in stored.items()}, assign=True)
+    return tower
+
+
+def stored_tensors(folder: Path, config: ModelConfig, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors `expected` as a folder stores them, in float32 and torch's axis order."""
     stored = {}
-    for name, tensor in read_tensors(folder, lambda n: n in expected and not (sst is not None and "sst_" in n)):
+    for name, tensor in read_tensors(folder, lambda n: n in expected):
         tensor = other_layout(name, tensor, config.layout)
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
                 f"{folder}: the tensor {name} has shape {list(tensor.shape)} where config.json needs "
                 f"{list(expected[name].shape)}; copy or convert the checkpoint again."
             )
-        stored[name] = tensor.float()
-    missing = sorted(n for n in set(expected) - set(stored) if sst is None or "sst_" not in n)
-    if missing:
+        stored[name] = tensor.float().contiguous()
+    if missing := sorted(set(expected) - set(stored)):
         raise CheckpointError(f"{folder} lacks the tensor {missing[0]}; copy or convert the checkpoint again.")
-    network.load_state_dict(stored, strict=False)
-    if sst is not None:
-        initialise_ssts(network.decoder, sst, end_id)
-    return network, config
+    return stored
 
 
 def other_layout(name: str, tensor: torch.Tensor, layout: str) -> torch.Tensor:
@@ -185,7 +238,7 @@ def choose_trained(network: Network, stage: Stage, seed: int) -> dict[str, nn.Pa
         network.ctc = CTCHead(network.decoder.embed_tokens.weight)
     if stage.lora is not None:
         add_lora(network, stage.lora, seed)
-    trained = {}
+    trained: dict[str, nn.Parameter] = {}
     for pattern in stage.patterns:
         found = {our_name(n): p for n, p in network.named_parameters() if re.search(pattern, our_name(n))}
         if not found:
@@ -200,6 +253,12 @@ def choose_trained(network: Network, stage: Stage, seed: int) -> dict[str, nn.Pa
     return trained
 
 
+def named_parameters(network: Network, names: Collection[str]) -> dict[str, nn.Parameter]:
+    """The parameters of these checkpoint names, as the network holds them now."""
+    found = {our_name(n): p for n, p in network.named_parameters()}
+    return {name: found[name] for name in names}
+
+
 def parameter_groups(trained: dict[str, nn.Parameter], stage: Stage) -> list[dict]:
     """Optimizer groups, one for each learning rate that is used; `peak` is the rate after warm-up."""
     groups: dict[str, list[nn.Parameter]] = {pattern: [] for pattern in stage.learning_rates}
@@ -210,36 +269,3 @@ def parameter_groups(trained: dict[str, nn.Parameter], stage: Stage) -> list[dic
         groups[pattern].append(parameter)
     rates = stage.learning_rates
     return [{"params": ps, "lr": rates[n], "peak": rates[n], "name": n} for n, ps in groups.items() if ps]
-
-
-def export(network: nn.Module, config: ModelConfig, source: Path, folder: Path) -> None:
-    """Write `folder` as `source` with this network's tensors: adapters merged, in the source's number type.
-
-    Tensors of parts that training did not load are copied. The folder is either whole or absent.
-    """
-    dtype = getattr(torch, config.dtype)
-    tensors = dict(read_tensors(source, lambda name: True))
-    ours = {
-        n: other_layout(n, t.detach().cpu(), config.layout).to(dtype).contiguous()
-        for n, t in merged_tensors(network).items()
-        if not n.startswith("ctc.")
-    }
-    tensors = {n: t for n, t in tensors.items() if "sst_" not in n} | ours
-    temporary = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-    save_config(replace(config, parts=()), temporary)  # it holds everything itself
-    for path in source.glob("*tokenizer.json"):
-        shutil.copyfile(path, temporary / path.name)
-    replace_folder(temporary, folder)
-
-
-def replace_folder(temporary: Path, folder: Path) -> None:
-    """Rename a finished folder to its place; an older one there goes first."""
-    old = folder.with_name(folder.name + ".old")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)  # also that of a run which was killed between the two

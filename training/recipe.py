@@ -33,6 +33,7 @@ class LoraConfig:
     rank: int = 32
     alpha: float = 64.0
     targets: str = PROJECTIONS  # regular expression for the whole name of a linear layer
+    start: str | None = None  # a folder of peft's to start from; None: A is drawn and B is zero
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Stage:
     minutes: float | None = None  # of steps, validation not counted: a stop, which learning rate and lessons follow
     batch: int = 4
     accumulation: int = 1  # passes that a process splits its share of a batch into
+    pack: int | None = None  # rows (speech tokens, SSTs and text) of a pass at most: as many passes as that takes
     max_tokens: int = 512  # speech tokens of the longest recording; a longer transcript is cut, a longer one with
     # questions is left out
     train: tuple[str, ...] = ()  # regular expressions that find the names of tensors to train; () is the kind's own
@@ -63,11 +65,15 @@ class Stage:
     uniform: float = 0.0  # share of recordings that keep one ratio throughout
     loss: str = "next_token"  # one of LOSSES; "ctc" compares speech tokens with a transcript and runs no decoder
     ctc_classes: int = 1000  # tokens drawn at random beside those that are said
-    prompted: float = 0.5  # of a recognition stage: share of the windows that are read behind the words of the line before
+    prompted: float = (
+        0.5  # of a recognition stage: share of the windows that are read behind the words of the line before
+    )
     augment: float = 0.0  # strength, 0 to 1, of what is done to sound before it is heard, anew at every step
     questions: int = 8  # at most so many of a recording's questions in a step
     transcripts: float = 0.5  # share of a recording's intervals whose words are asked for
-    asked: tuple[Ratio, ...] = ()  # for checkpoints that recall: only recordings that keep one of these ratios are asked
+    asked: tuple[
+        Ratio, ...
+    ] = ()  # for checkpoints that recall: only recordings that keep one of these ratios are asked
     # questions, read as one interval, as recalled words are; of the others the words of all intervals are asked for
     shift: int = 0  # up to so many positions are left out before a recording: late positions are practised early
     warmup: int = 20  # steps
@@ -126,8 +132,17 @@ class Recipe:
     precision: str | None = None  # one of PRECISIONS; None: "mixed" on CUDA, else "float32", which repeats everywhere
 
 
-DEFAULT = Recipe((Stage("summarization", "summarization", 1500, lora=LoraConfig(),
-                        lessons=(Lesson((None, 2)), Lesson((None, 2, 4)), Lesson((None, 2, 4, 8)))),))  # fmt: skip
+DEFAULT = Recipe(
+    (
+        Stage(
+            "summarization",
+            "summarization",
+            1500,
+            lora=LoraConfig(),
+            lessons=(Lesson((None, 2)), Lesson((None, 2, 4)), Lesson((None, 2, 4, 8))),
+        ),
+    )
+)
 
 
 def load_recipe(path: Path | None) -> Recipe:
@@ -165,6 +180,8 @@ def settings_of(stage: Stage) -> dict[str, Any]:
     values = dataclasses.asdict(stage)
     defaults = {f.name: getattr(Stage(stage.name, stage.kind, stage.steps), f.name) for f in dataclasses.fields(Stage)}
     named = ("name", "kind", "steps")
+    if stage.lora is not None and stage.lora.start is None:
+        del values["lora"]["start"]
     return {n: v for n, v in values.items() if n in named or getattr(stage, n) != defaults[n]}
 
 
@@ -225,6 +242,10 @@ def _check_stage(s: Stage, where: str) -> None:
             require(is_number(value, 0), f"{f.name} must be a number from 0, not {value!r}")
     require(s.minutes is None or is_number(s.minutes, 1e-9), f"minutes must be a positive number, not {s.minutes!r}")
     require(s.accumulation <= s.batch, f"accumulation {s.accumulation} is more than the batch of {s.batch}")
+    require(
+        s.pack is None or (type(s.pack) is int and s.pack >= 1), f"pack must be a whole number from 1, not {s.pack!r}"
+    )
+    require(s.pack is None or s.accumulation == 1, "pack says how many passes there are, so leave accumulation out")
     rates = s.learning_rates
     require(
         isinstance(rates, dict) and all(is_number(v, 0) for v in rates.values()),
@@ -237,6 +258,9 @@ def _check_stage(s: Stage, where: str) -> None:
             require(False, f"{pattern!r} is no regular expression ({error})")
     require(
         s.lora is None or (type(s.lora.rank) is int and s.lora.rank >= 1), "lora.rank must be a whole number from 1"
+    )
+    require(
+        s.lora is None or s.lora.start is None or isinstance(s.lora.start, str), "lora.start must be a folder's name"
     )
     require(bool(s.lessons) and all(lesson.ratios for lesson in s.lessons), "every lesson needs ratios")
     for ratio in (*s.ratios, *s.asked):

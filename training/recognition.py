@@ -10,7 +10,7 @@ Letters: B windows, S encoder positions, R rows of text, A answer rows, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from speech_xl.prompt import Prompt
 from speech_xl.schedule import Ratio
 from speech_xl.word_reader import prompt_tokens
 from training.data import DataError, Recording
+from training.packing import passes_of
 from training.recipe import Stage
 from training.samples import Sample
 from training.sums import Sums
@@ -35,7 +36,8 @@ GROUP = ("recognition", "raw")  # where figures are counted
 @dataclass(frozen=True)
 class WindowSample(Sample):
     """One window and the text that is said in it: `words` (N,) int32 are the recogniser's tokens of it, `before` those of
-    the line before."""
+    the line before.
+    """
 
     before: tuple[int, ...] = ()
 
@@ -50,43 +52,58 @@ class RecognitionBatch:
     targets: np.ndarray  # (A,) int64
     speech_tokens: int
 
+    @property
+    def ssts(self) -> int:
+        """None: the decoder does not run."""
+        return 0
 
-def window_samples(
-    recordings: Sequence[Recording], path: Callable[[Recording], Path], tokenizer: Tokenizer, config: RecognizerConfig
-) -> list[Sample]:
-    """Windows whose encoder outputs lie at `path`; DataError names a line whose text has no room in the recogniser."""
-    samples: list[Sample] = []
-    before: tuple[int, ...] = ()
-    for recording in recordings:
-        ids = tokenizer.encode(" " + recording.text.strip(), add_special_tokens=False).ids
-        if len(config.start_ids) + len(ids) > config.max_target_positions:
-            raise DataError(
-                f"{recording.where}: the text has {len(ids)} tokens, more than the recogniser writes of one window; "
-                "cut the recording with start and end."
-            )
-        words = np.array(ids, np.int32)
-        samples.append(WindowSample(len(ids), recording, words=words, features=path(recording), before=before))
-        before = tuple(ids[-prompt_tokens(config) :])
-    return samples
+
+def window_sample(
+    recording: Recording, before: Recording | None, features: Path, tokenizer: Tokenizer, config: RecognizerConfig
+) -> WindowSample:
+    """A window whose encoder outputs lie in `features`, `before` the line before it; DataError names a line whose text has
+    no room in the recogniser.
+    """
+    ids = text_ids(recording, tokenizer)
+    if len(config.start_ids) + len(ids) > config.max_target_positions:
+        raise DataError(
+            f"{recording.where}: the text has {len(ids)} tokens, more than the recogniser writes of one window; "
+            "cut the recording with start and end."
+        )
+    prompt = () if before is None else tuple(text_ids(before, tokenizer)[-prompt_tokens(config) :])
+    return WindowSample(len(ids), recording, words=np.array(ids, np.int32), features=features, before=prompt)
+
+
+def text_ids(recording: Recording, tokenizer: Tokenizer) -> list[int]:
+    """The recogniser's tokens of what is said."""
+    return tokenizer.encode(" " + recording.text.strip(), add_special_tokens=False).ids
 
 
 class RecognitionBatcher:
-    """Makes batches of transcribed windows, and their losses."""
+    """Makes passes of transcribed windows, and their losses."""
 
     ratios: tuple[Ratio, ...] = (None,)
 
     def __init__(self, prompt: Prompt, config: ModelConfig, stage: Stage, seed: int):
         self._config, self._stage, self._seed = config.recognizer, stage, seed
 
-    def training(
-        self, samples: Sequence[WindowSample], numbers: Sequence[int], step: int, progress: float
-    ) -> RecognitionBatch:
-        """The batch of a training step; a share of the windows has a prompt, by chance."""
-        drawn = [np.random.default_rng([self._seed, step, n]).random() for n in numbers]
-        return self._collate(samples, [share < self._stage.prompted for share in drawn])
+    def shared(self, samples: Sequence[WindowSample], numbers: Sequence[int], step: int) -> None:
+        """What all passes of a step have in common: here nothing, see CTCBatcher."""
 
-    def validation(self, samples: Sequence[WindowSample], numbers: Sequence[int], ratio: Ratio) -> RecognitionBatch:
-        """The batch of windows, every second one with a prompt; `ratio` means nothing here."""
+    def training(
+        self, samples: Sequence[WindowSample], numbers: Sequence[int], step: int, progress: float, shared: None
+    ) -> list[RecognitionBatch]:
+        """The passes of a training step's windows; a share of them has a prompt, by chance."""
+        drawn = [np.random.default_rng([self._seed, step, n]).random() < self._stage.prompted for n in numbers]
+        return [
+            self._collate([samples[i] for i in part], [drawn[i] for i in part])
+            for part in passes_of([sample.tokens for sample in samples], self._stage)
+        ]
+
+    def validation(
+        self, samples: Sequence[WindowSample], numbers: Sequence[int], ratio: Ratio, shared: None
+    ) -> RecognitionBatch:
+        """Windows, every second one with a prompt; `ratio` means nothing here."""
         return self._collate(samples, [number % 2 == 1 for number in numbers])
 
     def _collate(self, samples: Sequence[WindowSample], prompted: Sequence[bool]) -> RecognitionBatch:

@@ -5,30 +5,39 @@ It knows which stage needs what, and where it is kept; how a stage trains is loo
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import InitProcessGroupKwargs
+from tqdm import tqdm
 
 from speech_xl.checkpoints import fingerprint
-from speech_xl.config import SSTConfig
+from speech_xl.config import ModelConfig, SSTConfig
 from speech_xl.config_file import load_config
 from speech_xl.errors import CheckpointError
 from speech_xl.prompt import Prompt
+from training.adapter_files import WEIGHTS, factors_of, read_adapter, save_adapter, start_from
 from training.batch import Batcher
 from training.ctc import CTCBatcher
-from training.data import DataError, Recording, hash_files, read_recordings, sound_hash
+from training.data import DataError, Place, Recording, hash_files, scan_recordings, sound_hash
+from training.export import changed_tensors, export, publish
 from training.hearing import Hearing
 from training.loop import Loop
-from training.network import choose_trained, export, load_network, replace_folder
+from training.lora import adapters_of
+from training.network import choose_trained, load_network
 from training.recipe import Recipe, RecipeError, Stage, settings_of
 from training.recognition import RecognitionBatcher
-from training.samples import check_length
+from training.samples import Samples, index_samples
+from training.sharding import sharding_settings
 from training.state import StageFolder, stage_fingerprint
+
+T = TypeVar("T")
 
 
 class Runner:
@@ -41,7 +50,11 @@ class Runner:
             mixed_precision="bf16" if multiplies_bfloat16(recipe.precision) else "no",
             cpu=not torch.cuda.is_available(),
             # A step whose intervals are all raw leaves SST parameters without a gradient.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            # While the first process hears all sound for the first time, the others wait.
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=True),
+                InitProcessGroupKwargs(timeout=timedelta(hours=12)),
+            ],
         )
 
     def run(self, model: Path) -> bool:
@@ -54,22 +67,39 @@ class Runner:
             source = folder
         if self.accelerator.is_main_process:
             publish(source, self.output / "model")
+            if (adapter := source.parent / "adapter").is_dir():
+                publish(adapter, self.output / "adapter")
+            else:  # none of an earlier run's
+                shutil.rmtree(self.output / "adapter", ignore_errors=True)
         self.accelerator.wait_for_everyone()
         return True
 
     def _stage(self, stage: Stage, source: Path, sst: SSTConfig | None) -> Path | None:
         """The checkpoint that a stage makes of `source`; None if it was stopped before its end."""
-        recordings, held = (usable(read_recordings(paths), stage) for paths in (self.data, self.validation))
+        found = (
+            recording for recording, _ in usable(self.data, stage)
+        )  # every line is looked at before one is trained on
+        sounds = list(dict.fromkeys(sound_hash(recording) for recording in found if recording.audio is not None))
+        has_held = sum(1 for _ in usable(self.validation, stage, is_needed=False)) > 0
         facts = {
-            "stage": settings_of(stage), "seed": self.recipe.seed, "sst": sst,
-            "data": hash_files(self.data), "model": fingerprint(source),
-        }  # fmt: skip
+            "stage": settings_of(stage),
+            "seed": self.recipe.seed,
+            "sst": sst,
+            "data": hash_files(self.data),
+            "model": fingerprint(source),
+        }
         if self.accelerator.mixed_precision != "no":
             facts["precision"] = self.accelerator.mixed_precision
-        if sounds := dict.fromkeys(sound_hash(r) for r in recordings if r.audio is not None):
-            facts["sounds"] = list(sounds)
-        key = stage_fingerprint(facts)
-        folder = StageFolder(self.output / "stages" / f"{stage.name}-{key[:12]}", self.recipe.save_minutes)
+        if sounds:
+            facts["sounds"] = sounds
+        if stage.loss == "ctc" or stage.augment:
+            facts["drawn"] = "for each recording"  # whatever process hears it
+        if stage.lora is not None and stage.lora.start is not None:
+            read_adapter(Path(stage.lora.start))  # it can be read, or that is said now
+            facts["start"] = hash_files([Path(stage.lora.start) / WEIGHTS])
+        folder = StageFolder(
+            self.output / "stages" / f"{stage.name}-{stage_fingerprint(facts)[:12]}", self.recipe.save_minutes
+        )
         if folder.is_done:
             self._say(f"Stage {stage.name} is done already: {folder.model}")
             return folder.model
@@ -78,18 +108,22 @@ class Runner:
             raise RecipeError(f"Stage {stage.name!r} trains a recogniser, and {source} has none; leave the stage out.")
         prompt = Prompt.load(source, config)
         if prompt.end_id is None:
-            raise CheckpointError(f"{source} names no token that ends an answer; add prompt.end_tokens to its config.json.")
-        network, config = load_network(source, config, sst, prompt.end_id, stage.kind == "recognition")
+            raise CheckpointError(
+                f"{source} names no token that ends an answer; add prompt.end_tokens to its config.json."
+            )
+        is_main = self.accelerator.is_main_process
+        is_empty = sharding_settings() is not None and not is_main
+        network, config = load_network(source, config, sst, prompt.end_id, stage.kind == "recognition", is_empty)
         check_ratios(stage, config.sst, source)
         trained = choose_trained(network, stage, self.recipe.seed)
-        hear = Hearing(stage, source, config, prompt, network, self.output / "features", self.accelerator)
-        samples, too_long = check_length(hear.samples(recordings), stage.max_tokens)
-        held = check_length(hear.samples(held), stage.max_tokens)[0] if held else []
+        if stage.lora is not None and stage.lora.start is not None and not is_empty:
+            start_from(Path(stage.lora.start), stage.lora, adapters_of(network))
+        samples, left_out, held = self._hear(stage, source, config, prompt, self.validation if has_held else [])
         count = sum(p.numel() for p in trained.values())
         self._say(
             f"Stage {stage.name}: {len(samples)} recordings"
-            + (f" ({too_long} longer than {stage.max_tokens} tokens, or silent, left out)" if too_long else "")
-            + f", {len(held)} to validate, {count:,} parameters in {len(trained)} tensors, in {folder.path}"
+            + (f" ({left_out} longer than {stage.max_tokens} tokens, or silent, left out)" if left_out else "")
+            + f", {len(held) if held else 0} to validate, {count:,} parameters in {len(trained)} tensors, in {folder.path}"
         )
         make = CTCBatcher if stage.loss == "ctc" else RecognitionBatcher if stage.kind == "recognition" else Batcher
         batcher = make(prompt, config, stage, self.recipe.seed)
@@ -98,13 +132,44 @@ class Runner:
         folder.close()
         if not finished:
             return None
-        if self.accelerator.is_main_process:
+        changed = changed_tensors(
+            self.accelerator.unwrap_model(loop.network), set(trained), getattr(torch, config.dtype), is_main
+        )
+        adapters = adapters_of(self.accelerator.unwrap_model(loop.network))
+        factors = factors_of(adapters, is_main)
+        if is_main:
+            if factors:
+                save_adapter(factors, stage.lora, str(source), folder.path / "adapter")
             if config.sst is not None and any("sst_" in name for name in trained):
                 config = replace(config, sst=replace(config.sst, trained=True))
-            export(self.accelerator.unwrap_model(loop.network), config, source, folder.model)
+            export(changed, config, source, folder.model)
             folder.finish(facts | {"steps": loop.step, "seconds": round(loop.elapsed)})
         self.accelerator.wait_for_everyone()
         return folder.model
+
+    def _hear(
+        self, stage: Stage, source: Path, config: ModelConfig, prompt: Prompt, validation: list[Path]
+    ) -> tuple[Samples, int, Samples | None]:
+        """The recordings to train on, how many were left out, and those to validate with."""
+        hearing = Hearing(stage, source, config, prompt, self.output / "features", self.accelerator)
+        with self.accelerator.main_process_first():  # the others find everything there
+            found = [
+                index_samples(
+                    paths,
+                    self._shown(usable(paths, stage)),
+                    hearing.sample,
+                    stage.max_tokens,
+                    stage.kind == "recognition",
+                )
+                for paths in (self.data, validation)
+                if paths
+            ]
+        hearing.rest()
+        return (*found[0], found[1][0] if len(found) > 1 else None)
+
+    def _shown(self, recordings: Iterator[T]) -> Iterator[T]:
+        is_quiet = not self.accelerator.is_main_process
+        return tqdm(recordings, unit="recording", desc="hearing", disable=is_quiet, delay=2, leave=False)
 
     def _say(self, sentence: str) -> None:
         self.accelerator.print(sentence, flush=True)
@@ -118,13 +183,19 @@ def multiplies_bfloat16(precision: str | None) -> bool:
     return precision == "mixed" and bool(fast.get("avx512_bf16") or fast.get("amx_bf16"))
 
 
-def usable(recordings: list[Recording], stage: Stage) -> list[Recording]:
-    """Those that the stage can learn from: CTC and a recogniser need a transcript."""
-    if (stage.loss != "ctc" and stage.kind != "recognition") or not recordings:
-        return recordings
-    if found := [r for r in recordings if r.text is not None]:
-        return found
-    raise DataError(f"Stage {stage.name!r} learns from transcripts, but no line has a text; add lines that have.")
+def usable(paths: Sequence[Path], stage: Stage, is_needed: bool = True) -> Iterator[tuple[Recording, Place]]:
+    """The recordings that the stage can learn from: CTC and a recogniser need a transcript.
+
+    DataError if there are none but they are needed. To validate with, they are not.
+    """
+    needs_text = stage.loss == "ctc" or stage.kind == "recognition"
+    is_empty = True
+    for recording, place in scan_recordings(paths):
+        if recording.text is not None or not needs_text:
+            is_empty = False
+            yield recording, place
+    if is_empty and is_needed:
+        raise DataError(f"Stage {stage.name!r} learns from transcripts, but no line has a text; add lines that have.")
 
 
 def check_ratios(stage: Stage, sst: SSTConfig | None, source: Path) -> None:
@@ -139,16 +210,3 @@ def check_ratios(stage: Stage, sst: SSTConfig | None, source: Path) -> None:
             raise RecipeError(
                 f"Stage {stage.name!r} has ratio {ratio}, but the SSTs have {known}; correct its lessons."
             )
-
-
-def publish(source: Path, folder: Path) -> None:
-    """Make `folder` the checkpoint `source`, by hard links where the disk has them."""
-    temporary = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for path in source.iterdir():
-        try:
-            os.link(path, temporary / path.name)
-        except OSError:
-            shutil.copyfile(path, temporary / path.name)
-    replace_folder(temporary, folder)

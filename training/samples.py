@@ -1,6 +1,7 @@
 """Recordings as speech tokens: what is left to do before a step is to draw ratios, questions and positions.
 
-It knows the checkpoint's tokenizer and prompt and where features lie, no network.
+What is kept of a whole run's recordings is a few numbers each (where its lines are, how long it is); a step reads those
+that it trains on. It knows files of JSON lines and where features lie, no network.
 
 Letters: N speech tokens of a recording.
 """
@@ -8,16 +9,14 @@ Letters: N speech tokens of a recording.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from speech_xl.config import ModelConfig
-from speech_xl.prompt import Prompt
-from training.data import DataError, Question, Recording
-from training.sound import read_samples
+from training.data import DataError, Place, Question, Recording, recording_at
 
 CHARACTERS_PER_TOKEN = 4  # of English, roughly
 
@@ -54,44 +53,67 @@ class Sample:
         return replace(self, words=self.words[first : first + most], tokens=most)
 
 
-def heard_samples(recordings: Sequence[Recording], prompt: Prompt) -> list[Sample]:
-    """Recordings that a recogniser heard; each word is tokenized alone, behind a blank, as when it is heard."""
-    ids_of: dict[str, list[int]] = {}
-    samples = []
-    for recording in recordings:
-        ids: list[int] = []
-        for word in recording.heard.split():
-            if word not in ids_of:
-                ids_of[word] = prompt.word_ids(word)[0]
-            ids += ids_of[word]
-        samples.append(Sample(len(ids), recording, words=np.array(ids, np.int32)))
-    return samples
+# A recording, its speech tokens where their number is known, and the recording before it, as a sample.
+Make = Callable[[Recording, int | None, Recording | None], Sample]
 
 
-def encoded_samples(recordings: Sequence[Recording], path: Callable[[Recording], Path], stack: int) -> list[Sample]:
-    """Recordings whose encoder outputs lie at `path`."""
-    samples = []
-    for recording in recordings:
-        features = path(recording)
-        samples.append(Sample(len(np.load(features, mmap_mode="r")) // stack, recording, features=features))
-    return samples
+class Samples(Sequence[Sample]):
+    """The samples of a run, each read when it is asked for. `sizes` (n,) float64 are their `Sample.size`."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        places: np.ndarray,
+        tokens: np.ndarray,
+        sizes: np.ndarray,
+        make: Make,
+        before: np.ndarray | None = None,
+    ):
+        """places (n, 4) int64 as `Place` has them, tokens (n,) int64; before (n, 4): those of the recordings before, where
+        `make` wants them, file -1 where there is none.
+        """
+        self._paths, self._places, self._tokens, self._make, self._before = paths, places, tokens, make, before
+        self.sizes = sizes
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
+        before = None
+        if self._before is not None and self._before[index, 0] >= 0:
+            before = self._recording(self._before[index])
+        return self._make(self._recording(self._places[index]), int(self._tokens[index]), before)
+
+    def _recording(self, place: np.ndarray) -> Recording:
+        return recording_at(self._paths, Place(*place.tolist()))
 
 
-def sound_samples(recordings: Sequence[Recording], config: ModelConfig) -> list[Sample]:
-    """Recordings that the encoder hears anew at every step."""
-    return [Sample(config.tokens_for(len(read_samples(r))), r) for r in recordings]
-
-
-def check_length(samples: Sequence[Sample], max_tokens: int) -> tuple[list[Sample], int]:
+def index_samples(
+    paths: Sequence[Path], found: Iterable[tuple[Recording, Place]], make: Make, max_tokens: int, in_order: bool = False
+) -> tuple[Samples, int]:
     """-> the recordings to train on, and how many were left out as silent or longer than `max_tokens`.
 
-    Heard words without questions are never too long: a step takes a window of them.
+    Heard words without questions are never too long: a step takes a window of them. `in_order`: `make` wants to know
+    the recording before.
     """
-    kept = [s for s in samples if s.tokens <= max_tokens or (s.words is not None and not s.questions)]
-    kept = [s for s in kept if s.tokens]
-    if not kept:
+    places, befores, tokens, sizes, left_out = array("q"), array("q"), array("q"), array("d"), 0
+    last: tuple[Recording | None, Place] = (None, Place(-1, 0, 0, 0))
+    for recording, place in found:
+        sample = make(recording, None, last[0] if in_order else None)
+        has_window = sample.words is not None and not sample.questions
+        if sample.tokens and (sample.tokens <= max_tokens or has_window):
+            places.extend(place)
+            befores.extend(last[1])
+            tokens.append(sample.tokens)
+            sizes.append(sample.size)
+        else:
+            left_out += 1
+        last = recording, place
+    if not places:
         raise DataError(f"No recording has 1 to {max_tokens} speech tokens; raise max_tokens in the recipe.")
-    return kept, len(samples) - len(kept)
+    table, before = (np.array(numbers, np.int64).reshape(-1, len(Place._fields)) for numbers in (places, befores))
+    made = Samples(paths, table, np.array(tokens, np.int64), np.array(sizes), make, before if in_order else None)
+    return made, left_out
 
 
 def as_npy(array: np.ndarray) -> bytes:
@@ -104,13 +126,13 @@ def as_npy(array: np.ndarray) -> bytes:
 class Order:
     """Which recordings each step trains on: a pure function of (seed, step).
 
-    Every pass over the data is shuffled anew; recordings of like size stand together, as a batch is as long as its
-    longest.
+    Every pass over the data is shuffled anew; recordings of like size stand together, so that the processes of a step
+    have as much to do.
     """
 
     POOL = 32  # batches that are sorted by size together
 
-    def __init__(self, sizes: Sequence[float], batch: int, seed: int):
+    def __init__(self, sizes: Sequence[float] | np.ndarray, batch: int, seed: int):
         self._sizes, self._batch, self._seed = np.array(sizes), batch, seed
         self._epoch, self._batches = -1, np.zeros((0, batch), np.int64)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class StageFolder:
         do_with(self.path, lambda: self.path.mkdir(parents=True, exist_ok=True))
         self._save_seconds = save_minutes * 60
         self._saved_at = time.monotonic()
-        self._board = None
+        self._board: SummaryWriter | None = None
 
     @property
     def model(self) -> Path:
@@ -67,11 +68,21 @@ class StageFolder:
         path = self.path / "state.pt"
         return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
 
+    def shards(self) -> list[Path]:
+        """Folders of sharded states (sharded_state.py), the newest last."""
+        return sorted(self.path.glob("state-*"), key=lambda path: int(path.name.partition("-")[2]))
+
+    def was_saved(self) -> None:
+        """Count save_minutes from here."""
+        self._saved_at = time.monotonic()
+
     def finish(self, facts: dict[str, Any]) -> None:
         """Mark the stage as done; its state is no longer needed."""
         with whole_file(self.path / "done.json") as temporary:
             temporary.write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
         (self.path / "state.pt").unlink(missing_ok=True)
+        for path in self.shards():
+            shutil.rmtree(path)
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that a kill made undone, and a row that it cut short."""

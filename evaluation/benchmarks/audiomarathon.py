@@ -82,10 +82,17 @@ def _line(entry: Any, kind: str, task: Task, path: Path, where: str, folder: Pat
     there = (place for place in task.places if (path.parent / place / name).is_file())
     audio = path.parent / next(there, task.places[0]) / name
     answer = text(entry, "answer" if "options" in entry else "answer_gt", where)
-    return Line(where, {
-        "id": f"{kind} {where.rpartition(' ')[2]}", "audio": str(audio.relative_to(folder)), "kind": kind,
-        "question": text(entry, "question", where), "answer": answer, "choices": _choices(entry, where),
-    })  # fmt: skip
+    return Line(
+        where,
+        {
+            "id": f"{kind} {where.rpartition(' ')[2]}",
+            "audio": str(audio.relative_to(folder)),
+            "kind": kind,
+            "question": text(entry, "question", where),
+            "answer": answer,
+            "choices": _choices(entry, where),
+        },
+    )
 
 
 def _choices(entry: dict[str, Any], where: str) -> dict[str, str]:
@@ -95,7 +102,9 @@ def _choices(entry: dict[str, Any], where: str) -> dict[str, str]:
     elif isinstance(entry.get("choices"), dict):
         choices = entry["choices"]
     else:
-        choices = {letter: entry[f"choice_{letter.lower()}"] for letter in "ABCDE" if f"choice_{letter.lower()}" in entry}
+        choices = {
+            letter: entry[f"choice_{letter.lower()}"] for letter in "ABCDE" if f"choice_{letter.lower()}" in entry
+        }
     if len(choices) < 2:
         raise BenchmarkError(f"{where}: there are no choices; {OTHER}.")
     return choices
@@ -121,8 +130,8 @@ def _read_speech(folder: Path) -> list[Line]:
         elif shared.is_file():
             rows = (row.partition(" ") for row in read_text(shared).splitlines())
             words = next((row[2] for row in rows if row[0] == audio.stem), None)
-        checked(words, str, str(audio), "transcript beside it")
-        fields = {"id": f"{ASR} {audio.stem}", "audio": str(audio.relative_to(folder)), "kind": ASR, "text": words.strip()}
+        said = checked(words, str, str(audio), "transcript beside it").strip()
+        fields = {"id": f"{ASR} {audio.stem}", "audio": str(audio.relative_to(folder)), "kind": ASR, "text": said}
         lines.append(Line(str(audio), fields))
     return lines
 
@@ -133,21 +142,35 @@ def _read_half_truth(folder: Path) -> list[Line]:
     if len(places) > 1:
         raise BenchmarkError(f"{folder} holds {len(places)} times folders real and fake; leave one of them.")
     return [
-        Line(str(audio), {
-            "id": f"{DETECTION} {label} {audio.stem}", "audio": str(audio.relative_to(folder)), "kind": DETECTION,
-            "question": HALF_TRUTH_QUESTION, "answer": label, "choices": {"A": "real", "B": "fake"},
-        })
-        for place in places for label in ("real", "fake") for audio in sorted((place / label).glob("*.wav"))
-    ]  # fmt: skip
+        Line(
+            str(audio),
+            {
+                "id": f"{DETECTION} {label} {audio.stem}",
+                "audio": str(audio.relative_to(folder)),
+                "kind": DETECTION,
+                "question": HALF_TRUTH_QUESTION,
+                "answer": label,
+                "choices": {"A": "real", "B": "fake"},
+            },
+        )
+        for place in places
+        for label in ("real", "fake")
+        for audio in sorted((place / label).glob("*.wav"))
+    ]
 
 
 def read_letter(said: str, choices: dict[str, str]) -> str | None:
     """The letter that an answer starts with or announces, else that of the one choice whose text it holds, else the
-    first letter that stands alone; None: nothing of this."""
+    first letter that stands alone; None: nothing of this.
+    """
     upper, letters = said.strip().upper(), "".join(choices)
-    if found := re.match(rf"[(\[]?([{letters}])(?:$|[.):\]])|.*?\b(?:OPTION|CHOICE)\s+([{letters}])\b", upper, re.DOTALL):
+    if found := re.match(
+        rf"[(\[]?([{letters}])(?:$|[.):\]])|.*?\b(?:OPTION|CHOICE)\s+([{letters}])\b", upper, re.DOTALL
+    ):
         return found[1] or found[2]
-    held = [letter for letter, choice in choices.items() if re.search(rf"(?<!\w){re.escape(choice.upper())}(?!\w)", upper)]
+    held = [
+        letter for letter, choice in choices.items() if re.search(rf"(?<!\w){re.escape(choice.upper())}(?!\w)", upper)
+    ]
     if len(held) == 1:
         return held[0]
     standing = re.search(rf"\b([{letters}])\b", upper)
@@ -176,14 +199,17 @@ def score(answered: Sequence[Answered]) -> Scores:
         if not group:
             continue
         if kind == ASR:
-            rates = [word_error_rate(each.said, each.item.text) for each in group]
+            rates = [word_error_rate(each.said, each.right) for each in group]
             figures[kind] = 100 - sum(rates) / len(rates)
             continue
         figures[kind], silent = _f1(group, TASKS.get(kind, HALF_TRUTH))
         if silent:
-            notes.append(f"{kind}: {silent} of {len(group)} answers name no choice; as in the public scripts, F1 omits them.")
-    values = list(figures.values())
-    return Scores({"average": None if None in values else sum(values) / len(values), **figures}, notes)
+            notes.append(
+                f"{kind}: {silent} of {len(group)} answers name no choice; as in the public scripts, F1 omits them."
+            )
+    known = [value for value in figures.values() if value is not None]
+    average = sum(known) / len(known) if len(known) == len(figures) else None
+    return Scores({"average": average, **figures}, notes)
 
 
 def _f1(group: Sequence[Answered], task: Task) -> tuple[float, int]:
@@ -193,7 +219,7 @@ def _f1(group: Sequence[Answered], task: Task) -> tuple[float, int]:
         choices = dict(zip(each.item.letters, each.item.choices, strict=True))
         letter = read_letter(each.said, choices)
         if letter is not None:
-            pair = (each.item.answer, letter)
+            pair = (each.right, letter)
             pairs.append(tuple(choices[x].strip().lower() for x in pair) if task.by_text else pair)
     silent = len(group) - len(pairs)
     if not pairs:

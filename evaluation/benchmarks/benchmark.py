@@ -22,6 +22,11 @@ class Answered(NamedTuple):
     fields: dict[str, Any]
     said: str
 
+    @property
+    def right(self) -> str:
+        """What would have been right: the item's answer, or its text."""
+        return self.item.answer or self.item.text or ""
+
 
 class Scores(NamedTuple):
     """The benchmark's table of one model: percent by column, None where this run cannot tell; a sentence a note."""

@@ -15,7 +15,9 @@ def find(folder: Path, name: str) -> Path | None:
     """The one file or folder of that name in the folder or below; None: there is none."""
     found = sorted(folder.rglob(name))
     if len(found) > 1:
-        raise BenchmarkError(f"{folder} holds {len(found)} times {name} ({found[0]}, {found[1]}, ...); leave one of them.")
+        raise BenchmarkError(
+            f"{folder} holds {len(found)} times {name} ({found[0]}, {found[1]}, ...); leave one of them."
+        )
     return found[0] if found else None
 
 
@@ -40,10 +42,10 @@ def read_json(path: Path) -> Any:
 def read_json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """-> (where it stands, one line's object) of each line that is not empty."""
     rows = []
-    for number, text in enumerate(read_text(path).split("\n"), 1):
-        if text.strip():
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
             try:
-                row = json.loads(text)
+                row = json.loads(line)
             except (ValueError, RecursionError):
                 raise BenchmarkError(f"{path}, line {number} is no JSON; download the file again.") from None
             rows.append((f"{path}, line {number}", checked(row, dict, f"{path}, line {number}", "one object")))
@@ -52,7 +54,7 @@ def read_json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def checked(value: Any, kind: type, where: str, what: str) -> Any:
     """`value` if it is of that type, and not empty; BenchmarkError that misses `what` there."""
-    if not isinstance(value, kind) or not value or (kind is str and not value.strip()):
+    if not isinstance(value, kind) or not value or (isinstance(value, str) and not value.strip()):
         raise BenchmarkError(f"{where}: there is no {what}; {OTHER}.")
     return value
 

@@ -51,8 +51,12 @@ def score(answered: Sequence[Answered]) -> Scores:
             "Temporal_Relative_QA has no figure here: the paper has a model of another maker judge the answers; exact "
             "match and token F1 of them are below."
         )
-    for task, reads in (("speaker_count", read_number), ("content_separation", read_number), ("emotionQA", read_emotion)):
-        unread = sum(reads(each.item.answer) is None for each in by_task.get(task, ()))
+    for task, reads in (
+        ("speaker_count", read_number),
+        ("content_separation", read_number),
+        ("emotionQA", read_emotion),
+    ):
+        unread = sum(reads(each.right) is None for each in by_task.get(task, ()))
         if unread:
             notes.append(f"{task}: nothing can be read out of {unread} right answers; their lines count as wrong.")
     return Scores(figures, notes)
@@ -62,7 +66,7 @@ def score_speech(answered: Sequence[Answered]) -> Figures:
     """Word errors where words are written apart, character errors of Chinese, Japanese and Korean, and of everything."""
     words, characters, every = [0, 0], [0, 0], [0, 0]
     for each in answered:
-        right, said = NORMALIZER(each.item.text).strip(), NORMALIZER(each.said).strip()
+        right, said = NORMALIZER(each.right).strip(), NORMALIZER(each.said).strip()
         found = _errors(jiwer.process_characters(right.replace(" ", ""), said.replace(" ", "")))
         totals = [every]
         if _code(each.fields["language"]) in CJK:
@@ -93,21 +97,21 @@ def _percent(total: Sequence[float]) -> float | None:
 
 def score_translation(answered: Sequence[Answered]) -> Figures:
     """BLEU-4 of all together, whatever the case."""
-    said, right = [each.said for each in answered], [each.item.answer for each in answered]
+    said, right = [each.said for each in answered], [each.right for each in answered]
     return {"translation: BLEU": sacrebleu.corpus_bleu(said, [right], lowercase=True).score}
 
 
 def score_summary(answered: Sequence[Answered]) -> Figures:
     """Means of ROUGE-1, 2 and L, each F1."""
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
-    scores = [scorer.score(each.item.answer, each.said) for each in answered]
+    scores = [scorer.score(each.right, each.said) for each in answered]
     names = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
     return {f"summary: {title}": 100 * sum(s[n].fmeasure for s in scores) / len(scores) for n, title in names.items()}
 
 
 def score_numbers(answered: Sequence[Answered], task: str) -> Figures:
     """Numeric accuracy, parsability, precision of what was parsed, and misunderstanding: what was not (section 3.2.1)."""
-    read = [(read_number(each.said), read_number(each.item.answer)) for each in answered]
+    read = [(read_number(each.said), read_number(each.right)) for each in answered]
     parsed = sum(said is not None for said, _ in read)
     right = sum(said is not None and said == answer for said, answer in read)
     return {
@@ -128,8 +132,8 @@ def score_languages(answered: Sequence[Answered]) -> Figures:
     """Detected, taken for another language, and not told at all."""
     read = []
     for each in answered:
-        answer = read_language(each.item.answer) or _code(each.fields["language"])
-        is_same = NORMALIZER(each.said) == NORMALIZER(each.item.answer)  # a name that is not English, for instance
+        answer = read_language(each.right) or _code(each.fields["language"])
+        is_same = NORMALIZER(each.said) == NORMALIZER(each.right)  # a name that is not English, for instance
         read.append((answer if is_same else read_language(each.said), answer))
     right = sum(said == answer for said, answer in read)
     silent = sum(said is None for said, _ in read)
@@ -141,9 +145,11 @@ def read_language(said: str) -> str | None:
     """Its code: an answer that is a code, a tag like <|en|>, or the first language that is named in English."""
     lower = said.strip().lower()
     alone = re.sub(r"\W", "", lower)
+    if alone in CODES:
+        return alone
     tag = re.search(r"<\|([a-z]{2,3})\|>", lower)
-    if alone in CODES or (tag and tag[1] in CODES):
-        return alone if alone in CODES else tag[1]
+    if tag and tag[1] in CODES:
+        return tag[1]
     found = LANGUAGE.search(lower)
     return TO_LANGUAGE_CODE[found[0]] if found else None
 
@@ -155,7 +161,7 @@ def _code(language: str) -> str:
 
 def score_emotions(answered: Sequence[Answered]) -> Figures:
     """Strict: the same of seven coarse emotions. Relaxed: the same polarity."""
-    read = [(read_emotion(each.said), read_emotion(each.item.answer)) for each in answered]
+    read = [(read_emotion(each.said), read_emotion(each.right)) for each in answered]
     known = [(said, answer) for said, answer in read if said is not None and answer is not None]
     return {
         "emotionQA: strict": 100 * sum(said == answer for said, answer in known) / len(read),

@@ -45,21 +45,36 @@ def read(folder: Path) -> list[Line]:
         question, choices = split_options(text(entry, "question", where), where)
         groups = {name: text(entry, name, where) for name in GROUPS}
         lines.append(
-            Line(where, {
-                "id": str(number), "audio": _recording(folder, text(entry, "audio", where)), "kind": groups["qa_type"],
-                "question": question, "answer": text(entry, "answer", where), "choices": choices, **groups,
-            })
-        )  # fmt: skip
+            Line(
+                where,
+                {
+                    "id": str(number),
+                    "audio": _recording(folder, text(entry, "audio", where)),
+                    "kind": groups["qa_type"],
+                    "question": question,
+                    "answer": text(entry, "answer", where),
+                    "choices": choices,
+                    **groups,
+                },
+            )
+        )
     return lines
 
 
 def split_options(question: str, where: str) -> tuple[str, dict[str, str]]:
     """Text that ends with the lines "A: ..." to "D: ..." -> (the question alone, letter -> choice)."""
     rows = question.rstrip().split("\n")
-    options = [OPTION.match(row) for row in rows[-4:]]
-    if len(rows) < 5 or [option and option[1] for option in options] != list(LETTERS):
+    found = [(number, option) for number, row in enumerate(rows) if (option := OPTION.match(row))][-4:]
+    starts, options = [number for number, _ in found], [option for _, option in found]
+    asked = "\n".join(rows[: starts[0]]).strip() if starts else ""
+    if [option[1] for option in options] != list(LETTERS) or not asked:
         raise BenchmarkError(f"{where}: the question does not end with the choices A to D; {OTHER}.")
-    return "\n".join(rows[:-4]).strip(), {option[1]: option[2] for option in options}
+    # A choice may go on in the lines behind its first.
+    ends = [*starts[1:], len(rows)]
+    return asked, {
+        option[1]: " ".join([option[2], *" ".join(rows[first + 1 : last]).split()])
+        for option, first, last in zip(options, starts, ends, strict=True)
+    }
 
 
 def _recording(folder: Path, named: str) -> str:
@@ -81,7 +96,7 @@ def read_letter(said: str) -> str | None:
 def score(answered: Sequence[Answered]) -> Scores:
     """Share of right options, overall and by the benchmark's own groups."""
     letters = [read_letter(each.said) for each in answered]
-    rights = [letter == each.item.answer for letter, each in zip(letters, answered, strict=True)]
+    rights = [letter == each.right for letter, each in zip(letters, answered, strict=True)]
     groups: list[dict[str, list[bool]]] = [{"overall": rights}, *({} for _ in GROUPS), {}]
     for each, right in zip(answered, rights, strict=True):
         names = [each.fields[name] for name in GROUPS]
@@ -89,7 +104,9 @@ def score(answered: Sequence[Answered]) -> Scores:
         columns = [f"{title} {name}" for title, name in zip(GROUPS.values(), names, strict=True)]
         for group, column in zip(groups[1:], [*columns, f"{names[0]}, {names[-1]}"], strict=True):
             group.setdefault(column, []).append(right)
-    figures = {name: 100 * sum(group[name]) / len(group[name]) for group in groups for name in sorted(group)}
+    figures: dict[str, float | None] = {
+        name: 100 * sum(group[name]) / len(group[name]) for group in groups for name in sorted(group)
+    }
     silent = letters.count(None)
     return Scores(figures, [f"{silent} of {len(letters)} answers name no letter and count as wrong."] if silent else [])
 

@@ -50,7 +50,8 @@ def make_grid(needles: Path, folder: Path, lengths: Sequence[float], depths: Seq
     asked = read_data(needles)
     if any(item.question is None for item in asked.items):
         raise DataError(f"{needles} has a line without a question; a needle is a recording, a question and its answer.")
-    files = _speech_files(folder, {item.audio.resolve() for item in asked.items})
+    sounds = {item.id: Path(str(item.audio)) for item in asked.items}
+    files = _speech_files(folder, {sound.resolve() for sound in sounds.values()})
     items: list[Item] = []
     cells: dict[tuple[float, float], list[str]] = {(length, depth): [] for length in lengths for depth in depths}
     longest = 0.0
@@ -58,25 +59,25 @@ def make_grid(needles: Path, folder: Path, lengths: Sequence[float], depths: Seq
         order = np.random.default_rng([SEED, number]).permutation(len(files))
         speech, seconds = _enough([files[i] for i in order], lengths[-1])
         longest = max(longest, seconds)
-        samples = len(read_needle(needle.audio))
+        samples = len(read_needle(sounds[needle.id]))
         for length, depth in cells:
-            items.append(_item(needle, samples, speech, length, depth))
+            items.append(_item(needle, sounds[needle.id], samples, speech, length, depth))
             cells[length, depth].append(items[-1].id)
     return Grid(Data(tuple(items), _sha256(asked, folder, files)), lengths, depths, cells, longest)
 
 
-def _item(needle: Item, samples: int, speech: tuple[Path, ...], length: float, depth: float) -> Item:
+def _item(needle: Item, sound: Path, samples: int, speech: tuple[Path, ...], length: float, depth: float) -> Item:
     """The needle's question about a recording of `length` seconds with it at `depth` percent."""
     total = round(length * SAMPLING_RATE)
     room = total - samples - 2 * PAUSE
     if room < 0:
         raise DataError(
-            f"A recording of {length:g} s has no room for {needle.audio.name}; give a length of at least "
+            f"A recording of {length:g} s has no room for {sound.name}; give a length of at least "
             f"{(samples + 2 * PAUSE) / SAMPLING_RATE:.1f} s."
         )
     start = PAUSE + round(room * depth / 100)
     name = f"{needle.id} at {depth:g} % of {length:g} s"
-    recording = NeedleRecording(name, speech, needle.audio, start, total)
+    recording = NeedleRecording(name, speech, sound, start, total)
     first = start / SAMPLING_RATE
     inner = needle.span or (0.0, samples / SAMPLING_RATE)
     span = (first + inner[0], first + inner[1])

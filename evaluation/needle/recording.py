@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ class NeedleRecording:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def open_decoder(self) -> NeedleDecoder:
+        """From the start; any number of times."""
         return NeedleDecoder(self)
 
     def __str__(self) -> str:
@@ -53,9 +54,7 @@ class NeedleDecoder:
         self._recording = recording
         self._played: Iterator[np.ndarray] = iter(())
         self.damaged = False
-        self.info = RecordingInfo(
-            Path(recording.name), recording.samples / SAMPLING_RATE, SAMPLING_RATE, 1, "composed"
-        )
+        self.info = RecordingInfo(Path(recording.name), recording.samples / SAMPLING_RATE, SAMPLING_RATE, 1, "composed")
 
     def blocks(self) -> Iterator[np.ndarray]:
         """(n, 1) float32."""
@@ -87,7 +86,7 @@ class _Speech:
         self._rest = np.zeros(0, np.float32)
 
     @staticmethod
-    def _read(files: tuple[Path, ...]) -> Iterator[np.ndarray]:
+    def _read(files: tuple[Path, ...]) -> Generator[np.ndarray]:
         while True:
             for path in files:
                 with AudioReader(path) as reader:

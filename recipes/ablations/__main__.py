@@ -1,7 +1,7 @@
 """`python -m recipes.ablations --output FOLDER`: every claim of the method, trained with and without it.
 
 One resumable command: a stage that is done, and an arm that is judged, is not done again; training goes on where it was
-stopped. All arms have the same data, seeds and numbers of steps.
+stopped. All arms have the same data, base, seeds and numbers of steps.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from recipes.ablations.arms import (
     ALIGNED,
+    BASE_SEED,
     RATIOS,
     REFERENCE,
     SPEECH_ARMS,
@@ -30,7 +31,7 @@ from recipes.ablations.judge import judge
 from recipes.ablations.report import Judged, as_csv, as_markdown
 from speech_xl.checkpoints import fingerprint
 from speech_xl.errors import SpeechXLError
-from speech_xl.whole_file import whole_file, whole_lines
+from speech_xl.whole_file import hold_folder, whole_file, whole_lines
 from training.recipe import Recipe
 from training.runner import Runner
 
@@ -42,9 +43,9 @@ RESULTS = "results.jsonl"
 class Sizes:
     """Recordings of the data."""
 
-    text: int = 6000
-    held: int = 100
-    orders: tuple[int, int] = (1, 3)  # in a recording of text, least and most
+    text: int = 3000
+    held: int = 60
+    orders: tuple[int, int] = (2, 3)  # in a recording of text, least and most
     clips: int = 300  # spoken orders, and as many digits
     speech: int = 200
     held_speech: int = 40
@@ -55,6 +56,8 @@ class Stopped(Exception):
 
 
 class Study:
+    """The arms of a study, trained and judged one after another; what is judged stays judged."""
+
     def __init__(self, output: Path, steps: Steps, sizes: Sizes):
         self._output, self._steps, self._sizes = output, steps, sizes
         self._results = output / RESULTS
@@ -62,6 +65,8 @@ class Study:
 
     def run(self, seeds: Sequence[int], arms: Sequence[Arm]) -> list[Judged]:
         """Train and judge; a report is written behind every arm. Stopped if a stage was."""
+        for arm in arms:  # a recipe that cannot be is said before anything is trained
+            arm_recipe(arm, self._steps, seeds[0])
         found = []
         for seed in seeds:
             for arm in arms:
@@ -72,10 +77,10 @@ class Study:
 
     def _trained(self, arm: Arm, seed: int) -> Path:
         text, held = make_text(self._output / "data", self._sizes.text, self._sizes.held, self._sizes.orders)
-        start = self._output / f"start-{seed}"
+        start = self._output / "start"
         if not start.exists():
-            write_text_checkpoint(start, seed)
-        base = self._train(f"base-{seed}", base_recipe(self._steps, seed), start, [text], held)
+            write_text_checkpoint(start, BASE_SEED)
+        base = self._train("base", base_recipe(self._steps), start, [text], held)
         recipe, name = arm_recipe(arm, self._steps, seed), f"{arm.name.replace(' ', '-').replace(',', '')}-{seed}"
         if arm.alignment is None:
             return self._train(name, recipe, base, [text], held)
@@ -135,6 +140,7 @@ def _from_line(line: bytes) -> tuple[tuple[str, int], tuple[str, Judged]]:
 
 
 def main(command: list[str] | None = None) -> int:
+    """Run the study, or go on where it was stopped -> the exit code."""
     arms = {arm.name: arm for arm in (*TEXT_ARMS, *SPEECH_ARMS)}
     parser = argparse.ArgumentParser(prog="python -m recipes.ablations", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="data, models, results and report")
@@ -147,9 +153,11 @@ def main(command: list[str] | None = None) -> int:
     chosen = parser.parse_args(command)
     steps = Steps(**{name: getattr(chosen, f"{name}_steps") for name in vars(Steps())})
     try:
-        chosen.output.mkdir(parents=True, exist_ok=True)
-        study = Study(chosen.output, steps, Sizes())
-        study.run(chosen.seeds, [arms[name] for name in chosen.arms])
+        lock = hold_folder(chosen.output, "study")
+        try:
+            Study(chosen.output, steps, Sizes()).run(chosen.seeds, [arms[name] for name in chosen.arms])
+        finally:
+            lock.release()
     except SpeechXLError as error:
         print(error, file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from typing import Any
 
 from training.recipe import Recipe, recipe_from_dict
 
+BASE_SEED = 1
 RATIOS = (None, 2, 4, 8, 16)  # that every arm is judged at
 CURRICULUM = [
     {"ratios": ["raw", 2], "share": 1},
@@ -20,19 +21,24 @@ CURRICULUM = [
 SST = {"interval": 32, "ratios": [2, 4, 8, 16], "default_ratio": 8}
 DECODER = r"decoder\.layers"
 COMMON = {
-    "batch": 16, "max_tokens": 256, "questions": 10, "log_every": 50, "validate_every": 100_000,
+    "batch": 8,
+    "max_tokens": 256,
+    "questions": 8,
+    "log_every": 50,
+    "validate_every": 150,
+    "validation_recordings": 16,
     "learning_rates": {".": 2e-3},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Steps:
     """How long the stages are; the same for all arms."""
 
-    base: int = 1000  # text and its questions, without compression
-    memory: int = 250  # SSTs
-    alignment: int = 150  # the adapter's stages: an arm without alignment answers for as much longer
-    answering: int = 150
+    base: int = 2000  # text and its questions, without compression
+    memory: int = 500  # SSTs
+    alignment: int = 300  # the adapter's stages: an arm without alignment answers for as much longer
+    answering: int = 300
 
 
 @dataclass(frozen=True)
@@ -56,18 +62,20 @@ TEXT_ARMS = (
     Arm("shared projections", "SSTs go through the decoder's own projections", sst={"own_projections": False}),
     Arm("SSTs alone", "the decoder stays as it is", memory={"train": ["sst_"]}),
     Arm(
-        "SSTs alone, shared", "the decoder stays as it is, and only the SST's embedding learns",
-        sst={"own_projections": False}, memory={"train": ["sst_"]},
+        "SSTs alone, shared",
+        "the decoder stays as it is, and only the SST's embedding learns",
+        sst={"own_projections": False},
+        memory={"train": ["sst_"]},
     ),
     Arm("interval 16", "intervals of 16 speech tokens", sst={"interval": 16}),
     Arm("interval 64", "intervals of 64 speech tokens", sst={"interval": 64}),
-)  # fmt: skip
+)
 ALIGNED = Arm("aligned", "the adapter learns the words by CTC first", alignment=True)
 SPEECH_ARMS = (ALIGNED, Arm("not aligned", "the adapter learns from answers alone, for as many steps", alignment=False))
 
 
-def base_recipe(steps: Steps, seed: int) -> Recipe:
-    """The decoder of all arms of a seed: it reads text and answers, nothing is compressed."""
+def base_recipe(steps: Steps) -> Recipe:
+    """The decoder that all arms and seeds start from: it reads text and answers, nothing is compressed."""
     stage = {
         "name": "base",
         "kind": "answering",
@@ -76,10 +84,11 @@ def base_recipe(steps: Steps, seed: int) -> Recipe:
         "transcripts": 0.5,
         "warmup": 30,
     }
-    return recipe_from_dict({"seed": seed, "stages": [COMMON | stage | {"learning_rates": {".": 3e-3}}]})
+    return recipe_from_dict({"seed": BASE_SEED, "stages": [COMMON | stage | {"learning_rates": {".": 3e-3}}]})
 
 
 def arm_recipe(arm: Arm, steps: Steps, seed: int) -> Recipe:
+    """The stages that an arm trains, as the trainer takes them."""
     stages = []
     if arm.alignment is not None:
         answering = steps.answering if arm.alignment else steps.alignment + steps.answering

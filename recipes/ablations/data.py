@@ -6,6 +6,7 @@ about the adapter, are made of text-to-speech clips. It knows JSON lines, no mod
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ def clip_lines(folder: Path, clips: list[Clip]) -> Iterator[dict[str, str]]:
         path = folder / "audio" / f"{clip.name}.flac"
         path.parent.mkdir(parents=True, exist_ok=True)
         sf.write(path, clip.samples, SAMPLING_RATE, subtype="PCM_16")
-        yield {"audio": path.relative_to(folder).as_posix(), "text": " ".join(clip.words)}
+        yield {"audio": path.relative_to(folder).as_posix(), "text": " ".join(clip.words or ())}
 
 
 def _questions(asked: list[tuple[str, str]]) -> list[dict[str, str]]:
@@ -93,7 +94,12 @@ def make_speech(folder: Path, clips: int, recordings: int, held: int) -> tuple[P
         # A synthetic voice says one digit only, so all of them together count as one that says all ten.
         voice = [Clip(c.samples, c.words, None, c.digit, "tts", c.source, c.name) for c in digits]
         write_lines(paths[1], spoken_lines(folder, orders[unheard:], voice, recordings, seed=1))
-        write_lines(paths[2], spoken_lines(folder, orders[:unheard], voice, held, HELD_SEED))
+        # With clips: what is aligned is validated on words.
+        clips_and_asked = (
+            clip_lines(folder, orders[:unheard]),
+            spoken_lines(folder, orders[:unheard], voice, held, HELD_SEED),
+        )
+        write_lines(paths[2], itertools.chain(*clips_and_asked))
     return paths
 
 

@@ -5,6 +5,7 @@ It knows counts; no model and no training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,15 +23,16 @@ class Judged:
     seed: int
     counts: Counts
 
-    def share(self, ratio: str, kind: str = SAID) -> float | None:
-        """Right answers by all of a kind; None where there is none."""
+    def share(self, ratio: str, kind: str = SAID) -> float:
+        """Right answers by all of a kind; not a number where there is none."""
         right, most = self.counts.get((kind, ratio), (0, 0))
-        return right / most if most else None
+        return right / most if most else math.nan
 
 
 def table(arms: Sequence[Arm], reference: Arm, judged: Sequence[Judged]) -> str:
     """Markdown: the share of right answers about what was said, mean and (least to most) over the seeds, and how far an
-    arm is from the reference with the same seed."""
+    arm is from the reference with the same seed.
+    """
     names = [name_of(ratio) for ratio in RATIOS]
     lines = ["| arm | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
     reference_of = {one.seed: one for one in judged if one.arm == reference.name}
@@ -74,6 +76,7 @@ def as_markdown(groups: Sequence[tuple[str, Sequence[Arm], Arm]], judged: Sequen
 
 
 def as_csv(judged: Sequence[Judged]) -> str:
+    """Right answers and questions, a line for each arm, seed, kind and ratio."""
     rows = [
         f"{one.arm},{one.seed},{kind},{ratio},{right},{most}"
         for one in judged

@@ -109,7 +109,8 @@ def _read_rows(path: Path) -> list[dict]:
 
 def load_tts(cache_dir: Path) -> tuple[list[Clip], list[Clip]]:
     """All synthetic clips of a cache, of every seed -> (orders, digits)."""
-    orders, digits = [], []
+    orders: list[Clip] = []
+    digits: list[Clip] = []
     for path in sorted(Path(cache_dir).glob("seed*/*.npz")):
         with np.load(path) as shard:
             samples, rows = np.split(shard["samples"], shard["ends"][:-1]), shard["rows"]
@@ -124,7 +125,8 @@ def load_human(data_dir: Path, trim: bool = True) -> tuple[list[Clip], list[Clip
 
     `trim` False leaves the silence around speech as it was recorded.
     """
-    orders, digits = [], []
+    orders: list[Clip] = []
+    digits: list[Clip] = []
     for row in _manifest(Path(data_dir) / "orders"):
         name = Path(row["audio"]).name
         # Nobody noted who spoke an order, so each counts as a speaker of its own.

@@ -30,12 +30,11 @@ VOICES = (
 )
 
 
-def clip(words: list[str], voice: Voice, **meaning: object) -> Clip:
+def clip(words: list[str], voice: Voice, slots: dict[str, str] | None = None, digit: int | None = None) -> Clip:
     """Spoken words at half of full scale, with what they mean."""
     samples = speak(" ".join(words), voice)
     samples = (samples * (16384 / np.abs(samples).max())).astype(np.int16)
-    fields = {"slots": None, "digit": None} | meaning
-    return Clip(samples, tuple(words), speaker=voice.name, source="tts", name=" ".join(words), **fields)
+    return Clip(samples, tuple(words), slots, digit, speaker=voice.name, source="tts", name=" ".join(words))
 
 
 def main() -> None:
@@ -60,11 +59,15 @@ def main() -> None:
         "seconds": round(len(recording.samples) / SAMPLING_RATE, 1),
         "suggestions": suggestions,
         "orders": [
-            {"number": number, "start": round(q.start, 2), "end": round(q.end, 2),
-             "slots": {q.slot: q.answer for q in recording.questions if q.number == number}}
+            {
+                "number": number,
+                "start": round(q.start, 2),
+                "end": round(q.end, 2),
+                "slots": {q.slot: q.answer for q in recording.questions if q.number == number},
+            }
             for number, q in {q.number: q for q in recording.questions}.items()
         ],
-    }  # fmt: skip
+    }
     (FOLDER / "order_desk.json").write_text(json.dumps(document, indent=1) + "\n")
     print(f"{ogg}: {document['seconds']} s, {ogg.stat().st_size / 2**20:.2f} MiB")
 

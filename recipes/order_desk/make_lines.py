@@ -1,4 +1,4 @@
-"""`python -m recipes.order_desk.make_lines FOLDER`: order-desk recordings and the JSON lines that training reads.
+"""`python -m recipes.order_desk.make_lines FOLDER`: order-desk recordings and the JSON lines that training and evaluation read.
 
 Text-to-speech, and people's clips where a folder of them is given: recordings of a few numbered orders, each asked for
 in every slot. The worked example of training on data of one's own: `python -m training --data FOLDER/train.jsonl`.
@@ -31,15 +31,19 @@ def spoken_lines(folder: Path, orders: Sequence[Clip], digits: Sequence[Clip]) -
 
 
 def asked_lines(
-    folder: Path, orders: Sequence[Clip], digits: Sequence[Clip], count: int, most: int, seed: int
+    folder: Path, orders: Sequence[Clip], digits: Sequence[Clip], count: int, most: int, seed: int, spans: bool = False
 ) -> Iterator[dict]:
-    """Lines of `count` recordings of up to `most` numbered orders, one for each question."""
+    """Lines of `count` recordings of up to `most` numbered orders, one for each question.
+
+    With `spans` also the seconds in which the order is said, as the evaluation reads them.
+    """
     rng = random.Random(seed)
     for i in range(count):
         recording = build_recording(orders, digits, rng.randint(1, most), rng.randint(0, 2), seed + i)
         audio = _write(folder, f"desk-{seed + i}", recording.samples)
         for question in recording.questions:
-            yield {"audio": audio, "question": question.text, "answer": question.answer, "kind": question.slot}
+            where = {"start": round(question.start, 2), "end": round(question.end, 2)} if spans else {}
+            yield {"audio": audio, "question": question.text, "answer": question.answer, "kind": question.slot} | where
 
 
 def _write(folder: Path, name: str, samples: object) -> str:
@@ -60,8 +64,12 @@ def write_lines(path: Path, lines: Iterator[dict]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Make the recordings and their lines -> the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.order_desk.make_lines", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="spoken.jsonl, train.jsonl, valid.jsonl and audio/ go here")
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.order_desk.make_lines", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "folder", type=Path, help="spoken.jsonl, train.jsonl, valid.jsonl, judged.jsonl and audio/ go here"
+    )
     parser.add_argument("--human-data", type=Path, help="folder with orders/ and digits/ spoken by people")
     parser.add_argument("--clips", type=int, default=2000, help="text-to-speech orders, and as many digits (2000)")
     parser.add_argument("--recordings", type=int, default=500, help="recordings to ask about (500)")
@@ -81,8 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
             orders, digits = [*orders, *kept], [*digits, *kept_digits]
         sizes = chosen.recordings, chosen.orders
         write_lines(chosen.folder / "train.jsonl", asked_lines(chosen.folder, orders, digits, *sizes, seed=1))
-        held = asked_lines(chosen.folder, held_orders, held_digits, max(1, chosen.recordings // 20), chosen.orders, 10**6)
-        write_lines(chosen.folder / "valid.jsonl", held)
+        held = chosen.folder, held_orders, held_digits, max(1, chosen.recordings // 20), chosen.orders, 10**6
+        write_lines(chosen.folder / "valid.jsonl", asked_lines(*held))
+        write_lines(chosen.folder / "judged.jsonl", asked_lines(*held, spans=True))
     except SpeechXLError as error:
         print(error, file=sys.stderr)
         return 2

@@ -47,13 +47,14 @@ def build_recording(
     snr_db: float = 20.0,
     least_seconds: float = 0.0,
 ) -> DeskRecording:
-    """Lay `numbered` askable and `plain` other orders on one tape, every one asked for every slot.
+    """Lay `numbered` askable and `plain` other orders one after another, every one asked for every slot.
 
     `least_seconds` spreads them evenly with silence until the recording is that long.
     """
     rng = random.Random(seed)
     voices: dict[str, dict[int, list[Clip]]] = {}
     for clip in digits:
+        assert clip.digit is not None
         voices.setdefault(clip.speaker, {}).setdefault(clip.digit, []).append(clip)
     plan: list[int | None] = [*rng.sample(range(100), numbered), *[None] * plain]
     rng.shuffle(plan)
@@ -82,7 +83,7 @@ def build_recording(
             deck = rng.sample(list(orders), len(orders))
         order = deck.pop()
         parts.append(order.samples.astype(np.float32) / 32768)
-        if number is not None:
+        if number is not None and order.slots is not None:
             end = now()
             for slot, wordings in QUESTIONS.items():
                 answer = order.slots.get(slot, NOT_MENTIONED)

@@ -38,7 +38,7 @@ from recipes.small.hear_orders import (
     lay_windows,
     load_clip,
     read_manifest,
-)  # fmt: skip
+)
 from recipes.small.order_cache import read_cache
 from speech_xl.config import SAMPLING_RATE
 
@@ -65,8 +65,11 @@ def transcripts(cache: Path) -> dict[str, str]:
     """Order's file name -> the words that were said, for all orders that some window of the cache holds."""
     best: dict[str, tuple[float, str]] = {}
     for line in tqdm(read_cache(cache), desc="orders' words", unit="window"):
-        heard = re.sub(r"\b(8|12|16|20)\b", lambda m: {"8": "eight", "12": "twelve", "16": "sixteen", "20": "twenty"}[m[1]],
-                       plain(line["heard"]))  # fmt: skip
+        heard = re.sub(
+            r"\b(8|12|16|20)\b",
+            lambda m: {"8": "eight", "12": "twelve", "16": "sixteen", "20": "twenty"}[m[1]],
+            plain(line["heard"]),
+        )
         for order in line["orders"]:
             way, score = likeliest(tuple(sorted(order["slots"].items())), heard)
             if score >= LEAST_LIKENESS and score > best.get(order["name"], (0.0, ""))[0]:
@@ -112,8 +115,8 @@ class Voices:
         """The two figures of a number and the pause between them, 16 kHz float32, by one voice."""
         digits = divmod(number, 10)
         if rng.random() < 0.5:
-            voice = self._human[rng.choice(sorted(self._human))]
-            clips = [load_clip(rng.choice(voice[digit])) for digit in digits]
+            person = self._human[rng.choice(sorted(self._human))]
+            clips = [load_clip(rng.choice(person[digit])) for digit in digits]
         else:
             voice = sample_voice(rng)
             clips = [level(speak(UNITS[digit], voice)) for digit in digits]
@@ -144,7 +147,8 @@ def read_speech(data: Path, held: bool) -> dict[str, list[dict]]:
 
 def laid(pieces: Iterator[tuple[list[np.ndarray], str]]) -> Iterator[tuple[np.ndarray, str]]:
     """Spoken pieces, one after another in windows."""
-    parts, texts = [], []
+    parts: list[np.ndarray] = []
+    texts: list[str] = []
     for sounds, text in pieces:
         if parts and sum(map(len, parts + sounds)) > WINDOW_SECONDS * SAMPLING_RATE:
             yield np.concatenate(parts), " ".join(texts)

@@ -38,6 +38,7 @@ QUESTIONS = {
     "milkAmount": ("What milk is in order {n}?", "Which milk is in order {n}?", "What milk does order {n} have?"),
     "sugarAmount": ("What sweetener is in order {n}?", "What sugar is in order {n}?", "How is order {n} sweetened?"),
 }
+ANNOUNCED = 0.8  # share of passages that are one order
 PASSAGE = 70  # words of three intervals, roughly
 _QUOTE = ("Transcribe order {n}.", "What was said in order {n}?", "Quote order {n}.")
 
@@ -55,7 +56,7 @@ class HeardOrder:
 def find_number(number: int, text: str, start: int) -> re.Match | None:
     """Where a number's two digits stand in a transcript from `start` on, however they are spelled."""
     a, b = divmod(number, 10)
-    digits = re.compile(rf"(?<![\w.,-])({a}|{_UNITS[a]})(\W{{0,4}})({b}|{_UNITS[b]})(?![\w])", re.I)
+    digits = re.compile(rf"(?<![\w.,-])({a}|{_UNITS[a]})(\W{{0,4}})({b}|{_UNITS[b]})(?![\w])", re.IGNORECASE)
     return digits.search(text, start)
 
 
@@ -131,10 +132,19 @@ def from_orders(orders: Sequence[HeardOrder], plain: Sequence[str], rng: random.
 
 
 def from_passage(orders: Sequence[HeardOrder], plain: Sequence[str], rng: random.Random) -> tuple[str, dict, dict]:
-    """Two to five orders with new numbers, the outer ones perhaps cut -> as `from_orders`; only whole ones are asked for."""
+    """Two to five orders with new numbers, the outer ones perhaps cut -> as `from_orders`; only whole ones are asked for.
+
+    Mostly a single order: what its number announces is all that is read.
+    """
+    if rng.random() < ANNOUNCED:
+        alone = [order for order in orders if not order.following]
+        number, order = rng.randrange(100), rng.choice(alone or list(orders))
+        text = tell(order, number)
+        return text, {number: order.slots}, {number: text}
     chosen = rng.sample(list(orders), min(len(orders), 7))
     numbers = rng.sample(range(100), len(chosen))
-    texts, whole = [], []
+    texts: list[list[str]] = []
+    whole: list[tuple[int, HeardOrder] | None] = []
     for number, order in zip(numbers, chosen, strict=True):
         texts.append(tell(order, number).split())
         whole.append((number, order))
@@ -144,9 +154,9 @@ def from_passage(orders: Sequence[HeardOrder], plain: Sequence[str], rng: random
     start = rng.randrange(len(texts[0]) + 1) if rng.random() < 0.8 else 0
     end = start + rng.randint(PASSAGE // 2, PASSAGE)
     asked, told, at = {}, {}, 0
-    for words, order in zip(texts, whole, strict=True):
-        if order is not None and start <= at and at + len(words) <= end:
-            asked[order[0]], told[order[0]] = order[1].slots, " ".join(words)
+    for words, numbered in zip(texts, whole, strict=True):
+        if numbered is not None and start <= at and at + len(words) <= end:
+            asked[numbered[0]], told[numbered[0]] = numbered[1].slots, " ".join(words)
         at += len(words)
     heard = " ".join([word for words in texts for word in words][start:end])
     return heard, asked, told | {n: "" for n in numbers if n not in told}
@@ -154,7 +164,8 @@ def from_passage(orders: Sequence[HeardOrder], plain: Sequence[str], rng: random
 
 def from_windows(windows: Sequence[dict], rng: random.Random) -> tuple[str, dict, dict]:
     """Whole windows as they were heard, unheard numbers included -> as `from_orders`."""
-    texts, asked, told, spoken = [], {}, {}, set()
+    texts, asked, told = [], {}, {}
+    spoken: set[int] = set()
     for line in rng.sample(list(windows), min(len(windows), rng.randint(2, 5))):
         numbers = {order["number"] for order in line["orders"]} - {None}
         if numbers & spoken:
@@ -195,7 +206,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON lines to write")
     parser.add_argument("--count", type=int, default=1500, help="recordings (1500)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--passages", action="store_true", help="a few orders, as the intervals beside a number hold them")
+    parser.add_argument(
+        "--passages", action="store_true", help="a few orders, as the intervals beside a number hold them"
+    )
     parser.add_argument("--held", action="store_true", help="people that are never trained on: for validation")
     args = parser.parse_args()
     lines = [line for line in read_cache(args.cache) if (line["split"] == "held") == args.held]

@@ -18,7 +18,9 @@ _FORTUNES = Path("/usr/share/games/fortunes")
 _ANARCHISM = Path("/usr/share/doc/anarchism/html")
 
 
-_COARSE = re.compile(r"\b(sex|rape|negro|nigg|whor|bitch|fuck|shit|breast|nude|virgin|slut|jew|homo|lesbian|gay)", re.I)
+_COARSE = re.compile(
+    r"\b(sex|rape|negro|nigg|whor|bitch|fuck|shit|breast|nude|virgin|slut|jew|homo|lesbian|gay)", re.IGNORECASE
+)
 
 
 def _sentences(text: str) -> list[str]:
@@ -69,7 +71,7 @@ def fortunes() -> list[list[str]]:
         if path.suffix in (".dat", ".u8"):
             continue
         for text in path.read_text(errors="ignore").split("\n%\n"):
-            text = re.sub(r"\s+", " ", re.sub(r"\n\s*--.*", "", text, flags=re.S)).strip()
+            text = re.sub(r"\s+", " ", re.sub(r"\n\s*--.*", "", text, flags=re.DOTALL)).strip()
             fits = 20 < len(text) < 900 and _readable(text) and not _COARSE.search(text)
             if fits and (sentences := _sentences(text)):
                 passages.append(sentences)
@@ -82,7 +84,7 @@ def bible() -> list[list[str]]:
         return []
     text = subprocess.run(["bible", "-f", "gen1:1-rev22:21"], capture_output=True, text=True, check=False).stdout
     chapters: dict[str, list[str]] = {}
-    for chapter, verse in re.findall(r"^(\S+?\d+):\d+ (.*)$", text, flags=re.M):
+    for chapter, verse in re.findall(r"^(\S+?\d+):\d+ (.*)$", text, flags=re.MULTILINE):
         if len(verse.split()) <= 45:
             chapters.setdefault(chapter, []).append(verse.strip())
     return [verses[i : i + 8] for verses in chapters.values() for i in range(0, len(verses), 8)]
@@ -92,7 +94,7 @@ def anarchism() -> list[list[str]]:
     """Paragraphs."""
     passages = []
     for path in sorted(_ANARCHISM.rglob("*.htm*")):
-        for part in re.findall(r"<p[^>]*>(.*?)</p>", path.read_text(errors="ignore"), flags=re.S | re.I):
+        for part in re.findall(r"<p[^>]*>(.*?)</p>", path.read_text(errors="ignore"), flags=re.DOTALL | re.IGNORECASE):
             text = html.unescape(re.sub(r"<[^>]+>", "", part))
             text = re.sub(r"\[[^\]]*\]|\([^)]*\)", "", text.replace("\u2019", "'"))
             text = re.sub(r"\s+(?=[.,;:!?])", "", text)
@@ -103,5 +105,8 @@ def anarchism() -> list[list[str]]:
 
 
 SOURCES: dict[str, Callable[[], list[list[str]]]] = {
-    "wordnet": wordnet, "fortunes": fortunes, "bible": bible, "anarchism": anarchism,
-}  # fmt: skip
+    "wordnet": wordnet,
+    "fortunes": fortunes,
+    "bible": bible,
+    "anarchism": anarchism,
+}

@@ -11,10 +11,11 @@ import os
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
+from speech_xl.asking import QUESTIONS_AT_ONCE
 from speech_xl.batch.plan import Job
 from speech_xl.batch.results import ANSWER, MEMORY, SKIPPED, TRANSCRIPT, Line
 from speech_xl.batch.settings import Settings
-from speech_xl.conversation import Listening, ask
+from speech_xl.conversation import Listening, ask_together
 from speech_xl.documents import answer_fields, memory_fields
 from speech_xl.errors import MemoryFileError, OutputError, RecordingError, ScheduleError
 from speech_xl.memory import AudioMemory, load_memory, save_memory
@@ -59,12 +60,13 @@ def work(model: SpeechModel, settings: Settings, job: Job) -> Iterator[Event]:
         return
     if job.transcribe and not transcript:
         yield [_transcript_line(name, "memory", transcribe(model, memory))]
-    for question in job.questions:
-        asking = ask(model, memory, question, settings.max_tokens)
-        for _ in asking:
-            pass
-        found = answer_fields(asking.answer)
-        yield [{"kind": ANSWER, "recording": name, **found, "warnings": list(asking.answer.warnings)}]
+    for at in range(0, len(job.questions), QUESTIONS_AT_ONCE):
+        # Kept together: in another batch an answer's last digits may be others, and what a kill interrupts comes out the same.
+        answers = ask_together(model, memory, job.questions[at : at + QUESTIONS_AT_ONCE], settings.max_tokens)
+        yield [
+            {"kind": ANSWER, "recording": name, **answer_fields(answer), "warnings": list(answer.warnings)}
+            for answer in answers
+        ]
     yield Done(name)
 
 
@@ -103,15 +105,24 @@ def _get_memory(model: SpeechModel, settings: Settings, job: Job) -> Generator[E
 def _memory_line(job: Job, memory: AudioMemory, file: os.stat_result) -> Line:
     source = memory.recording
     return {
-        "kind": MEMORY, "recording": job.recording.name, "file": os.path.relpath(job.memory, job.output),
-        "size": file.st_size, "modified": file.st_mtime_ns, "sha256": source.sha256, "seconds": source.seconds,
-        "seconds_heard": source.seconds_heard, "memory": memory_fields(memory), "warnings": list(memory.warnings),
-    }  # fmt: skip
+        "kind": MEMORY,
+        "recording": job.recording.name,
+        "file": os.path.relpath(job.memory, job.output),
+        "size": file.st_size,
+        "modified": file.st_mtime_ns,
+        "sha256": source.sha256,
+        "seconds": source.seconds,
+        "seconds_heard": source.seconds_heard,
+        "memory": memory_fields(memory),
+        "warnings": list(memory.warnings),
+    }
 
 
 def _transcript_line(name: str, source: str, segments: Iterable[Segment]) -> Line:
     """`source`: "heard" as the words were recognised while listening, "memory" as the memory tells them."""
     return {
-        "kind": TRANSCRIPT, "recording": name, "source": source,
+        "kind": TRANSCRIPT,
+        "recording": name,
+        "source": source,
         "segments": [dataclasses.asdict(segment) for segment in segments],
-    }  # fmt: skip
+    }

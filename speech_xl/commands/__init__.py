@@ -22,6 +22,7 @@ COMMANDS = {
     "ask": Command("speech_xl.commands.ask", "answer questions about a recording or a memory (.sxl)"),
     "transcribe": Command("speech_xl.commands.transcribe", "write down what a recording or a memory (.sxl) says"),
     "listen": Command("speech_xl.commands.listen", "hear a recording once and keep its memory"),
+    "join": Command("speech_xl.commands.join", "memories (.sxl) of several recordings as one"),
     "batch": Command("speech_xl.commands.batch", "hear and ask whole folders, resumable, on one machine or on Ray"),
     "info": Command("speech_xl.commands.info", "describe a recording, a memory or a checkpoint"),
     "doctor": Command(

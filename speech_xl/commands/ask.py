@@ -11,9 +11,10 @@ from speech_xl.arguments import parse_tokens, read_questions
 from speech_xl.asking import Answer
 from speech_xl.clock import clock
 from speech_xl.commands.options import add_longest, add_memory, add_model, add_span, get_memory, load_model, parse_span
-from speech_xl.conversation import ask
+from speech_xl.conversation import ask, ask_together
 from speech_xl.documents import answer_document
 from speech_xl.errors import QuestionError
+from speech_xl.memory import AudioMemory
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -53,21 +54,31 @@ def main(words: list[str], prog: str) -> int:
         model.prompt.question_ids(question)  # a question that cannot be asked is said before an hour is heard
     memory, listen_seconds = get_memory(model, arguments.recording, arguments, span)
     answers: list[Answer] = []
-    for question in questions:
-        asking = ask(model, memory, question, longest, *span)
-        if not arguments.json and len(questions) > 1:
-            print(f"{question} ", end="", flush=True)
+    if len(questions) == 1 and not arguments.json:
+        asking = ask(model, memory, questions[0], longest, *span)
         for piece in asking:
-            if not arguments.json:
-                print(piece, end="", flush=True)
+            print(piece, end="", flush=True)
         answers.append(asking.answer)
-        if not arguments.json:
-            where = asking.answer.evidence[:1]
-            print("".join(f"  [{clock(e.start)}-{clock(e.end)}]" for e in where))
-        if asking.answer.finish_reason == "length" and not arguments.json:
-            print(f"This answer was cut at {longest} tokens; --max-tokens allows more.", file=sys.stderr)
+        print_rest(memory, asking.answer, longest)
+    else:
+        for answer in ask_together(model, memory, questions, longest, *span):
+            answers.append(answer)
+            if not arguments.json:
+                print(f"{answer.question} {answer.answer}", end="")
+                print_rest(memory, answer, longest)
     for warning in dict.fromkeys(w for a in answers for w in a.warnings):
         print(warning, file=sys.stderr)
     if arguments.json:
         print(json.dumps(answer_document(arguments.recording, model, memory, listen_seconds, answers), indent=2))
     return 0
+
+
+def print_rest(memory: AudioMemory, answer: Answer, longest: int) -> None:
+    """Behind an answer: where it comes from, and whether it was cut."""
+    for evidence in answer.evidence[:1]:
+        recording, start = memory.part_at(evidence.start)
+        name = f"{recording.path} " if memory.parts else ""
+        print(f"  [{name}{clock(start)}-{clock(start + evidence.end - evidence.start)}]", end="")
+    print(flush=True)
+    if answer.finish_reason == "length":
+        print(f"This answer was cut at {longest} tokens; --max-tokens allows more.", file=sys.stderr)

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from speech_xl.clock import clock
-from speech_xl.commands.options import add_memory, add_model, hear, load_model
-from speech_xl.errors import OutputError, RecordingError
+from speech_xl.commands.options import add_memory, add_model, check_memory_path, hear, load_model
+from speech_xl.errors import RecordingError
 from speech_xl.memory import save_memory
 from speech_xl.schedule import format_bytes
 
@@ -29,10 +29,7 @@ def main(words: list[str], prog: str) -> int:
     if arguments.recording.is_dir():  # said before a name for the memory is made of it
         raise RecordingError(f"{arguments.recording} is a folder. Name one recording in it.")
     output = arguments.output or arguments.recording.with_suffix(".sxl")
-    if output.suffix.lower() != ".sxl":
-        raise OutputError(f"{output} must end in .sxl, so that `ask` knows it for a memory.")
-    if not output.parent.is_dir():
-        raise OutputError(f"There is no folder {output.parent}; make it first.")
+    check_memory_path(output)
     model = load_model(arguments)
     memory, _ = hear(model, arguments.recording, arguments)
     for warning in memory.warnings:

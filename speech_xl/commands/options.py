@@ -12,7 +12,7 @@ from speech_xl.arguments import parse_bytes, parse_ratio
 from speech_xl.backend import BACKENDS
 from speech_xl.clock import parse_time
 from speech_xl.conversation import Listening
-from speech_xl.errors import QuestionError, ScheduleError
+from speech_xl.errors import OutputError, QuestionError, ScheduleError
 from speech_xl.memory import AudioMemory, load_memory
 from speech_xl.model import DEFAULT, SpeechModel
 from speech_xl.prompt import LONGEST_ANSWER
@@ -36,9 +36,12 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--summarizer", default="auto", choices=("auto", *SUMMARIZERS))
     parser.add_argument("--memory-budget", metavar="BYTES", help="take the smallest ratio that fits, e.g. 64MiB")
     parser.add_argument(
-        "--memory-bits", type=int, default=16, choices=MEMORY_BITS,
+        "--memory-bits",
+        type=int,
+        default=16,
+        choices=MEMORY_BITS,
         help="quantize the memory's keys and values to 8 or 4 bits (default 16: as the model computes)",
-    )  # fmt: skip
+    )
 
 
 def add_span(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +69,14 @@ def parse_memory(arguments: argparse.Namespace) -> tuple[Ratio | str, int | None
     ratio = DEFAULT if arguments.ratio is None else parse_ratio(arguments.ratio)
     budget = None if arguments.memory_budget is None else parse_bytes(arguments.memory_budget)
     return ratio, budget
+
+
+def check_memory_path(path: Path) -> None:
+    """OutputError where no memory can be written to `path`: said before the work."""
+    if path.suffix.lower() != ".sxl":
+        raise OutputError(f"{path} must end in .sxl, so that `ask` knows it for a memory.")
+    if not path.parent.is_dir():
+        raise OutputError(f"There is no folder {path.parent}; make it first.")
 
 
 def load_model(arguments: argparse.Namespace) -> SpeechModel:

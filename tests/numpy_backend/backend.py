@@ -136,6 +136,14 @@ class Backend:
         rows = np.r_[:prefix, prefix + first : prefix + last]
         return State([(keys[:, rows], values[:, rows]) for keys, values in state.memory], state.queued[:0])
 
+    def join(self, state: State, other: State, prefix: int) -> State:
+        joined = []
+        for one, (keys, values) in zip(state.memory, other.memory, strict=True):
+            moved = np.full(keys.shape[1] - prefix, one[0].shape[1] - prefix)
+            turned = rotate(keys[:, prefix:], moved, self.config.decoder.rope_theta)
+            joined.append(behind(one, (turned, values[:, prefix:])))
+        return State(joined, state.queued[:0])
+
     def _read(
         self, ids: Sequence[int], position: int, memory: list[KeysValues]
     ) -> tuple[list[KeysValues], np.ndarray, np.ndarray]:
