@@ -211,7 +211,7 @@ class Handlers(Worker):
             said["content"] += f" ... (cut: an answer ends at {LONGEST_ANSWER} tokens)"
         said["content"] += "".join(f"\n\n{warning}" for warning in answer.warnings)
         is_playable = run.source is not None
-        reasons = pictures.evidence_buttons(answer.evidence, run.recognized(), is_playable)
+        reasons = pictures.evidence_buttons(answer.evidence, run.recognized(), is_playable, memory)
         # The player waits where the answer comes from, unless somebody is listening to it.
         player = gr.skip()
         if answer.evidence and is_playable and not run.is_playing:

@@ -125,7 +125,12 @@ function sxlShelf(element, trigger) {
     const button = event.target.closest("button[data-do]");
     if (!button) return;
     const { do: what, id, name } = button.dataset;
-    if (what === "open") trigger("select", { id });
+    if (what === "open") trigger("select", { ids: [id] });
+    else if (what === "join") {
+      const ids = [...element.querySelectorAll("input:checked")].map((box) => box.value);
+      if (ids.length > 1) trigger("select", { ids });
+      else alert("Tick two or more memories first.");
+    }
     else if (what === "download") trigger("download", { id });
     else if (what === "delete" && confirm(`Delete ${name}? It cannot be brought back.`)) trigger("delete", { id });
     else if (what === "edit") {

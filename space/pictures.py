@@ -45,10 +45,15 @@ def figures(heard: Heard | None, memory: AudioMemory | None = None) -> str:
     else:
         if heard.total_seconds and memory is None:
             left = clock(max(0.0, heard.total_seconds - heard.seconds) / max(heard.speed, 1e-9))
+        size = memory.bytes if memory else heard.memory_bytes
         values = [
-            clock(heard.seconds), f"{_speed(heard.speed)}x real time", left, f"{heard.tokens:,}",
-            format_bytes(heard.memory_bytes), format_bytes(heard.raw_bytes),
-        ]  # fmt: skip
+            clock(heard.seconds),
+            f"{_speed(heard.speed)}x real time",
+            left,
+            f"{heard.tokens:,}",
+            format_bytes(size),
+            format_bytes(heard.raw_bytes),
+        ]
     slots = f"memory, {(memory or heard).slots:,} slots"
     names = ["heard", "speed", "time left", "speech tokens", slots, "uncompressed"]
     cells = "".join(f"<div><dt>{n}</dt><dd>{v}</dd></div>" for n, v in zip(names, values, strict=True))
@@ -59,8 +64,16 @@ def _speed(times: float) -> str:
     return f"{times:.1f}" if times < 10 else f"{times:.0f}"
 
 
-def evidence_buttons(evidence: Sequence[Evidence], segments: Sequence[Segment] = (), is_playable: bool = True) -> str:
-    """The strongest spans with the words said in them, each a button that plays exactly that part, or shows it."""
+def evidence_buttons(
+    evidence: Sequence[Evidence],
+    segments: Sequence[Segment] = (),
+    is_playable: bool = True,
+    memory: AudioMemory | None = None,
+) -> str:
+    """The strongest spans with the words said in them, each a button that plays exactly that part, or shows it.
+
+    Of a `memory` of several recordings, each span says which it lies in.
+    """
     if not evidence:
         return '<div class="sxl-evidence sxl-empty">Where an answer comes from appears here; press it to hear that part.</div>'
     buttons = []
@@ -69,10 +82,11 @@ def evidence_buttons(evidence: Sequence[Evidence], segments: Sequence[Segment] =
             break
         said = " ".join(s.text for s in segments if s.start < e.end and s.end > e.start)
         words = f" <q>{escape(_shortened(said))}</q>" if said else ""
+        place = f"{escape(memory.part_at(e.start)[0].path)}, " if memory is not None and memory.parts else ""
         press, what = (f"sxlPlay({e.start},{e.end})", "Play") if is_playable else (f"sxlShow({e.start})", "Show")
         buttons.append(
             f'<button type="button" onclick="{press}" title="{what} {times(e, " to ")}">'
-            f"<b>{'&#9654; ' if is_playable else ''}{times(e, '&#8211;')}</b>{words}</button>"
+            f"<b>{'&#9654; ' if is_playable else ''}{place}{times(e, '&#8211;')}</b>{words}</button>"
         )
     return f'<div class="sxl-evidence" role="group" aria-label="Where the answer comes from">{"".join(buttons)}</div>'
 

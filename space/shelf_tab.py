@@ -16,6 +16,7 @@ import gradio as gr
 
 from space import pictures
 from space.handlers import Handlers
+from space.joined import join_opened
 from space.session import Session
 from space.shelf import DAY, Kept, Shelf, new_secret
 from space.talk import PRIVATE, Talk, fetch
@@ -62,10 +63,11 @@ class ShelfHandlers:
         return self.table(secret), f"{escape(name)} is on your shelf. It can be opened there without the audio."
 
     def open(self, secret: str, session: Session | None, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
-        """-> table, chat, evidence, what the page shows of a recording. The visitor's own recording makes way."""
+        """-> table, chat, evidence, what the page shows of a recording. Several memories are asked as one."""
         session = self.handlers.enter(session, request)
         with told():
-            name, memory, events = self.shelf.open(secret, event.id, session.model)
+            opened = [self.shelf.open(secret, identifier, session.model) for identifier in event.ids]
+            name, memory, events = join_opened(session.model, opened)
         session.forget()
         run = session.run
         run.title, run.events, run.memory = name, events, memory
@@ -111,9 +113,10 @@ def draw(entries: list[Kept], fingerprint: str, days: float) -> str:
     rows = "".join(_row(kept, kept.header.fingerprint == fingerprint, days) for kept in entries)
     head = "".join(f'<th scope="col">{n}</th>' for n in ("name", "length", "kept", "size", "ratio"))
     total = sum(kept.bytes for kept in entries)
+    together = '<button type="button" data-do="join">Open the ticked ones together</button>' if len(entries) > 1 else ""
     note = f"{len(entries)} kept, {format_bytes(total)}. A memory that nobody opens for {days:g} days is deleted."
     return (
-        f'<p class="sxl-note">{note}</p><div class="sxl-scroll" tabindex="0" role="region" aria-label="Kept memories">'
+        f'<p class="sxl-note">{note}</p><div class="sxl-row-buttons">{together}</div><div class="sxl-scroll" tabindex="0" role="region" aria-label="Kept memories">'
         f'<table class="sxl-table sxl-shelf"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
@@ -124,15 +127,18 @@ def _row(kept: Kept, is_own: bool, days: float) -> str:
     left = max(0.0, days - (time.time() - kept.opened) / DAY)
     ratios = {"raw" if r is None else f"{r} to 1" for r in kept.header.ratios}
     cells = (
-        clock(kept.header.recording.seconds_heard), f'{made}<br><small>{left:.0f} days left</small>',
-        format_bytes(kept.bytes), escape(" and ".join(sorted(ratios))) + ("" if is_own else f"<br><small>by {escape(kept.header.model)}</small>"),
-    )  # fmt: skip
+        clock(kept.header.recording.seconds_heard),
+        f"{made}<br><small>{left:.0f} days left</small>",
+        format_bytes(kept.bytes),
+        escape(" and ".join(sorted(ratios))) + ("" if is_own else f"<br><small>by {escape(kept.header.model)}</small>"),
+    )
     buttons = "".join(
         f'<button type="button" data-do="{do}" data-id="{kept.id}" data-name="{name}" aria-label="{label} {name}">{label}</button>'
         for do, label in (("open", "Open"), ("download", "Download"), ("edit", "Rename"), ("delete", "Delete"))
     )
     data = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f'<tr><th scope="row">{name}<div class="sxl-row-buttons">{buttons}</div></th>{data}</tr>'
+    tick = f'<input type="checkbox" value="{kept.id}" aria-label="Take {name} along"> '
+    return f'<tr><th scope="row">{tick}{name}<div class="sxl-row-buttons">{buttons}</div></th>{data}</tr>'
 
 
 def browser_secret() -> gr.BrowserState:

@@ -176,17 +176,32 @@ def test_the_tab_keeps_opens_and_asks(words_model: SpeechModel, recording: Path,
     with pytest.raises(gr.Error, match="no memory to keep"):
         tab.keep(None, secret)
     table, status = tab.keep(session, secret)
-    assert "talk is on your shelf" in status and ">talk<div" in table
+    assert "talk is on your shelf" in status and " talk<div" in table
     (kept,) = shelf.entries(secret)
     request = SimpleNamespace(session_hash="visitor")
-    _, chat, _, drawn_session, status, *drawn = tab.open(secret, None, event(id=kept.id), request)
+    _, chat, _, drawn_session, status, *drawn = tab.open(secret, None, event(ids=[kept.id]), request)
     assert chat == [] and "from your shelf" in status and drawn_session.run.source is None
     assert any("sxl-card" in str(part) and "sxlPlay" not in str(part) for part in drawn)
     *_, (_, chat, *_) = handlers.ask(QUESTION, [], drawn_session)
     assert chat[-1]["role"] == "assistant"
     path, _ = tab.download(secret, drawn_session, event(id=kept.id), request)
     assert Path(path).name == "talk.sxl"
-    assert ">Mine<div" in tab.rename(secret, event(id=kept.id, name="Mine"))
+    assert " Mine<div" in tab.rename(secret, event(id=kept.id, name="Mine"))
     assert "Nothing is kept yet" in tab.delete(secret, event(id=kept.id))
     with pytest.raises(gr.Error, match="not on your shelf"):
-        tab.open(secret, drawn_session, event(id=kept.id), request)
+        tab.open(secret, drawn_session, event(ids=[kept.id]), request)
+
+
+def test_memories_opened_together_are_one_conversation(words_model: SpeechModel, recording: Path, shelf: Shelf) -> None:
+    handlers, secret = Handlers(words_model, 1.0), new_secret()
+    tab, session = ShelfHandlers(handlers, shelf), heard(words_model, recording)
+    seconds, segments = session.run.memory.seconds, session.run.segments()
+    ids = [keep(shelf, secret, session, name) for name in ("Monday", "Tuesday")]
+    assert 'data-do="join"' in tab.table(secret)
+    _, _, _, both, status, *_ = tab.open(secret, None, event(ids=ids), SimpleNamespace(session_hash="visitor"))
+    assert "Monday + Tuesday" in status and both.run.memory.seconds == pytest.approx(2 * seconds, abs=0.01)
+    said = both.run.segments()
+    assert " ".join(s.text for s in said) == " ".join(s.text for s in [*segments, *segments])
+    assert said[-1].end == pytest.approx(segments[-1].end + seconds, abs=0.02)
+    *_, (_, chat, reasons, *_) = handlers.ask(QUESTION, [], both)
+    assert chat[-1]["role"] == "assistant" and "talk.wav, " in reasons
