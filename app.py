@@ -29,8 +29,12 @@ def main() -> int:
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
     parser.add_argument("--auth", metavar="NAME:PASSWORD", help="ask visitors for this name and password")
     parser.add_argument("--max-hours", type=float, default=10.0, help="longest recording that is accepted")
-    parser.add_argument("--shelf", type=Path, metavar="FOLDER", help="where visitors keep memories (default: the user's cache)")
-    parser.add_argument("--shelf-days", type=float, default=LEASE_DAYS, help="how long a memory that nobody opens is kept")
+    parser.add_argument(
+        "--shelf", type=Path, metavar="FOLDER", help="where visitors keep memories (default: the user's cache)"
+    )
+    parser.add_argument(
+        "--shelf-days", type=float, default=LEASE_DAYS, help="how long a memory that nobody opens is kept"
+    )
     parser.add_argument("--model", help="small, nano, a checkpoint folder or a Hub id (default: small, else nano)")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
     arguments = parser.parse_args()

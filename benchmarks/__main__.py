@@ -46,12 +46,15 @@ def horizon(text: str) -> Horizon:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """A subcommand for each of KINDS, with the options that they share."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="kind", metavar="COMMAND", required=True)
     for kind, about in KINDS.items():
         command = commands.add_parser(kind, help=about, description=about)
         command.add_argument("--output", type=Path, default=Path("runs/benchmarks"), metavar="FOLDER")
-        command.add_argument("--model", default="small", help="small, nano, a checkpoint folder, random-7b or random-tiny")
+        command.add_argument(
+            "--model", default="small", help="small, nano, a checkpoint folder, random-7b or random-tiny"
+        )
         command.add_argument("--backend", nargs="+", default=["torch"], choices=tuple(BACKENDS))
         command.add_argument("--ratio", nargs="+", type=ratio, default=[8], help="raw or a whole number")
         command.add_argument("--horizon", type=horizon, default=OWN_HORIZON, help="own (default), all, or memory slots")
@@ -61,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str] | None = None) -> int:
+    """Measure, write the report and print it -> the exit code."""
     arguments = build_parser().parse_args(words)
     try:
         records = Records(arguments.output)

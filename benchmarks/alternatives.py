@@ -30,12 +30,16 @@ TOKENS, ROUNDS = 8, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, nargs="+", default=[10, 30, 60], metavar="M", help="full cache: lengths")
+    """Of the command line, beside those that all commands have."""
+    parser.add_argument(
+        "--minutes", type=float, nargs="+", default=[10, 30, 60], metavar="M", help="full cache: lengths"
+    )
     parser.add_argument("--whisper-minutes", type=float, default=5, metavar="M", help="of sound that is transcribed")
     parser.add_argument("--against", nargs="+", choices=("cache", "whisper"), default=["cache"])
 
 
 def run(records: Records, arguments: argparse.Namespace) -> None:
+    """Measure what the arguments name and is not there yet."""
     for backend in arguments.backend:
         for ratio in arguments.ratio:
             shared = settings(arguments, backend, ratio)
@@ -46,9 +50,14 @@ def run(records: Records, arguments: argparse.Namespace) -> None:
 
 
 def measure(
-    model: str, backend: str, ratio: Ratio, against: str, minutes: list[float],
-    horizon: Horizon = OWN_HORIZON, bits: int = 16,
-) -> Result:  # fmt: skip
+    model: str,
+    backend: str,
+    ratio: Ratio,
+    against: str,
+    minutes: list[float],
+    horizon: Horizon = OWN_HORIZON,
+    bits: int = 16,
+) -> Result:
     """{"rows": [...]}, a row for each length (cache) or each transcriber (whisper); seconds of both sides."""
     speech_model = load_model(model, backend, horizon, bits)
     if against == "whisper":
@@ -75,15 +84,23 @@ def against_cache(model: SpeechModel, ratio: Ratio, lengths: list[float]) -> lis
                 seconds[side] += timed(turns[side], wait)
             heard += len(ids)
         asked = ask_both(model, theirs, state, scheduler.base)
-        rows.append({
-            "against": theirs.name, "seconds_of_sound": length, "tokens": heard, "ours_listen_seconds": seconds["ours"],
-            "theirs_listen_seconds": seconds["theirs"], **asked,
-            "ours_bytes": model.backend.memory_bytes(state), "theirs_bytes": theirs.bytes(),
-        })  # fmt: skip
+        rows.append(
+            {
+                "against": theirs.name,
+                "seconds_of_sound": length,
+                "tokens": heard,
+                "ours_listen_seconds": seconds["ours"],
+                "theirs_listen_seconds": seconds["theirs"],
+                **asked,
+                "ours_bytes": model.backend.memory_bytes(state),
+                "theirs_bytes": theirs.bytes(),
+            }
+        )
     return rows
 
 
 def timed(work: Callable[[], Any], wait: Callable[[], None]) -> float:
+    """Seconds of `work`, the device waited for before and after."""
     wait()
     started = time.perf_counter()
     work()
@@ -94,7 +111,10 @@ def timed(work: Callable[[], Any], wait: Callable[[], None]) -> float:
 def ask_both(model: SpeechModel, theirs: FullCache, state: Any, position: int) -> dict[str, float]:
     """Least seconds of ROUNDS to the first token and for one of those behind it, of both sides by turns."""
     ids = model.prompt.question_ids(QUESTION)
-    sides: dict[str, Callable[[], Generator[Any]]] = {"ours": lambda: model.backend.answer(state, ids, position), "theirs": lambda: theirs.answer(ids)}
+    sides: dict[str, Callable[[], Generator[Any]]] = {
+        "ours": lambda: model.backend.answer(state, ids, position),
+        "theirs": lambda: theirs.answer(ids),
+    }
     best = {f"{side}_{what}_seconds": float("inf") for side in sides for what in ("first", "token")}
     for _ in range(ROUNDS):
         for side, start in sides.items():
@@ -127,10 +147,17 @@ def against_whisper(model: SpeechModel, ratio: Ratio, seconds: float) -> list[di
             read[name] = work()
             best[name] = min(best[name], time.perf_counter() - started)
     return [
-        {"against": name, "seconds_of_sound": seconds, "ours_listen_seconds": best["ours"],
-         "theirs_listen_seconds": best[name], "ours_tokens": read["ours"], "theirs_tokens": read[name]}
-        for name in works if name != "ours"
-    ]  # fmt: skip
+        {
+            "against": name,
+            "seconds_of_sound": seconds,
+            "ours_listen_seconds": best["ours"],
+            "theirs_listen_seconds": best[name],
+            "ours_tokens": read["ours"],
+            "theirs_tokens": read[name],
+        }
+        for name in works
+        if name != "ours"
+    ]
 
 
 def table(records: list[Record]) -> str:

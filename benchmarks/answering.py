@@ -27,10 +27,12 @@ TOKENS, ROUNDS = 16, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the command line, beside those that all commands have."""
     parser.add_argument("--hours", type=float, nargs="+", default=[0.1, 1, 10], metavar="H", help="heard before")
 
 
 def run(records: Records, arguments: argparse.Namespace) -> None:
+    """Measure what the arguments name and is not there yet."""
     for hours in arguments.hours:
         for backend in arguments.backend:
             for ratio in arguments.ratio:
@@ -78,6 +80,7 @@ def measure(
 
 
 def recalls(speech_model: Any) -> bool:
+    """Whether the checkpoint says words again from its memory before it answers."""
     return speech_model.config.sst is not None and bool(speech_model.config.sst.recall)
 
 
@@ -95,8 +98,11 @@ def recall_seconds(speech_model: Any, memory: AudioMemory) -> dict[str, float]:
 
 
 def table(records: list[Record]) -> str:
+    """One row a length."""
     names = ("model", "backend", "ratio", "bits", "hours")
-    return markdown_table(COLUMNS, sorted(records, key=lambda r: [(str(type(v)), v) for v in map(r.settings.get, names)]))
+    return markdown_table(
+        COLUMNS, sorted(records, key=lambda r: [(str(type(v)), v) for v in map(r.settings.get, names)])
+    )
 
 
 def _milliseconds(name: str) -> Any:

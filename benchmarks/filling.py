@@ -36,15 +36,25 @@ def filled_memory(model: SpeechModel, seconds: float, ratio: Ratio) -> AudioMemo
     rng = np.random.default_rng(0)
     arrays = {}
     for name in ("keys", "values"):
-        block = rng.standard_normal((d.num_hidden_layers, d.num_key_value_heads, REPEATED_SLOTS, d.head_dim), np.float32)
+        block = rng.standard_normal(
+            (d.num_hidden_layers, d.num_key_value_heads, REPEATED_SLOTS, d.head_dim), np.float32
+        )
         repeats = -(-slots // REPEATED_SLOTS)
         arrays[name] = np.tile(block.astype(np.float16), (1, 1, repeats, 1))[:, :, :slots]
     state = model.backend.import_memory(arrays)
     return AudioMemory(
-        state=state, spans=spans, times=np.stack([edges[:-1], edges[1:]], axis=1), ratios=tuple(p.ratio for p in plans),
-        interval=model.interval, prefix=prefix, recording=RecordingSource("random", seconds, seconds, ""),
-        model=model.config.name, fingerprint=model.fingerprint, summarizer="sst", bytes=model.backend.memory_bytes(state),
-    )  # fmt: skip
+        state=state,
+        spans=spans,
+        times=np.stack([edges[:-1], edges[1:]], axis=1),
+        ratios=tuple(p.ratio for p in plans),
+        interval=model.interval,
+        prefix=prefix,
+        recording=RecordingSource("random", seconds, seconds, ""),
+        model=model.config.name,
+        fingerprint=model.fingerprint,
+        summarizer="sst",
+        bytes=model.backend.memory_bytes(state),
+    )
 
 
 def text_tokens(model: SpeechModel, count: int, seed: int = 0) -> list[int]:

@@ -16,6 +16,8 @@ from speech_xl.errors import BackendError
 
 
 class FullCache(Protocol):
+    """A decoder that keeps everything it reads."""
+
     name: str
 
     def hear(self, ids: list[int]) -> None:
@@ -74,7 +76,9 @@ class TransformersCache:
 
         with torch.inference_mode():
             given = torch.tensor([ids], device=self._model.device)
-            return self._model(input_ids=given, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+            return self._model(input_ids=given, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits[
+                0, -1
+            ]
 
     def hear(self, ids: list[int]) -> None:
         self._read(ids)

@@ -24,6 +24,7 @@ HOUR, TEN_HOURS = 1, 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the command line, beside those that all commands have."""
     parser.add_argument("--shape", choices=tuple(SHAPES), default="7b", help="tiny: for a machine without a GPU")
 
 
@@ -63,7 +64,9 @@ def run(records: Records, arguments: argparse.Namespace) -> None:
     parts = plan(arguments.shape, arguments.backend[0])
     rows = targets([records.find(kind, settings) for kind, settings in parts])
     title = f"Shape {arguments.shape} on {arguments.backend[0]}; {machine_in_words(records.machine)}."
-    records.write("gpu.json", json.dumps({"shape": arguments.shape, "machine": records.machine, "targets": rows}, indent=1) + "\n")
+    records.write(
+        "gpu.json", json.dumps({"shape": arguments.shape, "machine": records.machine, "targets": rows}, indent=1) + "\n"
+    )
     records.write("gpu.md", f"# The targets of a GPU\n\n{title}\n\n{table(rows)}")
     print(table(rows))
 
@@ -78,21 +81,42 @@ def targets(results: Sequence[Result | None]) -> list[dict[str, Any]]:
     found: list[tuple[str, Any, float, str]] = [
         ("an hour heard, s", per_hour, 3.0, "most"),
         ("first token at ten hours, ms", asked and asked["first_seconds"] * 1000, 60.0, "most"),
-        ("a token at ten hours, times weights and memory read once", limit and limit["answers"][-1]["times_limit"], 1.3, "most"),
+        (
+            "a token at ten hours, times weights and memory read once",
+            limit and limit["answers"][-1]["times_limit"],
+            1.3,
+            "most",
+        ),
         ("share of the matrix rate", limit and limit["share"], 0.6, "least"),
         ("time of ten hours over one", ten_over_one, 10.3, "most"),
         ("peak memory of ten hours over one, the memory's bytes apart", memory, 1.05, "most"),
-        ("listening, times faster than the full cache", row and row["theirs_listen_seconds"] / row["ours_listen_seconds"], 3.0, "least"),
-        ("answering, times faster than the full cache", row and row["theirs_first_seconds"] / row["ours_first_seconds"], 5.0, "least"),
-    ]  # fmt: skip
+        (
+            "listening, times faster than the full cache",
+            row and row["theirs_listen_seconds"] / row["ours_listen_seconds"],
+            3.0,
+            "least",
+        ),
+        (
+            "answering, times faster than the full cache",
+            row and row["theirs_first_seconds"] / row["ours_first_seconds"],
+            5.0,
+            "least",
+        ),
+    ]
     return [
-        {"target": name, "measured": value, "bound": bound, "sense": sense,
-         "met": None if value is None else (value <= bound if sense == "most" else value >= bound)}
+        {
+            "target": name,
+            "measured": value,
+            "bound": bound,
+            "sense": sense,
+            "met": None if value is None else (value <= bound if sense == "most" else value >= bound),
+        }
         for name, value, bound, sense in found
-    ]  # fmt: skip
+    ]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    """One row a target."""
     lines = ["| target | bound | measured | met |", "|---|---|---|---|"]
     for row in rows:
         measured = "not measured" if row["measured"] is None else f"{row['measured']:.3g}"

@@ -38,11 +38,13 @@ ROUNDS = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the command line, beside those that all commands have."""
     parser.add_argument("--minutes", type=float, default=2, metavar="M", help="of sound to hear")
     parser.add_argument("--hours", type=float, nargs="+", default=[1, 10], metavar="H", help="heard before an answer")
 
 
 def run(records: Records, arguments: argparse.Namespace) -> None:
+    """Measure what the arguments name and is not there yet."""
     for backend in arguments.backend:
         for ratio in arguments.ratio:
             lengths = {"minutes": arguments.minutes, "hours": sorted(arguments.hours)}
@@ -92,9 +94,14 @@ class Counter:
 
 
 def measure(
-    model: str, backend: str, ratio: Ratio, minutes: float, hours: list[float],
-    horizon: Horizon = OWN_HORIZON, bits: int = 16,
-) -> Result:  # fmt: skip
+    model: str,
+    backend: str,
+    ratio: Ratio,
+    minutes: float,
+    hours: list[float],
+    horizon: Horizon = OWN_HORIZON,
+    bits: int = 16,
+) -> Result:
     """Rates, then listening and answering by turns with them; shares are of the best rate."""
     speech_model = load_model(model, backend, horizon, bits)
     made = speech_model.backend
@@ -148,10 +155,12 @@ def answer(model: SpeechModel, ratio: Ratio, hours: float) -> dict[str, float]:
 
 
 def table(records: list[Record]) -> str:
+    """Listening, one row a measurement; answering, one row a length."""
     flat = [
         Record(r.kind, r.settings, r.machine, r.date, r.result | {"answer": answer})
-        for r in records for answer in r.result["answers"]
-    ]  # fmt: skip
+        for r in records
+        for answer in r.result["answers"]
+    ]
     return markdown_table(LISTENING, records) + "\n" + markdown_table(ANSWERING, flat)
 
 

@@ -26,10 +26,12 @@ MARKS, MARK_MINUTES = 20, 5.0  # times and memory are noted on the way: so often
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the command line, beside those that all commands have."""
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 10, 60], metavar="M", help="lengths to hear")
 
 
 def run(records: Records, arguments: argparse.Namespace) -> None:
+    """Measure what the arguments name and is not there yet."""
     for minutes in arguments.minutes:
         for backend in arguments.backend:
             for ratio in arguments.ratio:
@@ -38,8 +40,13 @@ def run(records: Records, arguments: argparse.Namespace) -> None:
 
 def settings(arguments: argparse.Namespace, backend: str, ratio: Ratio) -> dict[str, Any]:
     """What listening and answering have in common."""
-    return {"model": arguments.model, "backend": backend, "ratio": ratio, "horizon": arguments.horizon,
-            "bits": arguments.memory_bits}  # fmt: skip
+    return {
+        "model": arguments.model,
+        "backend": backend,
+        "ratio": ratio,
+        "horizon": arguments.horizon,
+        "bits": arguments.memory_bits,
+    }
 
 
 def synchronizer(backend: Any) -> Any:
@@ -52,9 +59,14 @@ def synchronizer(backend: Any) -> Any:
 
 
 def measure(
-    model: str, backend: str, ratio: Ratio, minutes: float, horizon: Horizon = OWN_HORIZON, bits: int = 16,
+    model: str,
+    backend: str,
+    ratio: Ratio,
+    minutes: float,
+    horizon: Horizon = OWN_HORIZON,
+    bits: int = 16,
     source: str = str(EXAMPLE),
-) -> Result:  # fmt: skip
+) -> Result:
     """Hear one recording in this process. Bytes, seconds, and counts; `stages` as stages.py has them."""
     started = time.perf_counter()
     speech_model = load_model(model, backend, horizon, bits)
@@ -77,8 +89,15 @@ def measure(
     for heard in listening:
         if heard.seconds >= (len(marks) + 1) * step:
             elapsed = time.perf_counter() - started
-            marks.append({"heard": heard.seconds, "seconds": elapsed, "resident_bytes": resident_bytes(),
-                          "peak_bytes": peak_bytes(), "memory_bytes": heard.memory_bytes})  # fmt: skip
+            marks.append(
+                {
+                    "heard": heard.seconds,
+                    "seconds": elapsed,
+                    "resident_bytes": resident_bytes(),
+                    "peak_bytes": peak_bytes(),
+                    "memory_bytes": heard.memory_bytes,
+                }
+            )
             if elapsed > told + SECONDS_BETWEEN_LINES:
                 print(f"{model} on {backend}: {heard.seconds / 60:.1f} min heard in {elapsed:.0f} s", file=sys.stderr)
                 told = elapsed

@@ -95,6 +95,7 @@ def random_backend(name: str, config: ModelConfig, bits: int) -> Backend:
 
 
 def random_torch(config: ModelConfig, bits: int) -> Backend:
+    """On the GPU if there is one, in the backend's own number format there."""
     import torch
 
     from torch_backend.backend import FAST_DTYPE
@@ -118,6 +119,7 @@ def random_torch(config: ModelConfig, bits: int) -> Backend:
 
 
 def random_mlx(config: ModelConfig, bits: int) -> Backend:
+    """On MLX's default device, all of it on the thread that will compute."""
     import mlx.core as mx
     from mlx.utils import tree_map_with_path
 

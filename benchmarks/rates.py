@@ -32,6 +32,7 @@ def read_rate(backend: Backend, size: int | None = None) -> float:
 
 
 def kind_of(backend: Backend) -> str:
+    """Which sizes a device needs to be at its best: "cpu" or "gpu"."""
     return "cpu" if backend.device == "cpu" else "gpu"
 
 

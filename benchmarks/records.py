@@ -52,7 +52,9 @@ class Records:
     def path(self, kind: str, settings: Settings) -> Path:
         """Where a measurement is kept: its name says the first settings, and a hash all of them and the machine."""
         said = json.dumps([settings, self.machine], sort_keys=True)
-        shown = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(str(v) for v in settings.values() if v is not None))[:60].strip("-")
+        shown = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(str(v) for v in settings.values() if v is not None))[:60].strip(
+            "-"
+        )
         return self.folder / f"{kind}-{shown}-{hashlib.sha256(said.encode()).hexdigest()[:8]}.json"
 
     def find(self, kind: str, settings: Settings) -> Result | None:
@@ -120,8 +122,13 @@ def markdown_table(columns: dict[str, Callable[[Record], Any]], records: list[Re
     """One row a record; a column is a title and what stands under it, "" for None."""
 
     def cell(value: Any) -> str:
-        return "" if value is None else f"{value:.3g}" if isinstance(value, float) and abs(value) < 100 else (
-            f"{value:,.0f}" if isinstance(value, float) else str(value))  # fmt: skip
+        return (
+            ""
+            if value is None
+            else f"{value:.3g}"
+            if isinstance(value, float) and abs(value) < 100
+            else (f"{value:,.0f}" if isinstance(value, float) else str(value))
+        )
 
     rows = ["| " + " | ".join(cell(of(record)) for of in columns.values()) + " |" for record in records]
     return "\n".join(["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns), *rows, ""])

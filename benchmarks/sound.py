@@ -30,13 +30,16 @@ class RepeatedSound:
 
     @property
     def name(self) -> str:
+        """The source and the length."""
         return f"{self.source.stem} for {self.seconds:g} s"
 
     @property
     def sha256(self) -> str:
+        """Of the source and the length."""
         return hashlib.sha256(f"{file_sha256(self.source)} {self.seconds}".encode()).hexdigest()
 
     def open_decoder(self) -> Decoder:
+        """From the start of the source."""
         return RepeatingDecoder(self.source, self.seconds)
 
 
@@ -52,6 +55,7 @@ class RepeatingDecoder:
         self.info = RecordingInfo(path, seconds, own.sampling_rate, own.channels, own.format)
 
     def blocks(self) -> Iterator[np.ndarray]:
+        """See speech_xl.decoders.Decoder."""
         left = round(self._seconds * (self.info.sampling_rate or SAMPLING_RATE))
         while left > 0:
             before = left
@@ -66,6 +70,7 @@ class RepeatingDecoder:
             self._decoder = open_decoder(self._path)
 
     def close(self) -> None:
+        """Close the source."""
         self._decoder.close()
 
 
@@ -73,7 +78,9 @@ def write_long_recording(path: Path, minutes: float, source: Path = EXAMPLE) -> 
     """`minutes` of sound as a FLAC file, written block by block: for programs that want a file."""
     decoder = RepeatedSound(source, minutes * 60).open_decoder()
     try:
-        with sf.SoundFile(path, "w", decoder.info.sampling_rate, decoder.info.channels, "PCM_16", format="FLAC") as file:
+        with sf.SoundFile(
+            path, "w", decoder.info.sampling_rate, decoder.info.channels, "PCM_16", format="FLAC"
+        ) as file:
             for block in decoder.blocks():
                 file.write(block)
     finally:

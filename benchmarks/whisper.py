@@ -69,16 +69,28 @@ def whisper_network(model: SpeechModel) -> Any:
     e, r = model.config.encoder, recognizer_of(model)
     backend: Any = model.backend
     config = WhisperConfig(
-        vocab_size=r.vocab_size, num_mel_bins=e.num_mel_bins, d_model=e.d_model, encoder_layers=e.encoder_layers,
-        encoder_attention_heads=e.encoder_attention_heads, encoder_ffn_dim=e.encoder_ffn_dim,
-        decoder_layers=r.decoder_layers, decoder_attention_heads=r.decoder_attention_heads,
-        decoder_ffn_dim=r.decoder_ffn_dim, max_source_positions=e.max_source_positions,
-        max_target_positions=r.max_target_positions, decoder_start_token_id=r.start_ids[0], pad_token_id=r.end_id,
-        bos_token_id=r.end_id, eos_token_id=r.end_id, attn_implementation="sdpa",
-    )  # fmt: skip
+        vocab_size=r.vocab_size,
+        num_mel_bins=e.num_mel_bins,
+        d_model=e.d_model,
+        encoder_layers=e.encoder_layers,
+        encoder_attention_heads=e.encoder_attention_heads,
+        encoder_ffn_dim=e.encoder_ffn_dim,
+        decoder_layers=r.decoder_layers,
+        decoder_attention_heads=r.decoder_attention_heads,
+        decoder_ffn_dim=r.decoder_ffn_dim,
+        max_source_positions=e.max_source_positions,
+        max_target_positions=r.max_target_positions,
+        decoder_start_token_id=r.start_ids[0],
+        pad_token_id=r.end_id,
+        bos_token_id=r.end_id,
+        eos_token_id=r.end_id,
+        attn_implementation="sdpa",
+    )
     speech = backend.model.speech.state_dict()
     weights = {n.replace("encoder.", "model.encoder.", 1): t for n, t in speech.items() if n.startswith("encoder.")}
-    weights |= {n.replace("recognizer.", "model.decoder.", 1): t for n, t in speech.items() if n.startswith("recognizer.")}
+    weights |= {
+        n.replace("recognizer.", "model.decoder.", 1): t for n, t in speech.items() if n.startswith("recognizer.")
+    }
     weights["proj_out.weight"] = weights["model.decoder.embed_tokens.weight"]
     with torch.device("meta"):
         network = WhisperForConditionalGeneration(config)
@@ -93,10 +105,15 @@ def read_windows(network: Any, recognizer: RecognizerConfig, mel: Any) -> list[l
     start = torch.tensor([recognizer.start_ids] * len(mel), device=network.device)
     with torch.inference_mode():
         said = network.generate(
-            mel.to(network.device, network.dtype), decoder_input_ids=start, do_sample=False, num_beams=1,
-            suppress_tokens=list(recognizer.suppressed_ids), begin_suppress_tokens=list(recognizer.begin_suppressed_ids),
-            max_new_tokens=recognizer.max_target_positions - len(recognizer.start_ids), return_timestamps=False,
-        )  # fmt: skip
+            mel.to(network.device, network.dtype),
+            decoder_input_ids=start,
+            do_sample=False,
+            num_beams=1,
+            suppress_tokens=list(recognizer.suppressed_ids),
+            begin_suppress_tokens=list(recognizer.begin_suppressed_ids),
+            max_new_tokens=recognizer.max_target_positions - len(recognizer.start_ids),
+            return_timestamps=False,
+        )
     return [[t for t in row if t not in (*recognizer.start_ids, recognizer.end_id)] for row in said.tolist()]
 
 
@@ -112,7 +129,12 @@ def with_faster_whisper(model: SpeechModel, kind: str) -> Transcribe:
     def transcribe(seconds: float) -> int:
         sound = np.concatenate(list(windows_of(seconds)))  # all of it at once: the library wants an array
         segments, _ = network.transcribe(
-            sound, language="en", beam_size=1, temperature=0.0, without_timestamps=True, condition_on_previous_text=False
+            sound,
+            language="en",
+            beam_size=1,
+            temperature=0.0,
+            without_timestamps=True,
+            condition_on_previous_text=False,
         )
         return sum(len(segment.tokens) for segment in segments)
 
@@ -131,7 +153,9 @@ def link_part(model: SpeechModel, folder: Path) -> None:
     source = load_config(SHIPPED / SMALL)
     part = next((part for part in source.parts if part.format == "ctranslate2"), None)
     if part is None:
-        raise CheckpointError("The shipped small has no part in CTranslate2's format any more; compare transformers alone.")
+        raise CheckpointError(
+            "The shipped small has no part in CTranslate2's format any more; compare transformers alone."
+        )
     place = fetch_part(part, SHIPPED / SMALL, cache_folder())
     for file in part.files:
         (folder / file.name).symlink_to((place / file.name).resolve())
@@ -140,6 +164,10 @@ def link_part(model: SpeechModel, folder: Path) -> None:
     r = recognizer_of(model)
     by_id = {number: word for word, number in words.items()}
     (folder / "vocabulary.json").write_text(json.dumps([by_id.get(i, f"<|{i}|>") for i in range(r.vocab_size)]))
-    rules = {"alignment_heads": r.alignment_heads, "suppress_ids": sorted(set(r.suppressed_ids)),
-             "suppress_ids_begin": r.begin_suppressed_ids, "lang_ids": [i for w, i in words.items() if len(w) == 6 and w.startswith("<|")]}  # fmt: skip
+    rules = {
+        "alignment_heads": r.alignment_heads,
+        "suppress_ids": sorted(set(r.suppressed_ids)),
+        "suppress_ids_begin": r.begin_suppressed_ids,
+        "lang_ids": [i for w, i in words.items() if len(w) == 6 and w.startswith("<|")],
+    }
     (folder / "config.json").write_text(json.dumps(rules))

@@ -131,9 +131,14 @@ class CTranslate2Model:
     def config(self) -> Json:
         """Whisper's configuration in transformers' names, from the tensors' shapes."""
         shapes = {name: t.shape for name, t in self._variables.items()}
-        for name in ("encoder/conv1/weight", "encoder/layer_0/ffn/linear_0/weight", "decoder/layer_0/ffn/linear_0/weight",
-                     "decoder/embeddings/weight", "encoder/position_encodings/encodings",
-                     "decoder/position_encodings/encodings"):  # fmt: skip
+        for name in (
+            "encoder/conv1/weight",
+            "encoder/layer_0/ffn/linear_0/weight",
+            "decoder/layer_0/ffn/linear_0/weight",
+            "decoder/embeddings/weight",
+            "encoder/position_encodings/encodings",
+            "decoder/position_encodings/encodings",
+        ):
             require(name in shapes, f"{self._file} lacks {name}")
         width = shapes["encoder/conv1/weight"][0]
 

@@ -97,7 +97,11 @@ def differences(
             counts["unchanged"] += 1
             continue
         rank = ranks["sst_" in name]
-        if numbers.dim() != 2 or rank >= min(numbers.shape) or rank * sum(numbers.shape) >= LAYOUT.itemsize * numbers.numel():
+        if (
+            numbers.dim() != 2
+            or rank >= min(numbers.shape)
+            or rank * sum(numbers.shape) >= LAYOUT.itemsize * numbers.numel()
+        ):
             stored[name] = numbers.to(LAYOUT)
             counts["whole"] += 1
             continue

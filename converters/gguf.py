@@ -162,11 +162,14 @@ class GGUFFile:
             check_kind(self.path, tensor.name, tensor.tensor_type, shape)
             block, size = GGML_QUANT_SIZES[tensor.tensor_type]
             found[name] = Packed(
-                self.path, shape, torch.float32, int(tensor.data_offset),
+                self.path,
+                shape,
+                torch.float32,
+                int(tensor.data_offset),
                 packed_shape=(*shape[:-1], shape[-1] // block * size) if len(shape) > 1 else (shape[0], size),
                 kind=tensor.tensor_type,
                 heads=heads[permuted[1]] if permuted and self._kind == "llama" else None,
-            )  # fmt: skip
+            )
         return found
 
     def tokenizer(self) -> Tokenizer:

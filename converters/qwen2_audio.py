@@ -11,13 +11,22 @@ from converters.family import DECODER, ENCODER, Family, Json, is_tied, section, 
 from speech_xl.config import AdapterConfig, ModelConfig
 
 QWEN2_DEFAULTS = {
-    "model_type": "qwen2", "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
-}  # fmt: skip
+    "model_type": "qwen2",
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "intermediate_size": 22_016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+}
 ENCODER_DEFAULTS = {
-    "num_mel_bins": 128, "d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20,
-    "encoder_ffn_dim": 5120, "max_source_positions": 1500,
-}  # fmt: skip
+    "num_mel_bins": 128,
+    "d_model": 1280,
+    "encoder_layers": 32,
+    "encoder_attention_heads": 20,
+    "encoder_ffn_dim": 5120,
+    "max_source_positions": 1500,
+}
 
 
 def translate(config: Json, stored: frozenset[str]) -> ModelConfig:

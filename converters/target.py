@@ -123,12 +123,15 @@ def finish(
         is_linear = name.startswith("decoder.") and name.endswith(".weight")
         recipes.append(
             Recipe(
-                name, shape, dtypes.get(origin, widest), source,
+                name,
+                shape,
+                dtypes.get(origin, widest),
+                source,
                 swap=is_swapped and ".conv" in name and name.endswith(".weight"),
                 packed=packed.get(origin),
                 packing=options.packing if is_linear and options.packing and options.packing.fits(shape) else None,
             )
-        )  # fmt: skip
+        )
     files = list(dict.fromkeys(t.path for t in stored))
     return Plan(family, target, recipes, unused, tokenizer, heard, files)
 

@@ -20,14 +20,25 @@ from converters.family import (
 from speech_xl.config import AdapterConfig, ModelConfig
 
 LLAMA_DEFAULTS = {
-    "model_type": "llama", "vocab_size": 131_072, "hidden_size": 3072, "intermediate_size": 8192,
-    "num_hidden_layers": 30, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-    "rms_norm_eps": 1e-5, "max_position_embeddings": 131_072,
-}  # fmt: skip
+    "model_type": "llama",
+    "vocab_size": 131_072,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131_072,
+}
 ENCODER_DEFAULTS = {
-    "num_mel_bins": 128, "hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20,
-    "intermediate_size": 5120, "max_source_positions": 1500,
-}  # fmt: skip
+    "num_mel_bins": 128,
+    "hidden_size": 1280,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "intermediate_size": 5120,
+    "max_source_positions": 1500,
+}
 
 
 def translate(config: Json, stored: frozenset[str]) -> ModelConfig:

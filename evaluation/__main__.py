@@ -57,9 +57,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def report(
-    arguments: argparse.Namespace, data: Data, lines: Sequence[Line], methods: Sequence[Method], results: ResultsFile,
+    arguments: argparse.Namespace,
+    data: Data,
+    lines: Sequence[Line],
+    methods: Sequence[Method],
+    results: ResultsFile,
     about: str,
-) -> None:  # fmt: skip
+) -> None:
     """Print the tables, and write the report where there is an output folder."""
     rows = make_rows(data, methods, results)
     print(table(rows), end="")

@@ -52,7 +52,8 @@ def where_cascade_wins(rows: Sequence[Row], data: Data, results: ResultsFile) ->
         parts.append("No memory of this run takes as few bytes as the cascade.")
     elif len(small) < len(memories):
         parts.append(
-            "Against the best memory that takes no more bytes than it, " + _verdict(compare(cascade, small, data, results))
+            "Against the best memory that takes no more bytes than it, "
+            + _verdict(compare(cascade, small, data, results))
         )
     return " ".join(parts) + "\n"
 
@@ -74,7 +75,9 @@ def _compare(
     best = max(memories, key=lambda row: sign * row.figures[kind][metric].value)
     ours, theirs = (row.figures[kind][metric] for row in (cascade, best))
     sums = [*_sums(CASCADE, kind, metric, data, results), *_sums(best.method, kind, metric, data, results)]
-    low, high = confidence(lambda a, b, c, d, axis: sign * (a.sum(axis) / b.sum(axis) - c.sum(axis) / d.sum(axis)), *sums)
+    low, high = confidence(
+        lambda a, b, c, d, axis: sign * (a.sum(axis) / b.sum(axis) - c.sum(axis) / d.sum(axis)), *sums
+    )
     is_clear = low is not None and high is not None and (low > 0 or high < 0)
     size = best.costs[kind].bytes_per_minute / max(cascade.costs[kind].bytes_per_minute, 1e-9)
     return Comparison(kind, metric, ours, theirs, best.method, sign * (ours.value - theirs.value), is_clear, size)

@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory-bits", type=int, default=16, choices=MEMORY_BITS)
     parser.add_argument("--ratios", nargs="+", metavar="RATIO", help="raw, 2, 4, ... (default: all that the model has)")
     parser.add_argument("--summarizers", nargs="+", default=["auto"], choices=("auto", EVERY, *SUMMARIZERS))
-    parser.add_argument("--cascade", action="store_true", help="also transcribe first and read the text: see the document")
+    parser.add_argument(
+        "--cascade", action="store_true", help="also transcribe first and read the text: see the document"
+    )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep results and write a report; resumable")
 
 

@@ -161,8 +161,7 @@ class Look(NamedTuple):
 def _look(recording: Path) -> Look:
     try:
         if recording.is_file():
-            seconds = probe(recording).seconds
-            return Look(f"{recording} holds no sound; bring another copy." if seconds == 0 else None, seconds)
+            return Look(seconds=probe(recording).seconds)
     except RecordingError as error:
         return Look(str(error))
     except OSError:  # a name that no file can have
@@ -251,7 +250,9 @@ def _choices(line: Line) -> tuple[str, ...]:
     if choices is None:
         return ()
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
-        raise DataError(f"{line.where}: choices must be a list of two texts or more, or an object of letters and texts.")
+        raise DataError(
+            f"{line.where}: choices must be a list of two texts or more, or an object of letters and texts."
+        )
     if not all(map(normalise, choices)) or len(set(map(normalise, choices))) < len(choices):
         raise DataError(f"{line.where}: choices must be words, and differ after lower-casing and dropping articles.")
     return tuple(choices)

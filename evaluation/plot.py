@@ -28,9 +28,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             below = [0 if f.low is None else max(0, f.value - f.low) for f in figures]
             above = [0 if f.high is None else max(0, f.high - f.value) for f in figures]
             axes.errorbar(
-                [row.costs[ALL].bytes_per_minute / 1024 for row in curve], [f.value for f in figures], [below, above],
-                marker="o", capsize=3, label=name,
-            )  # fmt: skip
+                [row.costs[ALL].bytes_per_minute / 1024 for row in curve],
+                [f.value for f in figures],
+                [below, above],
+                marker="o",
+                capsize=3,
+                label=name,
+            )
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.set(xlabel="KiB of memory a minute of recording", ylabel=METRICS[metric])

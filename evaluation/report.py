@@ -100,9 +100,15 @@ def confidence(statistic: Callable[..., np.ndarray], *sums: np.ndarray) -> tuple
     if len(sums[0]) < 2:
         return None, None
     interval = bootstrap(
-        sums, statistic, paired=True, vectorized=True, n_resamples=RESAMPLES, confidence_level=CONFIDENCE,
-        method="percentile", rng=np.random.default_rng(SEED),
-    ).confidence_interval  # fmt: skip
+        sums,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
     return float(interval.low), float(interval.high)
 
 
@@ -157,15 +163,29 @@ def as_csv(rows: Sequence[Row]) -> str:
     """One figure a line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([
-        "method", "ratio", "kind", "metric", "value", "low", "high", "items", "recordings", "bytes_per_minute",
-        "times_real_time", "answer_seconds",
-    ])  # fmt: skip
+    writer.writerow(
+        [
+            "method",
+            "ratio",
+            "kind",
+            "metric",
+            "value",
+            "low",
+            "high",
+            "items",
+            "recordings",
+            "bytes_per_minute",
+            "times_real_time",
+            "answer_seconds",
+        ]
+    )
     for row in rows:
         for kind, figures in row.figures.items():
             costs = row.costs[kind]
             taken = [f"{costs.bytes_per_minute:.1f}", f"{costs.speed:.3f}", f"{costs.answer_seconds:.3f}"]
             for metric, f in figures.items():
                 numbers = ["" if n is None else f"{n:.6f}" for n in (f.value, f.low, f.high)]
-                writer.writerow([row.method.name, row.method.ratio_label, kind, metric, *numbers, f.items, f.recordings, *taken])
+                writer.writerow(
+                    [row.method.name, row.method.ratio_label, kind, metric, *numbers, f.items, f.recordings, *taken]
+                )
     return text.getvalue()

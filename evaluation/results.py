@@ -44,9 +44,17 @@ OTHERS = {
 
 NUMBER = (int, float)
 TYPES = {
-    "id": (str,), "audio": (str,), "kind": (str,), "said": (str,), "name": (str,), "ratio": (int, type(None)),
-    "seconds": NUMBER, "bytes": (int,), "listen_seconds": NUMBER, "answer_seconds": NUMBER,
-}  # fmt: skip
+    "id": (str,),
+    "audio": (str,),
+    "kind": (str,),
+    "said": (str,),
+    "name": (str,),
+    "ratio": (int, type(None)),
+    "seconds": NUMBER,
+    "bytes": (int,),
+    "listen_seconds": NUMBER,
+    "answer_seconds": NUMBER,
+}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ from speech_xl.config import DecoderConfig, SSTConfig
 
 Rotation = tuple[mx.array, mx.array]  # cos, sin of shape (B or 1, 1, R, head_dim)
 Pooled = tuple[mx.array, mx.array]  # tokens and columns, see Attention.pool
-Mask: TypeAlias = mx.array | str | None  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
+Mask: TypeAlias = (
+    mx.array | str | None
+)  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
 Piece = tuple[mx.array, mx.array]  # attention to some keys (B, H, R, head_dim), and the scores' log-sum-exp (B, H, R)
 
 PIECES_AT_ONCE = 16  # that wait to be joined: more would take room that grows with the memory

@@ -93,8 +93,11 @@ class DecoderLayer(nn.Module):
         parts = [heard, (sst_q, sst_k, sst_v), attention.project(h[:, after])]
         q, k, v = (mx.concatenate(p, axis=2) for p in zip(*parts, strict=True))
         out = attend(rotate(q, q_rotation), rotate(k, k_rotation), v)
-        outputs = [attention.output(out[:, :, before]), attention.output(out[:, :, sst_rows], sst=True),
-                   attention.output(out[:, :, after])]  # fmt: skip
+        outputs = [
+            attention.output(out[:, :, before]),
+            attention.output(out[:, :, sst_rows], sst=True),
+            attention.output(out[:, :, after]),
+        ]
         return self.feed_forward(x + mx.concatenate(outputs, axis=1))
 
 
@@ -181,7 +184,9 @@ class Decoder(nn.Module):
                 queries.append(rotate(attention.queries(h, sst=True), plan.sst_query_rotation))
             if goes_on:
                 queries.append(q)
-            from_memory = attention.attend_memory(mx.concatenate(queries, axis=2), past)  # read once for both kinds of rows
+            from_memory = attention.attend_memory(
+                mx.concatenate(queries, axis=2), past
+            )  # read once for both kinds of rows
             if k:
                 seen = mx.concatenate([key, own_key], axis=2), mx.concatenate([value, own_value], axis=2)
                 pieces = [*rows_of(from_memory, slice(0, k)), attend_piece(queries[0], *seen, plan.sst_mask)]

@@ -183,7 +183,8 @@ class TextCache:
         if end > self._keys.shape[2]:
             room = (*keys.shape[:2], end + TEXT_ROWS - self.length, keys.shape[3])
             self._keys, self._values = (
-                mx.concatenate([old[:, :, : self.length], mx.zeros(room, old.dtype)], axis=2) for old in (self._keys, self._values)
+                mx.concatenate([old[:, :, : self.length], mx.zeros(room, old.dtype)], axis=2)
+                for old in (self._keys, self._values)
             )
         self._keys[:, :, self.length : end] = keys
         self._values[:, :, self.length : end] = values

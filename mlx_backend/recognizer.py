@@ -95,9 +95,7 @@ class RecognizerLayer(nn.Module):
         self.fc1 = nn.Linear(width, config.decoder_ffn_dim)
         self.fc2 = nn.Linear(config.decoder_ffn_dim, width)
 
-    def __call__(
-        self, x: mx.array, cache: RecognizerCache, mask: mx.array | None
-    ) -> tuple[mx.array, mx.array]:
+    def __call__(self, x: mx.array, cache: RecognizerCache, mask: mx.array | None) -> tuple[mx.array, mx.array]:
         """x (B, R, D) -> the same, and the attention to the sound (B, H, R, S) float32."""
         h = self.self_attn_layer_norm(x)
         keys, values = cache.append(*self.self_attn.keys_values(h))
@@ -123,9 +121,7 @@ class Recognizer(nn.Module):
         longest = self.config.max_target_positions
         return [RecognizerCache(*layer.encoder_attn.keys_values(heard), longest) for layer in self.layers]
 
-    def __call__(
-        self, ids: mx.array, position: int, caches: list[RecognizerCache]
-    ) -> tuple[mx.array, mx.array]:
+    def __call__(self, ids: mx.array, position: int, caches: list[RecognizerCache]) -> tuple[mx.array, mx.array]:
         """Read ids (B, R) at `position`.
 
         Returns logits (B, R, V) float32, and where in the sound the last row looks: (B, S) float32, the mean over
@@ -139,7 +135,9 @@ class Recognizer(nn.Module):
         looks = []
         for number, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             x, weights = layer(x, cache, mask)
-            looks += [weights[:, head, -1] for layer_number, head in self.config.alignment_heads if layer_number == number]
+            looks += [
+                weights[:, head, -1] for layer_number, head in self.config.alignment_heads if layer_number == number
+            ]
         return self.embed_tokens.as_linear(self.layer_norm(x)).astype(mx.float32), mx.stack(looks).mean(0)
 
     def recognize(self, heard: mx.array, before: Sequence[int] = ()) -> list[Recognition]:

@@ -30,9 +30,13 @@ from tests.serving import ORDERS, encoded, input_audio, messages
 
 ROOT = Path(__file__).parent.parent
 QUESTIONS = (
-    "What drink is order {}?", "What milk is in order {}?", "How many shots are in order {}?", "What roast is order {}?",
-    "What size is order {}?", "What sweetener is in order {}?",
-)  # fmt: skip
+    "What drink is order {}?",
+    "What milk is in order {}?",
+    "How many shots are in order {}?",
+    "What roast is order {}?",
+    "What size is order {}?",
+    "What sweetener is in order {}?",
+)
 MARGIN = 0.3  # seconds of the recording around an order
 NOISE = 1e-4  # full scale is 1: enough that no two clients' files are the same
 SAMPLED = 5.0  # seconds between looks at the server's memory

@@ -22,12 +22,12 @@ from reliability.subjects import SUBJECTS, Subject
 ROOMY = 64 * 2**20  # bytes
 SHARES = (0.0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.97)  # of what an undisturbed run leaves there
 SMALLEST_LIMIT = 4096  # bytes of a file: what a command says goes to files, too
-NAMES = (*SUBJECTS, *STORES)
+ALL = SUBJECTS | STORES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The campaign's own flags."""
-    parser.add_argument("--of", nargs="+", default=NAMES, choices=NAMES, help="which commands and stores")
+    parser.add_argument("--of", nargs="+", default=[*ALL], choices=[*ALL], help="which commands and stores")
 
 
 class Disks:
@@ -84,7 +84,7 @@ class Disks:
         if wrong := self._subject.half_written(self._disk, self._whole, before):
             self._found(what, f"half-written: {', '.join(wrong)}")
         make_room()
-        again = self._run()
+        again = ended if ended.code == 0 else self._run()
         if again.code != 0:
             self._found(what, f"the same command with room ends with {again.code}: {again.errors[-1500:]}")
             return
@@ -117,7 +117,7 @@ def main(arguments: argparse.Namespace, output: Path) -> int:
         report.skip("full and read-only disks", reason)
         return report.finish()
     for name in arguments.of:
-        subject = prepare(name, output)
+        subject = prepare(name, ALL[name], output)
         disks = Disks(subject, output / subject.name, report)
         disks.run_through()
         disks.fill()

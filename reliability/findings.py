@@ -43,9 +43,13 @@ class Report:
         """Write CAMPAIGN.json: figures, findings and the machine."""
         machine = {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()}
         said = {
-            "campaign": self.campaign, "seed": self.seed, "machine": machine, "figures": self.figures,
-            "findings": self.findings, "skipped": self.skipped,
-        }  # fmt: skip
+            "campaign": self.campaign,
+            "seed": self.seed,
+            "machine": machine,
+            "figures": self.figures,
+            "findings": self.findings,
+            "skipped": self.skipped,
+        }
         with whole_file(self.output / f"{self.campaign}.json") as temporary:
             temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 

@@ -135,9 +135,12 @@ def run(
         _end_group(child)
         _, status, usage = os.wait4(child, 0)
     return Ended(
-        os.waitstatus_to_exitcode(status), out.read_text(errors="replace"), err.read_text(errors="replace"),
-        usage.ru_utime + usage.ru_stime, changes,
-    )  # fmt: skip
+        os.waitstatus_to_exitcode(status),
+        out.read_text(errors="replace"),
+        err.read_text(errors="replace"),
+        usage.ru_utime + usage.ru_stime,
+        changes,
+    )
 
 
 def _processor_seconds(child: int) -> float:

@@ -42,9 +42,14 @@ def fuzz(name: str, folder: Path, seed: int, minutes: float, inputs: int | None,
     while (left := end - time.monotonic()) > 1 and starts < MOST_STARTS:
         limit = f"-max_total_time={left:.0f}" if inputs is None else f"-runs={inputs}"
         flags = [
-            limit, f"-seed={seed + starts + 1}", f"-max_len={LONGEST_INPUT}", f"-timeout={HANG}", "-print_final_stats=1",
-            f"-rss_limit_mb={MOST_RESIDENT}", f"-artifact_prefix={folder}/ended-{starts}-",
-        ]  # fmt: skip
+            limit,
+            f"-seed={seed + starts + 1}",
+            f"-max_len={LONGEST_INPUT}",
+            f"-timeout={HANG}",
+            "-print_final_stats=1",
+            f"-rss_limit_mb={MOST_RESIDENT}",
+            f"-artifact_prefix={folder}/ended-{starts}-",
+        ]
         command = [sys.executable, "-m", "reliability.fuzz_process", name, str(folder), *flags]
         ended = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True)
         (folder / f"said-{starts}.txt").write_bytes(ended.stdout + ended.stderr)

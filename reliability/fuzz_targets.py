@@ -132,8 +132,9 @@ def config(folder: Path) -> Target:
     from speech_xl.model import SpeechModel
 
     folders = [
-        save_checkpoint(folder / "tiny", tiny_config()), save_checkpoint(folder / "words", tiny_recognizer_config())
-    ]  # fmt: skip
+        save_checkpoint(folder / "tiny", tiny_config()),
+        save_checkpoint(folder / "words", tiny_recognizer_config()),
+    ]
     seeds = [(path / "config.json").read_bytes() for path in folders]
 
     def feed(data: bytes) -> None:
@@ -262,15 +263,30 @@ async def post(app: Callable, path: str, kind: str, body: bytes) -> int:
 
     headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
-        "path": path, "raw_path": path.encode("latin-1", "replace"), "query_string": b"", "root_path": "",
-        "headers": headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
-    }  # fmt: skip
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode("latin-1", "replace"),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
     await app(scope, receive, send)
     return status
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
-    "audio": audio, "video": video, "sxl": sxl, "config": config, "foreign": foreign, "safetensors": safetensors,
-    "gguf": gguf, "bodies": bodies,
-}  # fmt: skip
+    "audio": audio,
+    "video": video,
+    "sxl": sxl,
+    "config": config,
+    "foreign": foreign,
+    "safetensors": safetensors,
+    "gguf": gguf,
+    "bodies": bodies,
+}

@@ -44,8 +44,9 @@ class House:
         words = ["--model", str(self.model), "--backend", "torch"]
         commands = [
             ["batch", str(self.talk), "--transcribe", "--output", str(self.folder / "warm"), *words],
-            ["ask", str(self.talk), "what?", *words], ["info", str(self.model)],
-        ]  # fmt: skip
+            ["ask", str(self.talk), "what?", *words],
+            ["info", str(self.model)],
+        ]
         warm_up(lambda: max(map(cli.main, commands)), self.folder, self.folder / "said")
 
     def speech_xl(self, what: str, words: Sequence[str], at: Path, codes: tuple[int, ...] = (0, 2)) -> int:
@@ -94,10 +95,14 @@ def names(house: House) -> None:
             house.report.skip(f"the name {name!r}", f"this file system refuses it ({error.strerror})")
             continue
         for command in (
-            ["info", str(path)], ["listen", str(path), *model], ["info", "--", name],
-            ["info", str(memory)], ["ask", str(memory), "what is order 4?", "--json", "--max-tokens", "4", *model],
-            ["transcribe", str(path), "-o", "said.json", *model], ["transcribe", str(path), *model],
-        ):  # fmt: skip
+            ["info", str(path)],
+            ["listen", str(path), *model],
+            ["info", "--", name],
+            ["info", str(memory)],
+            ["ask", str(memory), "what is order 4?", "--json", "--max-tokens", "4", *model],
+            ["transcribe", str(path), "-o", "said.json", *model],
+            ["transcribe", str(path), *model],
+        ):
             house.speech_xl(f"{command[0]} of {name!r}", command, at)
         strangers = {os.fsdecode(p) for p in os.listdir(at)} - {path.name, memory.name, "said.json"}
         if strangers:

@@ -15,11 +15,32 @@ import numpy as np
 import soundfile as sf
 
 NAMES = (
-    "two\nlines.wav", "-o.wav", "--help", "é日🎙\ufe0f.wav", "a" * 251 + ".wav", "語" * 83 + ".wav", " .wav", "...wav",
-    "<img src=x onerror=alert(1)>.wav", "%s%n{0}{question}.wav", os.fsdecode(b"\xff\xfe.wav"), "a:b|c.wav", "\x1b[31mred.wav",
-    "$(touch canary).wav", ";touch canary;.wav", "`touch canary`.wav", "\u202egnp.wav", "a.wav.sxl.wav", "\r.wav", "'\".wav",
-    "file:talk.wav", "concat:talk.wav|talk.wav.wav", "*.wav", "[a].wav", "~.wav",
-)  # fmt: skip
+    "two\nlines.wav",
+    "-o.wav",
+    "--help",
+    "é日🎙\ufe0f.wav",
+    "a" * 251 + ".wav",
+    "語" * 83 + ".wav",
+    " .wav",
+    "...wav",
+    "<img src=x onerror=alert(1)>.wav",
+    "%s%n{0}{question}.wav",
+    os.fsdecode(b"\xff\xfe.wav"),
+    "a:b|c.wav",
+    "\x1b[31mred.wav",
+    "$(touch canary).wav",
+    ";touch canary;.wav",
+    "`touch canary`.wav",
+    "\u202egnp.wav",
+    "a.wav.sxl.wav",
+    "\r.wav",
+    "'\".wav",
+    "file:talk.wav",
+    "concat:talk.wav|talk.wav.wav",
+    "*.wav",
+    "[a].wav",
+    "~.wav",
+)
 REFUSED, ANY = (2,), (0, 2)
 Commands = Iterator[tuple[list[str], tuple[int, ...]]]
 HOURS = 24
@@ -99,8 +120,17 @@ def boasting_weights(at: Path, house: Any) -> Commands:
 def boasting_memory(at: Path, house: Any) -> Commands:
     """A memory of a year, in one kilobyte."""
     recording = {"path": "a", "seconds": None, "seconds_heard": 3e7, "sha256": ""}
-    header = {"interval": 1, "ratios": [1], "tokens": 2**61, "prefix": [], "recording": recording, "model": "",
-              "fingerprint": "", "summarizer": "sst", "warnings": []}  # fmt: skip
+    header = {
+        "interval": 1,
+        "ratios": [1],
+        "tokens": 2**61,
+        "prefix": [],
+        "recording": recording,
+        "model": "",
+        "fingerprint": "",
+        "summarizer": "sst",
+        "warnings": [],
+    }
     described = {"format": "speech-xl-memory", "version": "2", "header": json.dumps(header)}
     path = at / "talk.sxl"
     path.write_bytes(_safetensors({"__metadata__": described}))

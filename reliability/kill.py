@@ -10,12 +10,11 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from reliability.findings import Report
 from reliability.forks import Ended, Kill, run, warm_up
-from reliability.stores import STORES
 from reliability.subjects import KILLED, SUBJECTS, Files, Subject
 
 MEASURED_RUNS = 2
@@ -119,12 +118,12 @@ class Trials:
         return self._counts | {"undisturbed seconds": round(self._seconds, 2), "changes": self._changes}
 
 
-def prepare(name: str, output: Path) -> Subject:
+def prepare(name: str, make: Callable[[Path], Subject], output: Path) -> Subject:
     """A subject with its inputs below `output`, and all that it imports."""
     inputs, warm = output / name / "inputs", output / name / "warm"
     for folder in (inputs, warm):
         folder.mkdir(parents=True)
-    subject = (SUBJECTS | STORES)[name](inputs)
+    subject = make(inputs)
     subject.start(warm)
     warm_up(lambda: subject.main(warm), warm, output / name / "said")
     shutil.rmtree(warm)
@@ -135,7 +134,7 @@ def main(arguments: argparse.Namespace, output: Path) -> int:
     """Run the campaign -> 0 if it has found nothing."""
     report = Report("kill", arguments.seed, output)
     for name in arguments.of:
-        subject = prepare(name, output)
+        subject = prepare(name, SUBJECTS[name], output)
         trials = Trials(subject, output / subject.name, arguments.seed, report)
         try:
             trials.run_through()

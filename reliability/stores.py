@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from reliability.fuzz_targets import BOUNDARY, form, post
 from reliability.subjects import Subject
 from speech_xl.errors import SpeechXLError
-from tests.serving import talk
 from tests.tiny import save_checkpoint, tiny_recognizer_config, write_sound
 
 NO_ROOM = 507  # HTTP: Insufficient Storage
@@ -62,6 +61,7 @@ def server(inputs: Path) -> Subject:
         from server.app import build_app
         from server.settings import Settings
         from speech_xl.model import SpeechModel
+        from tests.serving import talk
 
         model = SpeechModel.load(str(checkpoint), "torch")
         try:

@@ -66,9 +66,11 @@ class Shape:
         async for piece in turn.pieces():
             answer = piece  # the last one is the Answer
         choice = {
-            "index": 0, "message": {"role": "assistant", "content": answer.answer, "refusal": None}, "logprobs": None,
+            "index": 0,
+            "message": {"role": "assistant", "content": answer.answer, "refusal": None},
+            "logprobs": None,
             "finish_reason": answer.finish_reason,
-        }  # fmt: skip
+        }
         about = {"usage": usage(turn, answer), "speech_xl": extras(turn, answer)}
         return {"object": "chat.completion", **self._head, "choices": [choice], **about}
 
@@ -98,11 +100,13 @@ def usage(turn: Turn, answer: Answer) -> dict[str, Any]:
         "completion_tokens": answer.tokens,
         "total_tokens": read + answer.tokens,
         "prompt_tokens_details": {
-            "cached_tokens": cached, "audio_tokens": len(memory.spans), "text_tokens": read - len(memory.spans)
+            "cached_tokens": cached,
+            "audio_tokens": len(memory.spans),
+            "text_tokens": read - len(memory.spans),
         },
         "input_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
-    }  # fmt: skip
+    }
 
 
 def extras(turn: Turn, answer: Answer) -> dict[str, Any]:

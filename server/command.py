@@ -60,13 +60,20 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", help="small, nano, a checkpoint folder or a Hub id (default: small, else nano)")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
     parser.add_argument(
-        "--memory-bits", type=int, default=16, choices=MEMORY_BITS,
+        "--memory-bits",
+        type=int,
+        default=16,
+        choices=MEMORY_BITS,
         help="quantize memories in RAM to 8 or 4 bits (default 16: as the model computes)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--api-key", action="append", default=[], dest="keys", metavar="KEY",
+        "--api-key",
+        action="append",
+        default=[],
+        dest="keys",
+        metavar="KEY",
         help=f"who may ask; repeat it for several. {KEYS_VARIABLE}=KEY,KEY does the same and is in no list of processes",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--store", type=Path, metavar="FOLDER", help="where memories are kept (default: the user's cache)"
     )
@@ -82,9 +89,11 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         shown = format_bytes(int(value)) if kind is amount else f"{value:g}"
         parser.add_argument(name, type=kind, default=value, metavar="N", help=f"{what} (default {shown})")
     parser.add_argument(
-        "--audio-urls", default=usual.audio_urls, choices=AUDIO_URLS,
+        "--audio-urls",
+        default=usual.audio_urls,
+        choices=AUDIO_URLS,
         help="which http(s) addresses recordings are fetched from; public: none of a private network (default none)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--page", action="store_true", help="the page and its MCP endpoint at /page, in the same process"
     )

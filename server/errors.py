@@ -32,9 +32,11 @@ from speech_xl.errors import (
 LOG = logging.getLogger(__name__)
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 CODES = {
-    RecordingError: "invalid_audio", MemoryFileError: "invalid_memory", QuestionError: "invalid_question",
+    RecordingError: "invalid_audio",
+    MemoryFileError: "invalid_memory",
+    QuestionError: "invalid_question",
     ScheduleError: "invalid_compression",
-}  # fmt: skip
+}
 LONGEST_ECHO = 200  # characters
 CLIENT_LEFT = 499  # nobody reads it; it is what the metrics show
 FAILED = "The server failed; its log says why. Try again, and tell whoever runs it if it happens again."
@@ -112,6 +114,7 @@ def without_folder(folder: Path) -> Iterator[None]:
 
 def add_handlers(app: FastAPI) -> None:
     """Let every exception of an endpoint become a response in OpenAI's shape."""
+
     async def handle(request: Request, error: Exception) -> JSONResponse:
         return respond(error)
 

@@ -63,17 +63,21 @@ class Library:
         """ApiError 413 for a recording of more hours than are taken; None is a length that nobody knows yet."""
         if seconds is not None and seconds > self._settings.hours * 3600:
             raise ApiError(
-                413, f"The recording is {clock(seconds)} long or more and this server takes {self._settings.hours:g} h; "
-                "cut it.", "audio_too_long",
-            )  # fmt: skip
+                413,
+                f"The recording is {clock(seconds)} long or more and this server takes {self._settings.hours:g} h; "
+                "cut it.",
+                "audio_too_long",
+            )
 
     def check_size(self, size: int) -> None:
         """ApiError 413 for a memory of more bytes than fit into the server's."""
         if size > self._settings.resident_bytes:
             raise ApiError(
-                413, f"The memory takes {format_bytes(size)} or more and this server allows "
-                f"{format_bytes(self._settings.resident_bytes)}; choose a larger ratio.", "memory_too_large",
-            )  # fmt: skip
+                413,
+                f"The memory takes {format_bytes(size)} or more and this server allows "
+                f"{format_bytes(self._settings.resident_bytes)}; choose a larger ratio.",
+                "memory_too_large",
+            )
 
     def _plan(self, recording: Recording, compression: Compression, span: Span) -> Ratio:
         """The ratio that a recording will be heard at, once all is checked that can be without hearing it."""

@@ -79,9 +79,18 @@ def describe(service: Service, entry: Entry) -> dict[str, Any]:
     """A memory as clients see it. `usable`: the model that is loaded can be asked about it."""
     header, source = entry.header, entry.header.recording
     return {
-        "id": entry.id, "object": "memory", "created_at": entry.created, "bytes": entry.bytes,
-        "filename": source.path, "sha256": source.sha256, "seconds_heard": source.seconds_heard,
-        "model": header.model, "usable": header.fingerprint == service.model.fingerprint,
-        "ratio": ratio_in_words(header.ratios), "summarizer": header.summarizer, "speech_tokens": header.tokens,
-        "slots": header.slots, "warnings": list(header.warnings),
-    }  # fmt: skip
+        "id": entry.id,
+        "object": "memory",
+        "created_at": entry.created,
+        "bytes": entry.bytes,
+        "filename": source.path,
+        "sha256": source.sha256,
+        "seconds_heard": source.seconds_heard,
+        "model": header.model,
+        "usable": header.fingerprint == service.model.fingerprint,
+        "ratio": ratio_in_words(header.ratios),
+        "summarizer": header.summarizer,
+        "speech_tokens": header.tokens,
+        "slots": header.slots,
+        "warnings": list(header.warnings),
+    }

@@ -29,9 +29,12 @@ class Metrics:
             "requests", "Requests by route, method and status.", ["route", "method", "status"]
         )
         self.request_seconds = Histogram(
-            "speech_xl_request_seconds", "Time from a request's first byte to its answer's last.", ["route"],
-            buckets=SECONDS, registry=self.registry,
-        )  # fmt: skip
+            "speech_xl_request_seconds",
+            "Time from a request's first byte to its answer's last.",
+            ["route"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self.in_flight = Gauge("speech_xl_requests_in_flight", "Requests being worked on.", registry=self.registry)
         self.heard_seconds = self._counter("heard_seconds", "Seconds of recordings heard.")
         self.memories = self._counter("memories", "Memories used, by how they were come by.", ["how"])

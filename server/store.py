@@ -75,9 +75,10 @@ class Store:
             size = temporary.stat().st_size
             if size > self.budget:
                 raise ApiError(
-                    413, f"This memory takes {format_bytes(size)}, more than the {format_bytes(self.budget)} kept here.",
+                    413,
+                    f"This memory takes {format_bytes(size)}, more than the {format_bytes(self.budget)} kept here.",
                     "memory_too_large",
-                )  # fmt: skip
+                )
             self._make_room(size)
 
     def copy(self, owner: str, identifier: str, source: Path) -> None:

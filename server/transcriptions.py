@@ -79,10 +79,17 @@ def verbose_segment(number: int, segment: Segment, tokens: list[int]) -> dict[st
     """With every field of OpenAI's. Two are not measured and say that nothing is wrong: avg_logprob, no_speech_prob."""
     packed = zlib.compress(segment.text.encode())
     return {
-        "id": number, "seek": 0, "start": segment.start, "end": segment.end, "text": segment.text, "tokens": tokens,
-        "temperature": 0.0, "avg_logprob": 0.0, "no_speech_prob": 0.0,
+        "id": number,
+        "seek": 0,
+        "start": segment.start,
+        "end": segment.end,
+        "text": segment.text,
+        "tokens": tokens,
+        "temperature": 0.0,
+        "avg_logprob": 0.0,
+        "no_speech_prob": 0.0,
         "compression_ratio": round(len(segment.text.encode()) / len(packed), 3),
-    }  # fmt: skip
+    }
 
 
 async def events(service: Service, job: Job, asked: FileRequest) -> AsyncGenerator[dict[str, Any], None]:

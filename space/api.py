@@ -55,9 +55,13 @@ class Endpoints:
             raise refuse(error) from error
         m = session.run.memory
         heard = {
-            "seconds": m.seconds, "tokens": m.tokens, "slots": m.slots, "bytes": m.bytes, "ratio": m.ratio,
+            "seconds": m.seconds,
+            "tokens": m.tokens,
+            "slots": m.slots,
+            "bytes": m.bytes,
+            "ratio": m.ratio,
             "warnings": list(m.warnings),
-        }  # fmt: skip
+        }
         return json.dumps(heard), session
 
     def ask(self, question: str, session: Session | None, request: gr.Request | None = None) -> str:

@@ -25,8 +25,17 @@ from speech_xl.summarizers import SUMMARIZERS, choose_summarizer
 
 REDRAW_SECONDS = 0.5
 COLOURS = (
-    "#64748b", "#4f46e5", "#0891b2", "#16a34a", "#d97706", "#db2777", "#7c3aed", "#0d9488", "#65a30d", "#b91c1c",
-)  # fmt: skip
+    "#64748b",
+    "#4f46e5",
+    "#0891b2",
+    "#16a34a",
+    "#d97706",
+    "#db2777",
+    "#7c3aed",
+    "#0d9488",
+    "#65a30d",
+    "#b91c1c",
+)
 COLUMNS = ("answer", "rests on", "memory", "slots", "heard in", "answered in")
 WIDTH, HEIGHT, LEFT, BOTTOM = 800, 260, 84, 26  # of the plot, in SVG units
 
@@ -114,10 +123,13 @@ def draw(attempts: Sequence[Attempt], seconds: float) -> str:
         cells = [""] * len(COLUMNS)
         if attempt.answer is not None:
             cells = [
-                escape(attempt.answer) or "(nothing)", attempt.rests_on,
-                format_bytes(attempt.memory_bytes) + _size(attempt.memory_bytes / largest), f"{attempt.slots:,}",
-                f"{attempt.listen_seconds:.1f} s", f"{attempt.answer_seconds:.2f} s",
-            ]  # fmt: skip
+                escape(attempt.answer) or "(nothing)",
+                attempt.rests_on,
+                format_bytes(attempt.memory_bytes) + _size(attempt.memory_bytes / largest),
+                f"{attempt.slots:,}",
+                f"{attempt.listen_seconds:.1f} s",
+                f"{attempt.answer_seconds:.2f} s",
+            ]
         elif attempt.curve:
             cells[0] = f"listening, {clock(attempt.curve[-1][0])} ..."
         name = f'<th scope="row"><span class="sxl-dot" style="background:{colour}"></span>{attempt.name}</th>'

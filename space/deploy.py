@@ -15,10 +15,22 @@ from speech_xl.checkpoints import EMBEDDED_FOLDER
 ROOT = Path(__file__).parent.parent
 # fnmatch patterns as huggingface_hub reads them: * also matches /
 NEEDED = (
-    "README.md", "LICENSE", "app.py", "requirements.txt", "packages.txt", "docs/images/*.png", "speech_xl/*.py",
-    "space/*.py", "space/*.css", "space/*.js", "space/examples/*", "torch_backend/*.py", "converters/*.py",
-    "checkpoints/nano/*", "checkpoints/small/*",
-)  # fmt: skip
+    "README.md",
+    "LICENSE",
+    "app.py",
+    "requirements.txt",
+    "packages.txt",
+    "docs/images/*.png",
+    "speech_xl/*.py",
+    "space/*.py",
+    "space/*.css",
+    "space/*.js",
+    "space/examples/*",
+    "torch_backend/*.py",
+    "converters/*.py",
+    "checkpoints/nano/*",
+    "checkpoints/small/*",
+)
 LEFT_OUT = ("checkpoints/small/parts/*", "space/deploy.py", "*__pycache__*", "*/.*")
 
 
@@ -60,9 +72,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         api.create_repo(chosen.space, repo_type="space", space_sdk="gradio", private=chosen.private, exist_ok=True)
         done = api.upload_folder(
-            repo_id=chosen.space, repo_type="space", folder_path=ROOT, allow_patterns=files,
-            commit_message="Update Speech-XL", delete_patterns="*",
-        )  # fmt: skip
+            repo_id=chosen.space,
+            repo_type="space",
+            folder_path=ROOT,
+            allow_patterns=files,
+            commit_message="Update Speech-XL",
+            delete_patterns="*",
+        )
     except (HfHubHTTPError, OSError, ValueError) as error:
         print(f"The Hub did not take it ({error}); log in with `hf auth login` and check the name.", file=sys.stderr)
         return 2

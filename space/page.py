@@ -40,20 +40,37 @@ def look() -> dict[str, Any]:
     theme = gr.themes.Soft(
         primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", radius_size="md", font=sans, font_mono=mono
     ).set(  # quiet text and buttons dark or light enough for WCAG AA, which the theme's own are not
-        body_background_fill="*neutral_50", block_shadow="none", block_border_width="1px",
-        body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
-        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
-        block_label_text_color="*neutral_700", block_label_text_color_dark="*neutral_200",
-        block_label_background_fill="transparent", block_title_background_fill="transparent",
-        block_title_background_fill_dark="transparent", block_title_text_color="*body_text_color_subdued",
-        block_title_text_color_dark="*body_text_color_subdued", block_title_text_weight="500", block_title_text_size="13px",
-        block_title_padding="0", button_large_text_weight="600", button_small_text_weight="500",
-        button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700",
-        button_primary_background_fill_dark="*primary_600", button_primary_background_fill_hover_dark="*primary_700",
-        button_secondary_background_fill_dark="*neutral_700", button_secondary_background_fill_hover_dark="*neutral_600",
-        button_secondary_text_color_dark="white", button_secondary_text_color_hover_dark="white",
-        link_text_color_dark="*primary_300", input_placeholder_color="*neutral_500", input_placeholder_color_dark="*neutral_400",
-    )  # fmt: skip
+        body_background_fill="*neutral_50",
+        block_shadow="none",
+        block_border_width="1px",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_label_background_fill="transparent",
+        block_title_background_fill="transparent",
+        block_title_background_fill_dark="transparent",
+        block_title_text_color="*body_text_color_subdued",
+        block_title_text_color_dark="*body_text_color_subdued",
+        block_title_text_weight="500",
+        block_title_text_size="13px",
+        block_title_padding="0",
+        button_large_text_weight="600",
+        button_small_text_weight="500",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_700",
+        button_secondary_background_fill_dark="*neutral_700",
+        button_secondary_background_fill_hover_dark="*neutral_600",
+        button_secondary_text_color_dark="white",
+        button_secondary_text_color_hover_dark="white",
+        link_text_color_dark="*primary_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )
     script = "<script>" + (FOLDER / "page.js").read_text(encoding="utf-8") + "</script>"
     return {
         "theme": theme,
@@ -104,13 +121,21 @@ def _compare(handlers: Handlers, session: gr.State) -> None:
         )
         run = gr.Button("Compare", variant="primary", scale=1, min_width=100)
     others = gr.Checkbox(
-        False, label="Also memories that need no training (stride, pool, window, attention)", container=False, interactive=True
-    )  # fmt: skip
+        False,
+        label="Also memories that need no training (stride, pool, window, attention)",
+        container=False,
+        interactive=True,
+    )
     result = gr.HTML(comparison.empty(), elem_id="sxl-compared", padding=False)
     gr.on(
-        [run.click, question.submit], comparison.run, [question, others, session], result,
-        concurrency_id="listen", concurrency_limit=2, **PRIVATE,
-    )  # fmt: skip
+        [run.click, question.submit],
+        comparison.run,
+        [question, others, session],
+        result,
+        concurrency_id="listen",
+        concurrency_limit=2,
+        **PRIVATE,
+    )
 
 
 def _choose(handlers: Handlers, fitted: list[Any], heard: list[Any]) -> None:
@@ -121,9 +146,11 @@ def _choose(handlers: Handlers, fitted: list[Any], heard: list[Any]) -> None:
         return
     with gr.Row(elem_classes="sxl-choose"):
         name = gr.Textbox(
-            label="small, nano, a checkpoint folder or a Hub id", placeholder="empty: the usual model", scale=4,
+            label="small, nano, a checkpoint folder or a Hub id",
+            placeholder="empty: the usual model",
+            scale=4,
             min_width=220,
-        )  # fmt: skip
+        )
         backend = gr.Dropdown(["auto", *BACKENDS], value="auto", label="Backend", scale=1, min_width=110)
         load = gr.Button("Load", variant="primary", scale=1, min_width=90)
     shown = gr.HTML(facts, padding=False)
@@ -133,6 +160,11 @@ def _choose(handlers: Handlers, fitted: list[Any], heard: list[Any]) -> None:
         return about(model, handlers.max_hours), introduction(model), *fit(model), *drawn
 
     gr.on(
-        [load.click, name.submit], choose, [name, backend, session], [shown, *fitted, *heard],
-        concurrency_id="choose", concurrency_limit=1, **PRIVATE,
-    )  # fmt: skip
+        [load.click, name.submit],
+        choose,
+        [name, backend, session],
+        [shown, *fitted, *heard],
+        concurrency_id="choose",
+        concurrency_limit=1,
+        **PRIVATE,
+    )

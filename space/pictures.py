@@ -47,9 +47,13 @@ def figures(heard: Heard | None, memory: AudioMemory | None = None) -> str:
             left = clock(max(0.0, heard.total_seconds - heard.seconds) / max(heard.speed, 1e-9))
         size = memory.bytes if memory else heard.memory_bytes
         values = [
-            clock(heard.seconds), f"{_speed(heard.speed)}x real time", left, f"{heard.tokens:,}",
-            format_bytes(size), format_bytes(heard.raw_bytes),
-        ]  # fmt: skip
+            clock(heard.seconds),
+            f"{_speed(heard.speed)}x real time",
+            left,
+            f"{heard.tokens:,}",
+            format_bytes(size),
+            format_bytes(heard.raw_bytes),
+        ]
     slots = f"memory, {(memory or heard).slots:,} slots"
     names = ["heard", "speed", "time left", "speech tokens", slots, "uncompressed"]
     cells = "".join(f"<div><dt>{n}</dt><dd>{v}</dd></div>" for n, v in zip(names, values, strict=True))

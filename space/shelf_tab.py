@@ -127,9 +127,11 @@ def _row(kept: Kept, is_own: bool, days: float) -> str:
     left = max(0.0, days - (time.time() - kept.opened) / DAY)
     ratios = {"raw" if r is None else f"{r} to 1" for r in kept.header.ratios}
     cells = (
-        clock(kept.header.recording.seconds_heard), f'{made}<br><small>{left:.0f} days left</small>',
-        format_bytes(kept.bytes), escape(" and ".join(sorted(ratios))) + ("" if is_own else f"<br><small>by {escape(kept.header.model)}</small>"),
-    )  # fmt: skip
+        clock(kept.header.recording.seconds_heard),
+        f"{made}<br><small>{left:.0f} days left</small>",
+        format_bytes(kept.bytes),
+        escape(" and ".join(sorted(ratios))) + ("" if is_own else f"<br><small>by {escape(kept.header.model)}</small>"),
+    )
     buttons = "".join(
         f'<button type="button" data-do="{do}" data-id="{kept.id}" data-name="{name}" aria-label="{label} {name}">{label}</button>'
         for do, label in (("open", "Open"), ("download", "Download"), ("edit", "Rename"), ("delete", "Delete"))

@@ -60,17 +60,24 @@ def build_talk(handlers: Handlers, session: gr.State, has_shelf: bool) -> Talk:
                 status = gr.Markdown(
                     f"Choose a recording and press Listen, or press Example: {load_example().title.lower()}.",
                     elem_id="sxl-status",
-                )  # fmt: skip
+                )
         with gr.Column(elem_classes="sxl-heard"):
             caption = gr.HTML("", padding=False)
             line = gr.HTML(
-                timeline((), None, (), False, False), padding=False, elem_id="sxl-timeline",
+                timeline((), None, (), False, False),
+                padding=False,
+                elem_id="sxl-timeline",
                 js_on_load="sxlWatch(element, sxlPaint)",
-            )  # fmt: skip
+            )
             player = gr.Audio(  # without its waveform, for which a browser would decode all of it at once
-                label="Recording", interactive=False, buttons=[], show_label=False, elem_id="sxl-player",
-                waveform_options=gr.WaveformOptions(show_recording_waveform=False), container=False,
-            )  # fmt: skip
+                label="Recording",
+                interactive=False,
+                buttons=[],
+                show_label=False,
+                elem_id="sxl-player",
+                waveform_options=gr.WaveformOptions(show_recording_waveform=False),
+                container=False,
+            )
             figures = gr.HTML("", padding=False)
         with gr.Row(equal_height=False, elem_classes="sxl-columns"):
             with gr.Column(scale=1, min_width=320, elem_classes="sxl-chat"):
@@ -78,7 +85,7 @@ def build_talk(handlers: Handlers, session: gr.State, has_shelf: bool) -> Talk:
                 with gr.Row(elem_classes="sxl-small"):
                     keep = gr.Button(
                         "Keep on shelf", interactive=False, visible=has_shelf, **SMALL | {"min_width": 116}
-                    )  # fmt: skip
+                    )
                     download = gr.Button("Download memory", interactive=False, **SMALL | {"min_width": 136})
                     markdown = gr.Button("Markdown", **SMALL)
                     as_json = gr.Button("JSON", **SMALL)
@@ -132,9 +139,12 @@ def _sources() -> tuple[gr.File, gr.Audio]:
     with gr.Column(scale=5, min_width=300):
         with gr.Tab("File"):
             upload = gr.File(
-                label="Recording (audio or video) or memory (.sxl)", show_label=False, height=132,
-                file_types=["audio", "video", ".sxl"], type="filepath",
-            )  # fmt: skip
+                label="Recording (audio or video) or memory (.sxl)",
+                show_label=False,
+                height=132,
+                file_types=["audio", "video", ".sxl"],
+                type="filepath",
+            )
         with gr.Tab("Microphone"):
             microphone = gr.Audio(
                 label="Record", show_label=False, sources=["microphone"], type="filepath", elem_id="sxl-microphone"
@@ -144,9 +154,12 @@ def _sources() -> tuple[gr.File, gr.Audio]:
 
 def _buttons(model: SpeechModel) -> tuple[gr.Dropdown, gr.Button, gr.Button, gr.Button]:
     compression = gr.Dropdown(
-        compression_choices(model), value=usual_compression(model), allow_custom_value=True, min_width=150,
+        compression_choices(model),
+        value=usual_compression(model),
+        allow_custom_value=True,
+        min_width=150,
         label="Compression, or a budget such as 64MiB",
-    )  # fmt: skip
+    )
     with gr.Row(elem_classes="sxl-buttons"):
         start = gr.Button("Listen", variant="primary", min_width=100, scale=2)
         stop = gr.Button("Cancel", min_width=80, scale=1)
@@ -158,16 +171,29 @@ def _conversation(model: SpeechModel) -> tuple[gr.Textbox, gr.Button, gr.Chatbot
     questions = suggested_questions(model.config)
     gr.HTML('<h2 class="sxl-title">Conversation</h2>', padding=False)
     chat = gr.Chatbot(
-        label="Conversation", height=300, buttons=["copy", "copy_all"], render_markdown=False, show_label=False,
-        feedback_options=None, placeholder="Answers appear here, with the times they come from.", elem_id="sxl-answers",
-    )  # fmt: skip
+        label="Conversation",
+        height=300,
+        buttons=["copy", "copy_all"],
+        render_markdown=False,
+        show_label=False,
+        feedback_options=None,
+        placeholder="Answers appear here, with the times they come from.",
+        elem_id="sxl-answers",
+    )
     evidence = gr.HTML(pictures.evidence_buttons(()), padding=False)
     with gr.Row(elem_classes="sxl-ask"):
         question = gr.Textbox(
-            label="Question", placeholder=questions[0], show_label=False, container=False, scale=5, lines=1,
-            max_lines=3, min_width=200, elem_id="sxl-question",
+            label="Question",
+            placeholder=questions[0],
+            show_label=False,
+            container=False,
+            scale=5,
+            lines=1,
+            max_lines=3,
+            min_width=200,
+            elem_id="sxl-question",
             html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
-        )  # fmt: skip
+        )
         send = gr.Button("Ask", variant="primary", scale=1, min_width=72)
     suggestions = gr.Dataset(
         label=_suggestions_label(model),
@@ -183,18 +209,32 @@ def _transcript(handlers: Handlers, session: gr.State, line: gr.HTML) -> tuple[g
     gr.HTML('<h2 class="sxl-title">Transcript</h2>', padding=False)
     with gr.Row(elem_classes="sxl-search"):
         gr.Textbox(  # page.js listens to both: no server is asked
-            label="Search the transcript", placeholder="Search", show_label=False, container=False, scale=4,
-            min_width=180, elem_id="sxl-search",
-        )  # fmt: skip
+            label="Search the transcript",
+            placeholder="Search",
+            show_label=False,
+            container=False,
+            scale=4,
+            min_width=180,
+            elem_id="sxl-search",
+        )
         gr.Checkbox(
-            True, label="Follow the player", container=False, scale=1, min_width=160, elem_id="sxl-follow",
+            True,
+            label="Follow the player",
+            container=False,
+            scale=1,
+            min_width=160,
+            elem_id="sxl-follow",
             interactive=True,
-        )  # fmt: skip
+        )
     first = transcript((), (), no_words_yet(handlers.model.config.recognizer is not None), False)
     words = gr.HTML(
-        first, elem_id="sxl-transcript", min_height=440, max_height=440, autoscroll=True,
+        first,
+        elem_id="sxl-transcript",
+        min_height=440,
+        max_height=440,
+        autoscroll=True,
         js_on_load="sxlWatch(element, sxlPaint)",
-    )  # fmt: skip
+    )
     with gr.Row(elem_classes="sxl-small"):
         read = gr.Button("Transcribe from memory", **SMALL | {"min_width": 170})
         heard = gr.Button("As heard", **SMALL)

@@ -16,7 +16,7 @@ UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "
 
 
 def parse_ratio(text: str) -> Ratio:
-    """"raw" -> None, or a whole number; ScheduleError for anything else."""
+    """ "raw" -> None, or a whole number; ScheduleError for anything else."""
     if text == "raw":
         return None
     if not re.fullmatch("[1-9][0-9]{0,5}", text):
@@ -25,7 +25,7 @@ def parse_ratio(text: str) -> Ratio:
 
 
 def parse_bytes(text: str) -> int:
-    """"64MiB" -> bytes; ScheduleError for what is no amount."""
+    """ "64MiB" -> bytes; ScheduleError for what is no amount."""
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([a-zA-Z]*)", text.strip())
     if not match or match[2].lower() not in UNITS:
         raise ScheduleError(f"{text[:40]!r} is no amount of memory; write it like 64MiB.")

@@ -91,7 +91,15 @@ class _Telling:
         heat = evidence_heat(weights, memory.slot_times, memory.seconds)
         warnings = self.model.position_warnings(memory.position + len(self.ids) + len(self._said))
         return self._show(text), Answer(
-            asking.question, text, evidence, seconds, memory.seconds, self._finish_reason, warnings, len(self._said), heat
+            asking.question,
+            text,
+            evidence,
+            seconds,
+            memory.seconds,
+            self._finish_reason,
+            warnings,
+            len(self._said),
+            heat,
         )
 
     def _show(self, text: str) -> str:
@@ -115,9 +123,15 @@ class Asking:
     """
 
     def __init__(
-        self, model: SpeechModel, memory: AudioMemory, question: str, longest: int,
-        span: tuple[float, float] | None = None, stop: Sequence[str] = (), sampling: Sampling = GREEDY,
-    ):  # fmt: skip
+        self,
+        model: SpeechModel,
+        memory: AudioMemory,
+        question: str,
+        longest: int,
+        span: tuple[float, float] | None = None,
+        stop: Sequence[str] = (),
+        sampling: Sampling = GREEDY,
+    ):
         self.model, self.memory, self.question, self.span = model, memory, question, span
         model.prompt.question_ids(question)  # QuestionError if it cannot be asked
         self.longest, self.stop = longest, tuple(stop)
@@ -184,7 +198,9 @@ def tell_together(askings: Sequence[Asking]) -> Iterator[Answer]:
 def _tell_group(tellings: Sequence[_Telling], memory: AudioMemory) -> None:
     """Hear answers that read one memory to their ends."""
     model = tellings[0].model
-    steps = model.backend.answer_together(memory.state, [t.ids for t in tellings], memory.position, model.prompt.end_ids)
+    steps = model.backend.answer_together(
+        memory.state, [t.ids for t in tellings], memory.position, model.prompt.end_ids
+    )
     try:
         while not all(telling.is_over for telling in tellings):
             with model.lock:

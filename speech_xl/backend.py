@@ -38,7 +38,7 @@ class Recognition(NamedTuple):
     """What a recogniser read in one window (T tokens, S encoder positions)."""
 
     ids: list[int]  # of recognizer_tokenizer.json; start and end left out
-    attention: np.ndarray  # (T + 1, S) float32: where each chosen token was looked for, the end last; (T, S) if none came
+    attention: np.ndarray  # (T + 1, S) float32: where each chosen token was looked for; (T, S) if no end came
     no_speech: float  # probability that nobody speaks
     mean_log_prob: float  # of the chosen tokens, the end included
 
@@ -166,10 +166,14 @@ OPENBLAS = Library(
 BACKENDS = {  # the first one that is installed is chosen, but where another is at home
     "torch": Registration("torch_backend.backend", "torch", "pip install torch==2.13.0"),
     "mlx": Registration(
-        "mlx_backend.backend", "mlx", "pip install mlx on a Mac with Apple Silicon, or pip install 'mlx[cpu]' on Linux",
-        layout="mlx", home=("Darwin", "arm64"), library=OPENBLAS,
+        "mlx_backend.backend",
+        "mlx",
+        "pip install mlx on a Mac with Apple Silicon, or pip install 'mlx[cpu]' on Linux",
+        layout="mlx",
+        home=("Darwin", "arm64"),
+        library=OPENBLAS,
     ),
-}  # fmt: skip
+}
 
 
 def is_installed(name: str) -> bool:
@@ -212,8 +216,6 @@ def load_backend(name: str, folder: Path, config: ModelConfig, memory_bits: int 
     try:
         module = importlib.import_module(BACKENDS[chosen].module)
     except ImportError as error:
-        raise BackendError(
-            f"The {chosen} backend does not start here ({error}); {install_hint(chosen)}."
-        ) from error
+        raise BackendError(f"The {chosen} backend does not start here ({error}); {install_hint(chosen)}.") from error
     loaded: Backend = module.Backend.load(folder, config, memory_bits)
     return loaded

@@ -142,7 +142,11 @@ def build(cls: type[Built], values: Any, what: str, **made: Callable[[Any], Any]
     kinds = {"str": str, "int": int, "str | None": str | None}
     for name, field in fields.items():
         value = values.get(name)
-        if (field.type in kinds and not isinstance(value, kinds[str(field.type)])) or value == "" or isinstance(value, bool):
+        if (
+            (field.type in kinds and not isinstance(value, kinds[str(field.type)]))
+            or value == ""
+            or isinstance(value, bool)
+        ):
             raise CheckpointError(f"config.json: {what} needs {name} as {field.type}, not {value!r}.")
     return cls(**{name: made[name](values.get(name)) if name in made else values.get(name) for name in fields})
 

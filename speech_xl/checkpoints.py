@@ -52,7 +52,10 @@ def resolve_default() -> tuple[Path, str | None]:
     try:
         return resolve_checkpoint(SMALL), None
     except SpeechXLError as error:
-        return EMBEDDED_FOLDER, f"{error} Until then {EMBEDDED} answers, a far smaller model; `info {EMBEDDED_FOLDER}` says what it understands."
+        return (
+            EMBEDDED_FOLDER,
+            f"{error} Until then {EMBEDDED} answers, a far smaller model; `info {EMBEDDED_FOLDER}` says what it understands.",
+        )
 
 
 def whole(folder: Path) -> Path:

@@ -124,7 +124,9 @@ class SSTConfig:
     ratios: tuple[int, ...]  # speech tokens per SST (alpha); every one divides `interval`
     default_ratio: int
     output_projection: bool = False  # a second o projection beside q, k and v
-    own_projections: bool = True  # False: SSTs go through the decoder's own q, k and v, and only their embedding is theirs
+    own_projections: bool = (
+        True  # False: SSTs go through the decoder's own q, k and v, and only their embedding is theirs
+    )
     appended: bool = False  # SSTs stand behind their whole interval and see all of it, not each behind its own block
     trained: bool = True
     horizon: int | None = None  # memory slots before its own that an interval sees while it is heard; None: all

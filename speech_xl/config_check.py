@@ -83,7 +83,10 @@ def _check_recognizer(r: RecognizerConfig, e: EncoderConfig, require: Callable[[
     require(
         all(type(i) is int and 0 <= i < r.vocab_size for i in ids), "the recognizer's ids must lie below its vocab_size"
     )
-    require(0 < len(r.start_ids) < r.max_target_positions, "recognizer.start_ids must hold some ids, and leave room for text")
+    require(
+        0 < len(r.start_ids) < r.max_target_positions,
+        "recognizer.start_ids must hold some ids, and leave room for text",
+    )
     require(r.end_id not in r.suppressed_ids, "recognizer.suppressed_ids must not contain end_id")
     heads = [pair for pair in r.alignment_heads if isinstance(pair, tuple) and len(pair) == 2]
     require(

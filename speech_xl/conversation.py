@@ -110,7 +110,10 @@ class Listening:
         self._times = [np.zeros((0, 2), np.float32)]  # of all speech tokens, ...
         self._waiting = self._times[0]  # ... and of those that are queued
         self._words: deque[tuple[int, Word]] = deque()  # each one's first token, and the word: those that wait
-        self._energy, self._energy_start = np.zeros(0, np.float32), 0  # mean squares of sound, and the first one's place
+        self._energy, self._energy_start = (
+            np.zeros(0, np.float32),
+            0,
+        )  # mean squares of sound, and the first one's place
         self._queued = 0
         self._heard_seconds = self._told_seconds = 0.0  # by the backend, and as the last event has it
         self._is_started = False
@@ -239,7 +242,9 @@ class Listening:
             ratios=tuple(p.ratio for p in plans),
             interval=self._model.interval,
             prefix=self._prefix,
-            recording=RecordingSource(plain_text(self._path.name), self.total_seconds, round(self._heard_seconds, 3), digest),
+            recording=RecordingSource(
+                plain_text(self._path.name), self.total_seconds, round(self._heard_seconds, 3), digest
+            ),
             model=self._model.config.name,
             fingerprint=self._model.fingerprint,
             summarizer=self.summarizer.name,
@@ -267,9 +272,15 @@ class Listening:
 
 
 def ask(
-    model: SpeechModel, memory: AudioMemory, question: str, longest: int = LONGEST_ANSWER,
-    start: float | None = None, end: float | None = None, stop: Sequence[str] = (), sampling: Sampling = GREEDY,
-) -> Asking:  # fmt: skip
+    model: SpeechModel,
+    memory: AudioMemory,
+    question: str,
+    longest: int = LONGEST_ANSWER,
+    start: float | None = None,
+    end: float | None = None,
+    stop: Sequence[str] = (),
+    sampling: Sampling = GREEDY,
+) -> Asking:
     """Ask one question about a memory, or about [start, end] seconds of it alone; QuestionError at once if it cannot be
     asked. The answer ends before the first text of `stop`; its tokens are the most probable ones unless `sampling` says
     otherwise.
@@ -279,9 +290,14 @@ def ask(
 
 
 def ask_together(
-    model: SpeechModel, memory: AudioMemory, questions: Sequence[str], longest: int = LONGEST_ANSWER,
-    start: float | None = None, end: float | None = None, stop: Sequence[str] = (),
-) -> Iterator[Answer]:  # fmt: skip
+    model: SpeechModel,
+    memory: AudioMemory,
+    questions: Sequence[str],
+    longest: int = LONGEST_ANSWER,
+    start: float | None = None,
+    end: float | None = None,
+    stop: Sequence[str] = (),
+) -> Iterator[Answer]:
     """Ask several questions about one memory, in batches that share it -> their answers, in order.
 
     Each is the answer that `ask` gives to the question alone, greedy and whole; several take little longer than one.

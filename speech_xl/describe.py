@@ -15,8 +15,13 @@ from speech_xl.schedule import format_bytes, memory_slots
 from speech_xl.summarizers import interval_of, ratios_of
 
 FLOAT32 = 4  # bytes: what a CPU computes in
-PARTS = {"encoder": "speech.encoder.", "adapter": "speech.adapter.", "recognizer": "speech.recognizer.",
-         "SSTs": "sst_", "decoder": "decoder."}
+PARTS = {
+    "encoder": "speech.encoder.",
+    "adapter": "speech.adapter.",
+    "recognizer": "speech.recognizer.",
+    "SSTs": "sst_",
+    "decoder": "decoder.",
+}
 
 
 def describe(path: Path) -> list[tuple[str, str]]:
@@ -45,7 +50,10 @@ def describe_memory(path: Path) -> list[tuple[str, str]]:
     """(subject, value) lines of a .sxl file, from its header."""
     header = read_header(path)
     source = header.recording
-    parts = [(f"recording {n}", f"{p.recording.path}, {p.recording.seconds_heard:g} s heard") for n, p in enumerate(header.parts, 1)]
+    parts = [
+        (f"recording {n}", f"{p.recording.path}, {p.recording.seconds_heard:g} s heard")
+        for n, p in enumerate(header.parts, 1)
+    ]
     return [
         ("memory", str(path)),
         ("of", f"{source.path}, {source.seconds_heard:g} s heard, sha256 {source.sha256}"),
@@ -67,19 +75,28 @@ def describe_checkpoint(folder: Path) -> list[tuple[str, str]]:
     lines = [
         ("checkpoint", f"{config.name} in {folder}"),
         ("understands", config.description or "not said"),
-        ("encoder", f"{e.encoder_layers} layers of {e.d_model}, {e.num_mel_bins} mel bins, windows of {e.window_frames / 100:g} s"),
-        ("decoder", f"{d.num_hidden_layers} layers of {d.hidden_size}, {d.num_attention_heads} heads, "
-                    f"{d.num_key_value_heads} for keys and values, vocabulary {d.vocab_size}"),
+        (
+            "encoder",
+            f"{e.encoder_layers} layers of {e.d_model}, {e.num_mel_bins} mel bins, windows of {e.window_frames / 100:g} s",
+        ),
+        (
+            "decoder",
+            f"{d.num_hidden_layers} layers of {d.hidden_size}, {d.num_attention_heads} heads, "
+            f"{d.num_key_value_heads} for keys and values, vocabulary {d.vocab_size}",
+        ),
         ("speech tokens", describe_speech_tokens(config)),
         ("parameters", f"{sum(counts.values()):,} (" + ", ".join(f"{n} {c:,}" for n, c in counts.items() if c) + ")"),
         ("weights", config.dtype + (f", decoder in {config.quantization['bits']} bits" if config.quantization else "")),
         ("SSTs", describe_ssts(config)),
-    ]  # fmt: skip
+    ]
     lines += [("base part", describe_part(part)) for part in config.parts]
     most = "" if config.recognizer is None else "at most about "
     for ratio, size in memory_per_hour(config):
         lines.append(
-            (f"memory per hour, {'raw' if ratio is None else f'ratio {ratio}'}", f"{most}{format_bytes(size)} in float32")
+            (
+                f"memory per hour, {'raw' if ratio is None else f'ratio {ratio}'}",
+                f"{most}{format_bytes(size)} in float32",
+            )
         )
     lines.append(("this machine", fits_here(sum(counts.values()))))
     return lines
@@ -121,7 +138,9 @@ def memory_per_hour(config: ModelConfig) -> list[tuple[int | None, int]]:
     """(ratio, bytes) of one hour's keys and values in float32."""
     tokens = config.tokens_for(3600 * SAMPLING_RATE)
     interval = interval_of(config)
-    return [(r, memory_slots(tokens, interval, r) * config.kv_values_per_slot * FLOAT32) for r in (None, *ratios_of(config))]
+    return [
+        (r, memory_slots(tokens, interval, r) * config.kv_values_per_slot * FLOAT32) for r in (None, *ratios_of(config))
+    ]
 
 
 def fits_here(parameters: int) -> str:

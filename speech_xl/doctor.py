@@ -38,17 +38,28 @@ WANTED_SPEED = 2.0  # times real time; a CPU reaches many times this with the em
 
 PROBE = ModelConfig(
     encoder=EncoderConfig(
-        num_mel_bins=80, d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32,
-        max_source_positions=96, context_positions=16,
+        num_mel_bins=80,
+        d_model=16,
+        encoder_layers=1,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        max_source_positions=96,
+        context_positions=16,
     ),
     adapter=AdapterConfig(stack=4, hidden_size=24, bias=True),
     decoder=DecoderConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, rope_theta=10_000.0,
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        rope_theta=10_000.0,
     ),
     sst=SSTConfig(interval=16, ratios=(4, 8), default_ratio=8),
     name="probe",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

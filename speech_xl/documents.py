@@ -27,17 +27,22 @@ def _recording(path: Path, memory: AudioMemory) -> dict[str, Any]:
 def memory_fields(memory: AudioMemory) -> dict[str, Any]:
     """What a memory keeps, and in how many bytes."""
     return {
-        "intervals": memory.intervals, "ratio": memory.ratio, "slots": memory.slots,
-        "speech_tokens": memory.tokens, "bytes": memory.bytes,
-    }  # fmt: skip
+        "intervals": memory.intervals,
+        "ratio": memory.ratio,
+        "slots": memory.slots,
+        "speech_tokens": memory.tokens,
+        "bytes": memory.bytes,
+    }
 
 
 def answer_fields(answer: Answer) -> dict[str, Any]:
     """A question, what was answered, and where in the recording that comes from."""
     return {
-        "question": answer.question, "answer": answer.answer, "finish_reason": answer.finish_reason,
+        "question": answer.question,
+        "answer": answer.answer,
+        "finish_reason": answer.finish_reason,
         "evidence": [dataclasses.asdict(e) for e in answer.evidence],
-    }  # fmt: skip
+    }
 
 
 def answer_document(
@@ -50,10 +55,11 @@ def answer_document(
         "backend": model.backend.name,
         "memory": memory_fields(memory),
         "timing": {
-            "listen_seconds": round(listen_seconds, 3), "answer_seconds": round(sum(a.seconds for a in answers), 3)
+            "listen_seconds": round(listen_seconds, 3),
+            "answer_seconds": round(sum(a.seconds for a in answers), 3),
         },
         "answers": [answer_fields(answer) for answer in answers],
-    }  # fmt: skip
+    }
 
 
 def transcript_document(

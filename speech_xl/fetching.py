@@ -160,8 +160,21 @@ def download_wheel(package: str, wheels: Path, size: int) -> Path:
         out.mkdir()
         scratch.mkdir()
         # A wheel is only unpacked; a source distribution would run its author's code.
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-input",
-                   "--disable-pip-version-check", "--retries=2", "--dest", str(out), package]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--no-input",
+            "--disable-pip-version-check",
+            "--retries=2",
+            "--dest",
+            str(out),
+            package,
+        ]
         run_watched(command, package, Path(temporary), scratch, size)
         if not list(out.glob("*.whl")):
             raise SourceError(f"pip found no wheel of {package}")

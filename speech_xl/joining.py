@@ -36,7 +36,9 @@ def join_memories(model: SpeechModel, memories: Sequence[AudioMemory]) -> AudioM
         raise ValueError("a slice of a memory is for asking, not for joining")
     rules = sorted({memory.summarizer for memory in memories})
     if len(rules) > 1:
-        raise ScheduleError(f"These memories were made by different summarizers ({', '.join(rules)}); listen again with one.")
+        raise ScheduleError(
+            f"These memories were made by different summarizers ({', '.join(rules)}); listen again with one."
+        )
     parts = tuple(part for memory in memories for part in parts_of(memory))
     state, prefix = memories[0].state, len(memories[0].prefix)
     spans, times = [memories[0].spans], [memories[0].times]

@@ -69,7 +69,9 @@ class AudioMemory:
     recalled: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)  # interval -> token ids of
     # its words, once somebody asked for them
     parts: tuple[MemoryPart, ...] = ()  # of a joined memory, see joining.py: its recordings, whose seconds go on
-    readings: WeakValueDictionary[Any, AudioMemory] = field(default_factory=WeakValueDictionary, compare=False, repr=False)
+    readings: WeakValueDictionary[Any, AudioMemory] = field(
+        default_factory=WeakValueDictionary, compare=False, repr=False
+    )
     # of recalled words, by span and intervals, while somebody reads them: who asks meanwhile reads the same
 
     @property
@@ -94,7 +96,8 @@ class AudioMemory:
         starts = np.cumsum([0, *counts[:-1]])
         intervals = np.cumsum([0, *(-(-count // self.interval) for count in counts[:-1])])
         part = np.searchsorted(starts, self.spans[:, 0], side="right") - 1
-        return intervals[part] + (self.spans[:, 0] - starts[part]) // self.interval
+        number: np.ndarray = intervals[part] + (self.spans[:, 0] - starts[part]) // self.interval
+        return number
 
     def part_at(self, seconds: float) -> tuple[RecordingSource, float]:
         """The recording that a second of the memory lies in, and which second of that recording it is."""
@@ -156,7 +159,9 @@ class MemoryHeader:
         """Raises ValueError that names the first field which is absent or cannot be."""
         data = json.loads(text)
         is_joined = isinstance(data, dict) and "parts" in data
-        data = _object(data if is_joined or not isinstance(data, dict) else data | {"parts": []}, "the description", cls)
+        data = _object(
+            data if is_joined or not isinstance(data, dict) else data | {"parts": []}, "the description", cls
+        )
         json.dumps(data, ensure_ascii=False).encode()  # a ValueError where something is no text
         recording = _source(data["recording"])
         for name in ("model", "fingerprint"):
@@ -248,7 +253,9 @@ def are_times(times: np.ndarray, tokens: int, seconds: float) -> bool:
         return False
     starts, ends = times.T
     last = np.float32(seconds) + 0.001  # seconds are kept to a thousandth
-    return bool((starts >= 0).all() and (np.diff(starts) >= 0).all() and (starts <= ends).all() and (ends <= last).all())
+    return bool(
+        (starts >= 0).all() and (np.diff(starts) >= 0).all() and (starts <= ends).all() and (ends <= last).all()
+    )
 
 
 def join_spans(plans: list[IntervalPlan]) -> np.ndarray:

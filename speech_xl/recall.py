@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
 INTERVALS_AT_ONCE = 8
 SEARCHED = 4  # times as many intervals as a checkpoint recalls to answer may be recalled to find these
-BESIDE = (-1, 0, 1, 2)  # intervals that are read with one that holds a number: what it is about stands behind it, mostly
+BESIDE = (
+    -1,
+    0,
+    1,
+    2,
+)  # intervals that are read with one that holds a number: what it is about stands behind it, mostly
 WORDS_PER_SPEECH_TOKEN = 2  # text tokens, where speech tokens are sound; an interval that says more is lost in a loop
 
 

@@ -73,7 +73,9 @@ def token_starts(attention: np.ndarray) -> np.ndarray:
     index = np.arange(positions)
     best = np.full(positions, -np.inf)
     entered = np.zeros((tokens, positions), np.int64)  # where the path that stands at a position came into the row
-    came_along = np.zeros((tokens, positions), bool)  # it came from the same position of the row before, not the one before
+    came_along = np.zeros(
+        (tokens, positions), bool
+    )  # it came from the same position of the row before, not the one before
     for row, scores in enumerate(looks):
         before = np.append(-np.inf, best[:-1])
         came_along[row] = best > before

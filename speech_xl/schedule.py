@@ -303,7 +303,7 @@ class WholePass:
     query_positions: np.ndarray  # (R,) int64
     key_positions: np.ndarray  # (R,) int64; differs from the query's only at SST rows
     rows: Rows  # what each row sees, and is seen by
-    pooled_rows: np.ndarray  # (K, most) int64: the rows of the speech tokens that each SST stands for, filled with 0 ...
+    pooled_rows: np.ndarray  # (K, most) int64: rows of the speech tokens that each SST stands for, filled with 0 ...
     pooled_ranks: np.ndarray  # (K, most) int64: ... each one's place in its block, backwards from 0; -1 where filled
     sst_ratios: np.ndarray  # (K,) int64
 
@@ -368,12 +368,14 @@ def whole_pass(
     text_positions = joined([end_of(view) + np.arange(n) for view, n in zip(seen, text_lengths, strict=True)])
     head = np.arange(prefix)
     return WholePass(
-        prefix, len(speech_positions), len(sst_query),
+        prefix,
+        len(speech_positions),
+        len(sst_query),
         np.concatenate([head, speech_positions, sst_query, text_positions]),
         np.concatenate([head, speech_positions, sst_key, text_positions]),
         join_rows(rows),
         *_pooling(prefix, plans),
-    )  # fmt: skip
+    )
 
 
 def _pooling(prefix: int, plans: Sequence[IntervalPlan]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -78,7 +78,12 @@ def settled(text: str) -> str:
 
 
 _ASKED = re.compile(r"(?<![\w.,:$])\d{1,9}(?![\w%]|[.,:]\d)")  # a plain whole number of a question
-_NUMBERS = {w for n in range(100) for w in re.findall("[a-z]+", num2words(n))} | {"hundred", "thousand", "million", "billion"}
+_NUMBERS = {w for n in range(100) for w in re.findall("[a-z]+", num2words(n))} | {
+    "hundred",
+    "thousand",
+    "million",
+    "billion",
+}
 _NUMBER_WORD = rf"(?:\d+|{'|'.join(sorted(_NUMBERS))})"
 _ENDS_IN_NUMBER = re.compile(rf"\b{_NUMBER_WORD}[ ,-]{{1,2}}$", re.IGNORECASE)
 _BEGINS_WITH_NUMBER = re.compile(rf"[ ,-]{{1,2}}{_NUMBER_WORD}\b", re.IGNORECASE)

@@ -31,13 +31,22 @@ SPECIALS = {
     "qwen2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
 }
 ENCODER = {
-    "num_mel_bins": 80, "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64,
+    "num_mel_bins": 80,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
     "max_source_positions": 96,
-}  # fmt: skip
+}
 TEXT = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 512,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 512,
+}
 
 
 def tokenizer_of(kind: str) -> Tokenizer:
@@ -77,9 +86,13 @@ def qwen2_audio(
 def voxtral(folder: Path, seed: int = 0, text: dict | None = None, audio: dict | None = None, **how: object) -> Path:
     words = tokenizer_of("voxtral")
     encoder = {
-        "num_mel_bins": 80, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 64, "max_source_positions": 96,
-    }  # fmt: skip
+        "num_mel_bins": 80,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_source_positions": 96,
+    }
     config = VoxtralConfig(
         audio_config={"model_type": "voxtral_encoder"} | encoder | (audio or {}),
         text_config={"model_type": "llama", "vocab_size": words.get_vocab_size(), "head_dim": 16} | TEXT | (text or {}),
@@ -90,9 +103,16 @@ def voxtral(folder: Path, seed: int = 0, text: dict | None = None, audio: dict |
 
 def whisper(folder: Path, seed: int = 0, **how: object) -> Path:
     config = WhisperConfig(
-        vocab_size=50, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32, pad_token_id=1, bos_token_id=1,
-        eos_token_id=1, decoder_start_token_id=1, **ENCODER,
-    )  # fmt: skip
+        vocab_size=50,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=32,
+        pad_token_id=1,
+        bos_token_id=1,
+        eos_token_id=1,
+        decoder_start_token_id=1,
+        **ENCODER,
+    )
     randomize(WhisperForConditionalGeneration(config), seed).save_pretrained(folder, **how)
     return folder
 

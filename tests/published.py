@@ -17,13 +17,26 @@ from converters.chat_template import byte_letters
 from tests.families import ENCODER, randomize
 
 WORDS = [*"abcdefghijkl"]
-SPECIALS = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|startofprev|>", "<|nospeech|>",
-            "<|notimestamps|>"]  # fmt: skip
+SPECIALS = [
+    "<|endoftext|>",
+    "<|startoftranscript|>",
+    "<|en|>",
+    "<|transcribe|>",
+    "<|startofprev|>",
+    "<|nospeech|>",
+    "<|notimestamps|>",
+]
 TIMESTAMPS = 4  # ids behind the tokenizer's own, as in Whisper's
 LLAMA = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 512,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 512,
+}
 CODES = {torch.float32: 0, torch.float16: 4}
 
 
@@ -38,12 +51,20 @@ def whisper_model(seed: int = 0) -> WhisperForConditionalGeneration:
     return randomize(
         WhisperForConditionalGeneration(
             WhisperConfig(
-                vocab_size=size, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=32, max_target_positions=24,
-                pad_token_id=1, bos_token_id=1, eos_token_id=1, decoder_start_token_id=1, **ENCODER,
+                vocab_size=size,
+                decoder_layers=2,
+                decoder_attention_heads=2,
+                decoder_ffn_dim=32,
+                max_target_positions=24,
+                pad_token_id=1,
+                bos_token_id=1,
+                eos_token_id=1,
+                decoder_start_token_id=1,
+                **ENCODER,
             )
         ),
         seed,
-    )  # fmt: skip
+    )
 
 
 def fused(state: dict[str, torch.Tensor], layers: dict[str, int]) -> dict[str, torch.Tensor]:

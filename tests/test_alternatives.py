@@ -25,10 +25,22 @@ CHOICES, LETTERS = ("stone", "the steel", "wood"), ("A", "B", "C")
 @pytest.mark.parametrize(
     ("said", "taken"),
     [
-        ("B", 1), ("b", 1), (" (C). ", 2), ("B. steel", 1), ("C: stone", 2), ("The answer is B.", 1), ("Answer: C", 2),
-        ("option A", 0), ("Steel.", 1), ("A steel bridge", 1), ("it was wood", 2), ("D", None), ("", None), ("bridge", None),
+        ("B", 1),
+        ("b", 1),
+        (" (C). ", 2),
+        ("B. steel", 1),
+        ("C: stone", 2),
+        ("The answer is B.", 1),
+        ("Answer: C", 2),
+        ("option A", 0),
+        ("Steel.", 1),
+        ("A steel bridge", 1),
+        ("it was wood", 2),
+        ("D", None),
+        ("", None),
+        ("bridge", None),
     ],
-)  # fmt: skip
+)
 def test_a_choice_is_taken_by_its_letter_or_its_text(said: str, taken: int | None) -> None:
     assert choose(said, CHOICES, LETTERS) == taken
 
@@ -102,8 +114,21 @@ def run_of(points: dict[Method, list[list[int]]], sizes: dict[Method, int]) -> t
                 kind, metric, most = ("transcript", "wer", 10.0) if is_last else ("question", "exact", 1.0)
                 name = f"{number}/{place}"
                 items[name] = Item(name, Path(f"{number}.wav"), kind)
-                results.add(Result(method, name, f"{number}.wav", kind, "", {metric: (float(count), most)}, None, 60.0,
-                                   sizes[method], 1.0 + number, 0.5 + 4 * is_last))  # fmt: skip
+                results.add(
+                    Result(
+                        method,
+                        name,
+                        f"{number}.wav",
+                        kind,
+                        "",
+                        {metric: (float(count), most)},
+                        None,
+                        60.0,
+                        sizes[method],
+                        1.0 + number,
+                        0.5 + 4 * is_last,
+                    )
+                )
     return Data(tuple(items.values()), ""), results
 
 
@@ -138,7 +163,9 @@ def test_a_difference_that_one_recording_makes_is_not_clear() -> None:
     data, results = run_of(points, {RAW: 512, CASCADE: 1024})
     rows = make_rows(data, list(points), results)
     said = where_cascade_wins(rows, data, results)
-    assert said.startswith("Against the best memory of this run, the cascade wins nowhere clearly. It is ahead, though not")
+    assert said.startswith(
+        "Against the best memory of this run, the cascade wins nowhere clearly. It is ahead, though not"
+    )
     assert "It is equal in word error rate of all lines (0.000 against 0.000 of raw" in said
     assert "no more bytes" not in said  # all memories are as small
     alone, results = run_of({RAW: [[1, 0]], CASCADE: [[0, 0]]}, {RAW: 2048, CASCADE: 1024})
@@ -163,8 +190,21 @@ def test_one_command_compares_all(tmp_path: Path, capsys: pytest.CaptureFixture)
         write_sound(tmp_path / f"{name}.wav", 0.8, seed=ord(name))
     lines = [question(audio=f"{name}.wav", id=f"{name}{n}") for name, n in itertools.product("ab", range(2))]
     (tmp_path / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    command = [str(tmp_path / "data.jsonl"), "--model", str(folder), "--backend", "torch", "--ratios", "raw", "4",
-               "--summarizers", "all", "--cascade", "--output", str(tmp_path / "out")]  # fmt: skip
+    command = [
+        str(tmp_path / "data.jsonl"),
+        "--model",
+        str(folder),
+        "--backend",
+        "torch",
+        "--ratios",
+        "raw",
+        "4",
+        "--summarizers",
+        "all",
+        "--cascade",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert main(command) == 0
     printed = capsys.readouterr().out
     methods = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")][1:]

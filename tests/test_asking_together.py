@@ -39,12 +39,16 @@ def same(one: Answer, other: Answer) -> bool:
 
 
 @pytest.mark.parametrize(("longest", "more"), [(12, {}), (3, {"start": 1.0, "end": 4.0}), (9, {"stop": ["e"]})])
-def test_each_answer_is_the_one_that_it_gets_alone(heard, monkeypatch: pytest.MonkeyPatch, longest: int, more: dict) -> None:
+def test_each_answer_is_the_one_that_it_gets_alone(
+    heard, monkeypatch: pytest.MonkeyPatch, longest: int, more: dict
+) -> None:
     model, memory = heard
     monkeypatch.setattr(module, "QUESTIONS_AT_ONCE", 3)
     batches, together = [], model.backend.answer_together
     monkeypatch.setattr(
-        model.backend, "answer_together", lambda state, texts, *rest: batches.append(len(texts)) or together(state, texts, *rest)
+        model.backend,
+        "answer_together",
+        lambda state, texts, *rest: batches.append(len(texts)) or together(state, texts, *rest),
     )
     found = list(ask_together(model, memory, QUESTIONS, longest, **more))
     assert batches == [3, 2]

@@ -63,9 +63,10 @@ def test_a_folder_is_heard_asked_and_written_down(ask_all, tmp_path: Path) -> No
     assert "skipped bad.wav" in err and "notes.txt" not in err and "real time" in err
     lines = lines_of(tmp_path / "out")
     assert [(line["recording"], line["kind"]) for line in lines] == [
-        ("bad.wav", "skipped"), *[("two.wav", kind) for kind in ("memory", "transcript", "answer", "answer")],
+        ("bad.wav", "skipped"),
+        *[("two.wav", kind) for kind in ("memory", "transcript", "answer", "answer")],
         *[("day1/one.wav", kind) for kind in ("memory", "transcript", "answer", "answer")],
-    ]  # fmt: skip
+    ]
     assert "export it again" in lines[0]["reason"]
     assert [line["question"] for line in lines if line["kind"] == "answer"] == QUESTIONS * 2
     memory = next(line for line in lines if line["recording"] == "day1/one.wav")

@@ -55,8 +55,13 @@ def test_a_recording_is_meant_once_with_all_its_questions(talks: Path) -> None:
     (talks / "list.jsonl").write_text("\n\n".join(map(json.dumps, listed)))
     found = find_recordings([str(talks / "list.jsonl"), str(talks)], Path("/nowhere"))
     assert [(r.name, r.questions) for r in found] == [
-        ("b.wav", ("a?", "b?")), ("../x.wav", ()), ("a.mp3", ()), ("d.sxl", ()), ("odd", ()), ("sub/c.m4a", ()),
-    ]  # fmt: skip
+        ("b.wav", ("a?", "b?")),
+        ("../x.wav", ()),
+        ("a.mp3", ()),
+        ("d.sxl", ()),
+        ("odd", ()),
+        ("sub/c.m4a", ()),
+    ]
     assert all(recording.path.is_absolute() for recording in found)
 
 

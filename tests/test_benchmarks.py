@@ -95,16 +95,48 @@ def fake_results(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict]]:
         share = {"encoder": 0.5, "decoder": 0.7}
         hours = settings.get("minutes", 1) if kind == "listening" else 1
         return {
-            "heard_seconds": hours * 60.0, "seconds": hours * 2.0, "processor_seconds": hours * 2.0, "peak_bytes": 300,
-            "gpu_peak_bytes": None, "memory_bytes": 100, "formula_bytes": 100, "load_peak_bytes": 5, "slots": 7,
-            "stages": dict.fromkeys(STAGES, 1.0), "marks": [], "first_seconds": 0.05, "first_seconds_median": 0.06,
-            "token_seconds": 0.01, "token_seconds_median": 0.01, "recall": None, "matrix_rate": 1e9, "read_rate": 1e9,
-            "operations": share, "shares": share, "share": 0.65,
-            "answers": [{"hours": 1, "first_seconds": 1.0, "first_operations": 5, "token_seconds": 1.0, "token_bytes": 9,
-                         "times_limit": 1.5}],
-            "rows": [{"against": "transformers", "seconds_of_sound": 60.0, "ours_listen_seconds": 1.0,
-                      "theirs_listen_seconds": 4.0, "ours_first_seconds": 1.0, "theirs_first_seconds": 2.0}],
-        }  # fmt: skip
+            "heard_seconds": hours * 60.0,
+            "seconds": hours * 2.0,
+            "processor_seconds": hours * 2.0,
+            "peak_bytes": 300,
+            "gpu_peak_bytes": None,
+            "memory_bytes": 100,
+            "formula_bytes": 100,
+            "load_peak_bytes": 5,
+            "slots": 7,
+            "stages": dict.fromkeys(STAGES, 1.0),
+            "marks": [],
+            "first_seconds": 0.05,
+            "first_seconds_median": 0.06,
+            "token_seconds": 0.01,
+            "token_seconds_median": 0.01,
+            "recall": None,
+            "matrix_rate": 1e9,
+            "read_rate": 1e9,
+            "operations": share,
+            "shares": share,
+            "share": 0.65,
+            "answers": [
+                {
+                    "hours": 1,
+                    "first_seconds": 1.0,
+                    "first_operations": 5,
+                    "token_seconds": 1.0,
+                    "token_bytes": 9,
+                    "times_limit": 1.5,
+                }
+            ],
+            "rows": [
+                {
+                    "against": "transformers",
+                    "seconds_of_sound": 60.0,
+                    "ours_listen_seconds": 1.0,
+                    "theirs_listen_seconds": 4.0,
+                    "ours_first_seconds": 1.0,
+                    "theirs_first_seconds": 2.0,
+                }
+            ],
+        }
 
     monkeypatch.setattr(records, "in_child", measure)
     return made
@@ -143,10 +175,15 @@ def test_a_command_measures_once_and_goes_on(
 def test_growth_is_reported_without_the_memorys_own_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_results(monkeypatch)
     assert command.main(["listening", "--minutes", "1", "60", "--output", str(tmp_path)]) == 0
-    assert "60 over 1 min: time a minute x 1.000, peak memory but for the memory's own bytes x 1.000" in (tmp_path / "report.md").read_text()
+    assert (
+        "60 over 1 min: time a minute x 1.000, peak memory but for the memory's own bytes x 1.000"
+        in (tmp_path / "report.md").read_text()
+    )
 
 
-def test_the_gpu_command_does_what_it_can_and_names_the_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_command_does_what_it_can_and_names_the_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = fake_results(monkeypatch)
     assert command.main(["gpu", "--shape", "tiny", "--output", str(tmp_path)]) == 0
     assert [kind for kind, _ in made] == [kind for kind, _ in gpu.plan("tiny", "torch")]
@@ -155,7 +192,9 @@ def test_the_gpu_command_does_what_it_can_and_names_the_targets(tmp_path: Path, 
     assert len(found) == 8
     assert found["an hour heard, s"] | {"measured": 120.0, "met": False} == found["an hour heard, s"]
     assert found["time of ten hours over one"]["measured"] == 10.0 and found["time of ten hours over one"]["met"]
-    assert found["first token at ten hours, ms"]["met"] and not found["answering, times faster than the full cache"]["met"]
+    assert (
+        found["first token at ten hours, ms"]["met"] and not found["answering, times faster than the full cache"]["met"]
+    )
     text = (tmp_path / "gpu.md").read_text()
     assert "| share of the matrix rate | at least 0.6 | 0.65 | yes |" in text
     monkeypatch.setattr(gpu, "SECONDS", 0.0)
@@ -180,7 +219,9 @@ def test_limits_count_what_was_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     result = limits.measure("random-tiny", "torch", 8, 0.6, [0.05], horizon=0)
     assert result["tokens"] == 450
     one = result["operations"]["encoder"] / 2  # 36 s are two windows of 30
-    assert one == 2 * 3000 * 240 * 32 + 2 * 1500 * 96 * 32 + 2 * (8 * 1500 * 32 * 32 + 4 * 1500**2 * 32 + 4 * 1500 * 32 * 64)
+    assert one == 2 * 3000 * 240 * 32 + 2 * 1500 * 96 * 32 + 2 * (
+        8 * 1500 * 32 * 32 + 4 * 1500**2 * 32 + 4 * 1500 * 32 * 64
+    )
     assert result["operations"]["decoder"] > 0 and set(result["shares"]) == {"encoder", "adapter", "decoder"}
     assert result["answers"][0]["slots"] == 1 + 35 * 8 + 2  # of 2250 tokens, 10 of them in the last interval
 
@@ -206,9 +247,20 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
             command.main(["listening", *words])
         assert stop.value.code == 2
     capsys.readouterr()
-    code = command.main(["listening", "--model", str(tmp_path / "none"), "--minutes", "1", "--output", str(tmp_path / "out")])
+    code = command.main(
+        ["listening", "--model", str(tmp_path / "none"), "--minutes", "1", "--output", str(tmp_path / "out")]
+    )
     assert code == 2 and "listening failed" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    run = subprocess.run([sys.executable, "-m", "benchmarks.records", "listening", json.dumps({"model": "none", "backend": "torch", "ratio": 8, "minutes": 1})],
-                         capture_output=True, text=True)  # fmt: skip
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.records",
+            "listening",
+            json.dumps({"model": "none", "backend": "torch", "ratio": 8, "minutes": 1}),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 2 and "no checkpoint folder none" in run.stderr and "Traceback" not in run.stderr

@@ -41,16 +41,29 @@ def counted(work: Callable[[], object]) -> int:
 def whisper(config: ModelConfig) -> WhisperConfig:
     e, r = config.encoder, config.recognizer or tiny_recognizer_config().recognizer
     return WhisperConfig(
-        vocab_size=r.vocab_size, num_mel_bins=e.num_mel_bins, d_model=e.d_model, encoder_layers=e.encoder_layers,
-        encoder_attention_heads=e.encoder_attention_heads, encoder_ffn_dim=e.encoder_ffn_dim,
-        max_source_positions=e.max_source_positions, decoder_layers=r.decoder_layers, pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0,
-        decoder_attention_heads=r.decoder_attention_heads, decoder_ffn_dim=r.decoder_ffn_dim,
-        max_target_positions=r.max_target_positions, attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=r.vocab_size,
+        num_mel_bins=e.num_mel_bins,
+        d_model=e.d_model,
+        encoder_layers=e.encoder_layers,
+        encoder_attention_heads=e.encoder_attention_heads,
+        encoder_ffn_dim=e.encoder_ffn_dim,
+        max_source_positions=e.max_source_positions,
+        decoder_layers=r.decoder_layers,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+        decoder_start_token_id=0,
+        decoder_attention_heads=r.decoder_attention_heads,
+        decoder_ffn_dim=r.decoder_ffn_dim,
+        max_target_positions=r.max_target_positions,
+        attn_implementation="eager",
+    )
 
 
 def test_by_hand() -> None:
-    config = tiny_config()  # encoder width 16, 96 positions; decoder width 32, 4 heads of 8 (2 for keys), feed-forward 48
+    config = (
+        tiny_config()
+    )  # encoder width 16, 96 positions; decoder width 32, 4 heads of 8 (2 for keys), feed-forward 48
     projections, attention, feed_forward = 4 * 2 * 96 * 16 * 16, 2 * 2 * 96 * 96 * 16, 2 * 2 * 96 * 16 * 32
     convolutions = 2 * 192 * (3 * 80) * 16 + 2 * 96 * (3 * 16) * 16
     assert window_operations(config) == convolutions + projections + attention + feed_forward
@@ -125,7 +138,9 @@ def test_a_backend_computes_no_less_than_what_is_needed(config: ModelConfig, tok
     prefix = [1, 2, 3]
     state = backend.start(prefix)
     ratio = None if raw else config.sst.ratios[-1]
-    plans = list(Scheduler(config.sst.interval, FixedRatio(ratio), len(prefix), horizon=config.sst.horizon).plan_all(tokens))
+    plans = list(
+        Scheduler(config.sst.interval, FixedRatio(ratio), len(prefix), horizon=config.sst.horizon).plan_all(tokens)
+    )
     backend.hear_words(state, [5] * tokens)
     needed = sum(interval_parts(config, plan)[0] for plan in plans)  # torch counts no fused attention of a CPU
 

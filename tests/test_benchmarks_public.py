@@ -56,15 +56,23 @@ def rounded(figures: dict[str, float | None]) -> dict[str, float | None]:
 
 def giraffe_entry(audio: str, answer: str, kind: str, level: str, language: str, **more: Any) -> dict[str, Any]:
     question = "When exactly?  \nA: [209, 218]  \nB: [156, 165]\nC: [196, 205]\nD: [145, 154]"
-    return {"question": question, "answer": answer, "audio": audio, "qa_type": kind, "qa_level": level,
-            "language_type": language} | more  # fmt: skip
+    return {
+        "question": question,
+        "answer": answer,
+        "audio": audio,
+        "qa_type": kind,
+        "qa_level": level,
+        "language_type": language,
+    } | more
 
 
 @pytest.fixture
 def giraffe(tmp_path: Path) -> Path:
     rows = [
         giraffe_entry("one.wav", "C", "Timestamp", "T1", "英文"),
-        giraffe_entry("/data/youtube_long/two.wav", "A", "State", "T2", "英文", instruction="You are ...", aux_info="{}"),
+        giraffe_entry(
+            "/data/youtube_long/two.wav", "A", "State", "T2", "英文", instruction="You are ...", aux_info="{}"
+        ),
         giraffe_entry("one.wav", "B", "Timestamp", "T1", "中文", question="何时？\nA：一\nB：二\nC：三\nD：四"),
         giraffe_entry("one.wav", "D", "State", "T2", "中文"),
     ]
@@ -83,22 +91,39 @@ def test_voicegiraffe_is_read_and_scored(giraffe: Path) -> None:
     )
     assert second.audio == giraffe / "audios" / "two.flac"  # the ending may differ
     assert (third.question, third.choices) == ("何时？", ("一", "二", "三", "四"))
-    figures, notes = scored("voicegiraffe", giraffe, {"1": "C", "2": "The answer is (B).", "3": "答案：B", "4": "no idea"})
+    figures, notes = scored(
+        "voicegiraffe", giraffe, {"1": "C", "2": "The answer is (B).", "3": "答案：B", "4": "no idea"}
+    )
     assert rounded(figures) == {
-        "overall": 50, "type State": 0, "type Timestamp": 100, "level T1": 100, "level T2": 0,
-        "language Chinese": 50, "language English": 50, "State, Chinese": 0, "State, English": 0,
-        "Timestamp, Chinese": 100, "Timestamp, English": 100,
-    }  # fmt: skip
+        "overall": 50,
+        "type State": 0,
+        "type Timestamp": 100,
+        "level T1": 100,
+        "level T2": 0,
+        "language Chinese": 50,
+        "language English": 50,
+        "State, Chinese": 0,
+        "State, English": 0,
+        "Timestamp, Chinese": 100,
+        "Timestamp, English": 100,
+    }
     assert next(iter(figures)) == "overall" and notes == ["1 of 4 answers name no letter and count as wrong."]
 
 
 @pytest.mark.parametrize(
     ("said", "letter"),
     [
-        ("B", "B"), ("Answer: C", "C"), ("I think that the answer is D", "D"), ("maybe [A] or so", "A"),
-        ("Well\nC.\nThat is it", "C"), ("Either A, or else B", "B"), ("最终\n答案：D", "D"), ("", None), ("none", None),
+        ("B", "B"),
+        ("Answer: C", "C"),
+        ("I think that the answer is D", "D"),
+        ("maybe [A] or so", "A"),
+        ("Well\nC.\nThat is it", "C"),
+        ("Either A, or else B", "B"),
+        ("最终\n答案：D", "D"),
+        ("", None),
+        ("none", None),
     ],
-)  # fmt: skip
+)
 def test_voicegiraffe_looks_for_a_letter_in_its_order(said: str, letter: str | None) -> None:
     assert voicegiraffe.read_letter(said) == letter
 
@@ -120,10 +145,13 @@ def marathon(tmp_path: Path) -> Path:
     (chapter / "61-70968-0000.txt").write_text("He began, a CONFUSED complaint!\n")
     (chapter / "61-70968.trans.txt").write_text("61-70968-0001 don't give not so earnest a mind\n")
     four = ("tea", "milk", "juice", "water")
-    write_json(tmp_path / "race_audio" / "race_benchmark.json", [
-        {"audio_path": "test/high/1.wav", "question": "Why?", "options": list(four), "answer": "A"},
-        {"audio_path": "test/high/1.wav", "question": "How?", "options": list(four), "answer": "B"},
-    ])  # fmt: skip
+    write_json(
+        tmp_path / "race_audio" / "race_benchmark.json",
+        [
+            {"audio_path": "test/high/1.wav", "question": "Why?", "options": list(four), "answer": "A"},
+            {"audio_path": "test/high/1.wav", "question": "How?", "options": list(four), "answer": "B"},
+        ],
+    )
     touch_sound(tmp_path / "race_audio" / "test" / "high" / "1.wav")
     for label in ("real", "fake"):
         for number in range(2):
@@ -138,37 +166,71 @@ def marathon(tmp_path: Path) -> Path:
         for place in places:
             touch_sound(tmp_path / place / "x" / "1.wav")
             touch_sound(tmp_path / place / "x" / "2.wav")
-    write_json(tmp_path / "VESUS" / "audio_emotion_dataset.json", [
-        lettered("1.wav", "a", *four, person_id=1, emotion_label="Happy"),
-        lettered("1.wav", "B", *four, person_id="10", emotion_label="happy"),  # left out, as publicly
-        lettered("1.wav", "C", *four, person_id="10", emotion_label="sad"),
-    ])  # fmt: skip
+    write_json(
+        tmp_path / "VESUS" / "audio_emotion_dataset.json",
+        [
+            lettered("1.wav", "a", *four, person_id=1, emotion_label="Happy"),
+            lettered("1.wav", "B", *four, person_id="10", emotion_label="happy"),  # left out, as publicly
+            lettered("1.wav", "C", *four, person_id="10", emotion_label="sad"),
+        ],
+    )
     touch_sound(tmp_path / "VESUS" / "1.wav")
     desed = tmp_path / "DESED" / "DESED_dataset" / "concatenated_audio"
-    write_json(desed / "desed_sound_event_detection_task.json", {"tasks": [
-        {"path": "1.wav", "question": "What is heard?", "choices": dict(zip("ABCD", four, strict=True)), "answer_gt": "D"},
-    ]})  # fmt: skip
+    write_json(
+        desed / "desed_sound_event_detection_task.json",
+        {
+            "tasks": [
+                {
+                    "path": "1.wav",
+                    "question": "What is heard?",
+                    "choices": dict(zip("ABCD", four, strict=True)),
+                    "answer_gt": "D",
+                },
+            ]
+        },
+    )
     touch_sound(desed / "1.wav")
     vox = tmp_path / "VoxCeleb" / "concatenated_audio"
-    write_json(vox / "gender_id_task_meta.json", [lettered("1.wav", gender, "male", "female") for gender in
-                                                  ("male", "male", "female")])  # fmt: skip
+    write_json(
+        vox / "gender_id_task_meta.json",
+        [lettered("1.wav", gender, "male", "female") for gender in ("male", "male", "female")],
+    )
     ages = ("Young Adult (18-30)", "Adult (31-50)", "Senior")
-    write_json(vox / "age_classification_task_meta.json", [
-        lettered("1.wav", "Adult (31-50)", *ages), lettered("1.wav", "Senior", *ages),
-    ])  # fmt: skip
+    write_json(
+        vox / "age_classification_task_meta.json",
+        [
+            lettered("1.wav", "Adult (31-50)", *ages),
+            lettered("1.wav", "Senior", *ages),
+        ],
+    )
     touch_sound(vox / "wav" / "1.wav")
     return tmp_path
 
 
 SAID = {
-    "ASR 61-70968-0000": "he began a confused complaint", "ASR 61-70968-0001": "dont give not so a mind today",
-    "SCR 1": "A", "SCR 2": "B. milk",
-    "SD real 0": "A", "SD real 1": "b)", "SD fake 0": "it is fake", "SD fake 1": "B",
-    "SER 1": "The correct option is A", "SER 2": "it may be juice", "MC 1": "A", "MC 2": "A",
-    "ASC 1": "tea", "ASC 2": "nothing", "ER 1": "A", "ER 3": "C", "SED 1": "D",
-    "SGR 1": "a male voice", "SGR 2": "A female voice", "SGR 3": "B",
-    "SAR 1": "Adult (31-50)", "SAR 2": "A",
-}  # fmt: skip
+    "ASR 61-70968-0000": "he began a confused complaint",
+    "ASR 61-70968-0001": "dont give not so a mind today",
+    "SCR 1": "A",
+    "SCR 2": "B. milk",
+    "SD real 0": "A",
+    "SD real 1": "b)",
+    "SD fake 0": "it is fake",
+    "SD fake 1": "B",
+    "SER 1": "The correct option is A",
+    "SER 2": "it may be juice",
+    "MC 1": "A",
+    "MC 2": "A",
+    "ASC 1": "tea",
+    "ASC 2": "nothing",
+    "ER 1": "A",
+    "ER 3": "C",
+    "SED 1": "D",
+    "SGR 1": "a male voice",
+    "SGR 2": "A female voice",
+    "SGR 3": "B",
+    "SAR 1": "Adult (31-50)",
+    "SAR 2": "A",
+}
 
 
 def test_audiomarathon_is_read_in_all_its_layouts(marathon: Path) -> None:
@@ -219,14 +281,32 @@ def message_row(task: str, answer: str, language: str = "en", **more: Any) -> di
 
 LONG = {
     "ASR": [("one two three four five six", "en", "one two tree four five"), ("你好世界", "zh", "你好 世间")],
-    "translation": [("the cat is on the mat", "en", "The Cat is on the mat"), ("it is good to see you", "de", "it is good to see you")],
+    "translation": [
+        ("the cat is on the mat", "en", "The Cat is on the mat"),
+        ("it is good to see you", "de", "it is good to see you"),
+    ],
     "summary": [("alpha beta gamma", "en", "alpha beta delta"), ("one two", "en", "one two")],
-    "speaker_count": [("3", "en", "There are three speakers."), ("2", "en", "(4)"), ("2", "en", "I do not know"), ("5", "en", "5")],
+    "speaker_count": [
+        ("3", "en", "There are three speakers."),
+        ("2", "en", "(4)"),
+        ("2", "en", "I do not know"),
+        ("5", "en", "5"),
+    ],
     "content_separation": [("There are 2 topics.", "en", "2")],
-    "language_detection": [("English", "en", "The language is English."), ("French", "fr", "German"), ("中文", "zh", "中文"), ("German", "de", "I cannot tell")],
-    "emotionQA": [("Excited", "en", "It sounds amused."), ("Hopeful", "en", "Positive-HighArousal"), ("Serious", "en", "calm"), ("Weird", "en", "Calm")],
+    "language_detection": [
+        ("English", "en", "The language is English."),
+        ("French", "fr", "German"),
+        ("中文", "zh", "中文"),
+        ("German", "de", "I cannot tell"),
+    ],
+    "emotionQA": [
+        ("Excited", "en", "It sounds amused."),
+        ("Hopeful", "en", "Positive-HighArousal"),
+        ("Serious", "en", "calm"),
+        ("Weird", "en", "Calm"),
+    ],
     "Temporal_Relative_QA": [("After the song.", "en", "after the song")],
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -247,8 +327,10 @@ def test_longspeech_is_read_and_scored(long_speech: Path) -> None:
     assert (first.id, first.kind, first.text, first.question) == ("ASR 1", "ASR", LONG["ASR"][0][0], None)
     count = next(item for item in data.items if item.id == "speaker_count 2")
     assert (count.question, count.answer, count.audio) == (
-        "Do the speaker_count:", "2", long_speech / "LongSpeech_p1" / "wavs" / "a.wav"
-    )  # fmt: skip
+        "Do the speaker_count:",
+        "2",
+        long_speech / "LongSpeech_p1" / "wavs" / "a.wav",
+    )
     said = {f"{task} {n}": entry[2] for task, entries in LONG.items() for n, entry in enumerate(entries, 1)}
     figures, notes = scored("longspeech", long_speech, said)
     assert rounded(figures) == {
@@ -259,12 +341,20 @@ def test_longspeech_is_read_and_scored(long_speech: Path) -> None:
         "summary: ROUGE-1": round(100 * (2 / 3 + 1) / 2, 3),
         "summary: ROUGE-2": 75.0,  # one of two pairs, and the one there is
         "summary: ROUGE-L": round(100 * (2 / 3 + 1) / 2, 3),
-        "speaker_count: N.A": 50, "speaker_count: P.R": 75, "speaker_count: Pr": 66.667, "speaker_count: M.R": 25,
-        "content_separation: N.A": 100, "content_separation: P.R": 100, "content_separation: Pr": 100,
+        "speaker_count: N.A": 50,
+        "speaker_count: P.R": 75,
+        "speaker_count: Pr": 66.667,
+        "speaker_count: M.R": 25,
+        "content_separation: N.A": 100,
+        "content_separation: P.R": 100,
+        "content_separation: Pr": 100,
         "content_separation: M.R": 0,
-        "language_detection: D.A": 50, "language_detection: M.R": 25, "language_detection: D.E": 25,
-        "emotionQA: strict": 25, "emotionQA: relaxed": 50,
-    }  # fmt: skip
+        "language_detection: D.A": 50,
+        "language_detection: M.R": 25,
+        "language_detection: D.E": 25,
+        "emotionQA: strict": 25,
+        "emotionQA: relaxed": 50,
+    }
     assert len(notes) == 2 and notes[0].startswith("Temporal_Relative_QA has no figure")
     assert notes[1] == "emotionQA: nothing can be read out of 1 right answers; their lines count as wrong."
 
@@ -275,16 +365,21 @@ def test_longspeechs_answers_are_read() -> None:
     assert [longspeech_scores.read_language(s) for s in languages] == ["en", "de", "zh", None, "it"]
     emotions = ("Negative - Tension / Seriousness", "rather somber", "calmness", "a serious, intense tone")
     assert [longspeech_scores.read_emotion(s) for s in emotions] == [
-        "negative-tension/seriousness", "negative-sadness/reflection", None, "negative-tension/seriousness",
-    ]  # fmt: skip
+        "negative-tension/seriousness",
+        "negative-sadness/reflection",
+        None,
+        "negative-tension/seriousness",
+    ]
 
 
 # What is no copy of a benchmark
 
 
 def break_giraffe(folder: Path, **fields: Any) -> None:
-    write_json_lines(folder / "benchmark" / "benchmark_1500.jsonl",
-                     [giraffe_entry("one.wav", "C", "Timestamp", "T1", "英文") | fields])  # fmt: skip
+    write_json_lines(
+        folder / "benchmark" / "benchmark_1500.jsonl",
+        [giraffe_entry("one.wav", "C", "Timestamp", "T1", "英文") | fields],
+    )
 
 
 def break_marathon(folder: Path, entries: Any) -> None:
@@ -306,24 +401,63 @@ VERSION = "perhaps another version"
         ("voicegiraffe", "giraffe", lambda f: break_giraffe(f, question="When?"), f"choices A to D; .*{VERSION}"),
         ("voicegiraffe", "giraffe", lambda f: break_giraffe(f, qa_level=None), f'no "qa_level"; .*{VERSION}'),
         ("voicegiraffe", "giraffe", lambda f: (f / "benchmark" / "more.jsonl").touch(), "holds 2 files"),
-        ("voicegiraffe", "giraffe", lambda f: (f / "benchmark" / "benchmark_1500.jsonl").write_text("{"), "line 1 is no JSON"),
+        (
+            "voicegiraffe",
+            "giraffe",
+            lambda f: (f / "benchmark" / "benchmark_1500.jsonl").write_text("{"),
+            "line 1 is no JSON",
+        ),
         ("audiomarathon", "giraffe", lambda f: None, "holds no task of AudioMarathon"),
         ("audiomarathon", "marathon", lambda f: break_marathon(f, {"a": 1}), f"no list of entries; .*{VERSION}"),
-        ("audiomarathon", "marathon", lambda f: break_marathon(f, [{"audio_path": "1.wav"}]), f'no "answer_gt"; .*{VERSION}'),
-        ("audiomarathon", "marathon", lambda f: break_marathon(f, [lettered("1.wav", "A", "tea")]), f"no choices; .*{VERSION}"),
-        ("audiomarathon", "marathon", lambda f: break_marathon(f, [lettered("1.wav", "A", "x", "y")]), "there is no recording"),
-        ("audiomarathon", "marathon", lambda f: write_json(f / "old" / "merged_audio_data.json", []), "holds 2 times merged"),
-        ("audiomarathon", "marathon", lambda f: next(f.rglob("*.trans.txt")).unlink(), f"no transcript beside it; .*{VERSION}"),
+        (
+            "audiomarathon",
+            "marathon",
+            lambda f: break_marathon(f, [{"audio_path": "1.wav"}]),
+            f'no "answer_gt"; .*{VERSION}',
+        ),
+        (
+            "audiomarathon",
+            "marathon",
+            lambda f: break_marathon(f, [lettered("1.wav", "A", "tea")]),
+            f"no choices; .*{VERSION}",
+        ),
+        (
+            "audiomarathon",
+            "marathon",
+            lambda f: break_marathon(f, [lettered("1.wav", "A", "x", "y")]),
+            "there is no recording",
+        ),
+        (
+            "audiomarathon",
+            "marathon",
+            lambda f: write_json(f / "old" / "merged_audio_data.json", []),
+            "holds 2 times merged",
+        ),
+        (
+            "audiomarathon",
+            "marathon",
+            lambda f: next(f.rglob("*.trans.txt")).unlink(),
+            f"no transcript beside it; .*{VERSION}",
+        ),
         ("longspeech", "giraffe", lambda f: None, "holds no LongSpeechQA/TASK/test.jsonl"),
-        ("longspeech", "long_speech", lambda f: break_long(f, task="summary"), f"'summary', in the file of ASR; .*{VERSION}"),
+        (
+            "longspeech",
+            "long_speech",
+            lambda f: break_long(f, task="summary"),
+            f"'summary', in the file of ASR; .*{VERSION}",
+        ),
         ("longspeech", "long_speech", lambda f: break_long(f, messages="x"), f"no message of the user .*{VERSION}"),
         ("longspeech", "long_speech", lambda f: break_long(f, language=""), f'no "language"; .*{VERSION}'),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_copy_is_one_sentence(
-    name: str, copy: str, harm: Callable[[Path], Any], wrong: str, request: pytest.FixtureRequest,
+    name: str,
+    copy: str,
+    harm: Callable[[Path], Any],
+    wrong: str,
+    request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     folder = request.getfixturevalue(copy)
     harm(folder)
     with pytest.raises((BenchmarkError, DataError), match=wrong) as found:
@@ -354,8 +488,20 @@ def test_a_benchmark_runs_like_any_data(
     out = giraffe / "out"
 
     def run(*more: str) -> int:
-        return main([str(giraffe), "--benchmark", "voicegiraffe", "--model", str(tiny_checkpoint), "--backend", "torch",
-                     "--output", str(out), *more])  # fmt: skip
+        return main(
+            [
+                str(giraffe),
+                "--benchmark",
+                "voicegiraffe",
+                "--model",
+                str(tiny_checkpoint),
+                "--backend",
+                "torch",
+                "--output",
+                str(out),
+                *more,
+            ]
+        )
 
     monkeypatch.setattr(evaluation.run, "ask_item", lambda model, heard, item: (item.answer, None))
     assert run("--ratios", "4", "--kinds", "State") == 0
@@ -367,8 +513,15 @@ def test_a_benchmark_runs_like_any_data(
     assert run("--ratios", "4", "8") == 0  # what was answered stays answered; all kinds and one ratio more
     rows = [json.loads(row) for row in (out / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(row["ratio"], row["id"], row["said"]) for row in rows] == [
-        (4, "2", "A"), (4, "4", "D"), (4, "1", "C"), (4, "3", "C"), (8, "1", "C"), (8, "3", "C"), (8, "4", "C"), (8, "2", "C"),
-    ]  # fmt: skip
+        (4, "2", "A"),
+        (4, "4", "D"),
+        (4, "1", "C"),
+        (4, "3", "C"),
+        (8, "1", "C"),
+        (8, "3", "C"),
+        (8, "4", "C"),
+        (8, "2", "C"),
+    ]
     lines = [json.loads(row) for row in (out / "lines.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["kind"] for line in lines] == ["Timestamp", "State", "Timestamp", "State"]
     assert all(Path(line["audio"]).is_file() for line in lines)
@@ -384,8 +537,9 @@ def test_a_benchmark_runs_like_any_data(
 def test_voicegiraffes_choices_may_stand_apart_and_go_on_in_further_lines() -> None:
     question = "What is heard?\nTwice.\n\nA: a bell  \n\nB： a dog,\n   far away\nC: rain\nD: [1, 2]\n"
     assert voicegiraffe.split_options(question, "here") == (
-        "What is heard?\nTwice.", {"A": "a bell", "B": "a dog, far away", "C": "rain", "D": "[1, 2]"}
-    )  # fmt: skip
+        "What is heard?\nTwice.",
+        {"A": "a bell", "B": "a dog, far away", "C": "rain", "D": "[1, 2]"},
+    )
     for wrong in ("What?\nA: a\nB: b\nD: d", "A: a\nB: b\nC: c\nD: d", "What?"):
         with pytest.raises(BenchmarkError, match="does not end with the choices A to D"):
             voicegiraffe.split_options(wrong, "here")

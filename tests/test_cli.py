@@ -53,8 +53,13 @@ def test_ask_prints_exactly_one_json_document(run, recording: Path) -> None:
     document = json.loads(out)
     assert list(document) == ["recording", "model", "backend", "memory", "timing", "answers"]
     assert document["recording"]["seconds_heard"] == pytest.approx(7.33, abs=1e-3)
-    assert document["memory"] == {"intervals": 6, "ratio": "8", "slots": 13, "speech_tokens": 92,
-                                  "bytes": 13 * 2 * 2 * 2 * 8 * 4}  # fmt: skip
+    assert document["memory"] == {
+        "intervals": 6,
+        "ratio": "8",
+        "slots": 13,
+        "speech_tokens": 92,
+        "bytes": 13 * 2 * 2 * 2 * 8 * 4,
+    }
     assert [a["question"] for a in document["answers"]] == ["what is order 4?", "and order 5?"]
     for answer in document["answers"]:
         weights = [e["weight"] for e in answer["evidence"]]
@@ -243,9 +248,13 @@ def test_a_span_is_asked_from_a_recording_or_a_memory(run, recording: Path, tmp_
 @pytest.mark.parametrize("command", [["ask", "a?"], ["transcribe"]])
 @pytest.mark.parametrize(
     ("span", "sentence"),
-    [(["--from", "0:05", "--to", "0:02"], "behind the start"), (["--from", "1:00"], "outside"),
-     (["--to", "0:20"], "outside"), (["--from", "soon"], "M:SS")],
-)  # fmt: skip
+    [
+        (["--from", "0:05", "--to", "0:02"], "behind the start"),
+        (["--from", "1:00"], "outside"),
+        (["--to", "0:20"], "outside"),
+        (["--from", "soon"], "M:SS"),
+    ],
+)
 def test_spans_that_cannot_be_asked(run, recording: Path, tmp_path: Path, command, span, sentence) -> None:
     command, *words = command
     assert sentence in refused(run(command, recording, *words, *span))

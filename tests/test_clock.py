@@ -38,9 +38,15 @@ def test_a_span_is_inside_its_recording() -> None:
 
 @pytest.mark.parametrize(
     ("start", "end", "seconds", "sentence"),
-    [(7.3, None, 7.3, "outside"), (1, 9, 7.3, "outside"), (3, 2, None, "behind the start"), (2, 2, 7.3, "behind"),
-     (-1, None, 7.3, "negative"), (math.nan, 3, 7.3, "negative")],
-)  # fmt: skip
+    [
+        (7.3, None, 7.3, "outside"),
+        (1, 9, 7.3, "outside"),
+        (3, 2, None, "behind the start"),
+        (2, 2, 7.3, "behind"),
+        (-1, None, 7.3, "negative"),
+        (math.nan, 3, 7.3, "negative"),
+    ],
+)
 def test_other_spans_are_refused(start: float, end: float | None, seconds: float | None, sentence: str) -> None:
     with pytest.raises(QuestionError, match=sentence):
         check_span(start, end, seconds)

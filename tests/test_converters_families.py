@@ -171,15 +171,22 @@ def test_tekken_becomes_a_tokenizer(tmp_path: Path) -> None:
     ]
     settings = {
         "pattern": r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        "num_vocab_tokens": len(words), "default_vocab_size": len(words) + 10, "default_num_special_tokens": 10,
-    }  # fmt: skip
+        "num_vocab_tokens": len(words),
+        "default_vocab_size": len(words) + 10,
+        "default_num_special_tokens": 10,
+    }
     path = tmp_path / "tekken.json"
     path.write_text(json.dumps({"config": settings, "vocab": entries, "special_tokens": specials}))
     tokenizer = from_tekken(path)
     rank = {w: i + 10 for i, w in enumerate(words)}
     assert tokenizer.encode("<s>[INST]the ant", add_special_tokens=False).ids == [
-        1, 3, rank[b"the"], rank[b" "], rank[b"an"], rank[b"t"]
-    ]  # fmt: skip
+        1,
+        3,
+        rank[b"the"],
+        rank[b" "],
+        rank[b"an"],
+        rank[b"t"],
+    ]
     assert tokenizer.decode([rank[b"the"], rank[b" the"], 2]) == "the the"
     assert tokenizer.token_to_id("<SPECIAL_7>") == 7
 

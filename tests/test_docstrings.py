@@ -43,10 +43,14 @@ def undocumented(node: ast.AST, where: str, protocols: list[set[str]]) -> Iterat
 def test_every_public_name_has_a_docstring() -> None:
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
     protocols = [members(node) for tree in trees.values() for node in ast.walk(tree) if is_protocol(node)]
-    found = [name for path, tree in trees.items() for name in undocumented(tree, str(path.relative_to(ROOT)), protocols)]
+    found = [
+        name for path, tree in trees.items() for name in undocumented(tree, str(path.relative_to(ROOT)), protocols)
+    ]
     assert not found
 
 
 def test_every_file_names_its_subject() -> None:
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
-    assert not [str(path.relative_to(ROOT)) for path, tree in trees.items() if tree.body and ast.get_docstring(tree) is None]
+    assert not [
+        str(path.relative_to(ROOT)) for path, tree in trees.items() if tree.body and ast.get_docstring(tree) is None
+    ]

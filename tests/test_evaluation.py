@@ -131,8 +131,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("evaluation")
     for name in "ab":
         write_sound(folder / f"{name}.wav", 1.5, seed=ord(name))
-    lines = [line(kind="who"), line(start=0, end=1), line(audio="b.wav"), line(audio="b.wav", answer="not mentioned"),
-             line(audio="b.wav", question=None, text="a b c", kind="words")]  # fmt: skip
+    lines = [
+        line(kind="who"),
+        line(start=0, end=1),
+        line(audio="b.wav"),
+        line(audio="b.wav", answer="not mentioned"),
+        line(audio="b.wav", question=None, text="a b c", kind="words"),
+    ]
     (folder / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return save_checkpoint(folder / "model", tiny_config()), folder / "data.jsonl"
 
@@ -171,8 +176,19 @@ def test_answers_are_scored_as_they_were_said(desk: tuple[Path, Path], monkeypat
 def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(
     desk: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    command = [str(desk[1]), "--model", str(desk[0]), "--backend", "torch", "--ratios", "raw", "4",
-               "--summarizers", "sst", "stride"]  # fmt: skip
+    command = [
+        str(desk[1]),
+        "--model",
+        str(desk[0]),
+        "--backend",
+        "torch",
+        "--ratios",
+        "raw",
+        "4",
+        "--summarizers",
+        "sst",
+        "stride",
+    ]
     assert main([*command, "--output", str(tmp_path / "whole")]) == 0
     table = capsys.readouterr().out
     heard, real_hear, real_ask = [], evaluation.run.hear, evaluation.run.ask_item
@@ -199,7 +215,13 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been(
     heard.clear()
     capsys.readouterr()
     assert main([*command, "--output", str(stopped)]) == 0
-    assert heard == [("raw", "b.wav"), ("sst 4", "a.wav"), ("sst 4", "b.wav"), ("stride 4", "a.wav"), ("stride 4", "b.wav")]
+    assert heard == [
+        ("raw", "b.wav"),
+        ("sst 4", "a.wav"),
+        ("sst 4", "b.wav"),
+        ("stride 4", "a.wav"),
+        ("stride 4", "b.wav"),
+    ]
     assert without_times(stopped) == without_times(tmp_path / "whole")
     figures = [[row.split("|")[1:-3] for row in text.splitlines()] for text in (capsys.readouterr().out, table)]
     assert figures[0] == figures[1]  # all but the times
@@ -213,8 +235,20 @@ def test_results_of_another_run_are_refused_and_kept(
     desk: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     def run(model: Path, *more: str) -> int:
-        return main([str(desk[1]), "--model", str(model), "--backend", "torch", "--ratios", "4",
-                     "--output", str(tmp_path), *more])  # fmt: skip
+        return main(
+            [
+                str(desk[1]),
+                "--model",
+                str(model),
+                "--backend",
+                "torch",
+                "--ratios",
+                "4",
+                "--output",
+                str(tmp_path),
+                *more,
+            ]
+        )
 
     assert run(desk[0]) == 0
     before = (tmp_path / "results.jsonl").read_bytes()
@@ -255,7 +289,9 @@ def test_the_cascade_reads_the_words_as_text(
     asking = ask(model, memory, "what drink is order 47?", longest=8)
     list(asking)
     whole = model.backend.answer(model.backend.start([]), ids + model.prompt.question_ids("what drink is order 47?"), 0)
-    tokens = list(itertools.takewhile(lambda t: t not in model.prompt.end_ids, (s.token for s in itertools.islice(whole, 8))))
+    tokens = list(
+        itertools.takewhile(lambda t: t not in model.prompt.end_ids, (s.token for s in itertools.islice(whole, 8)))
+    )
     assert asking.answer.answer == model.prompt.decode(tokens) and not asking.answer.evidence
 
     write_sound(tmp_path / "a.wav", 1.5)

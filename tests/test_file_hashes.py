@@ -45,7 +45,9 @@ def test_a_file_is_hashed_once(tmp_path: Path, counted: list[int]) -> None:
     assert len(counted) == 1
 
 
-def test_a_file_that_was_rewritten_is_hashed_again_though_its_time_was_set_back(tmp_path: Path, counted: list[int]) -> None:
+def test_a_file_that_was_rewritten_is_hashed_again_though_its_time_was_set_back(
+    tmp_path: Path, counted: list[int]
+) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"one")
     sha256_of(path)
@@ -61,7 +63,9 @@ def test_a_file_that_was_rewritten_is_hashed_again_though_its_time_was_set_back(
     assert len(counted) == 3
 
 
-def test_a_file_that_was_just_written_is_not_kept(tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_was_just_written_is_not_kept(
+    tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(file_hashes, "SETTLED", 3600.0)
     path = tmp_path / "weights"
     path.write_bytes(b"weights")
@@ -80,7 +84,9 @@ def test_a_broken_cache_costs_time_only(tmp_path: Path, counted: list[int], text
     assert sha256_of(path) == right(path)
 
 
-def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SPEECH_XL_CACHE", str(tmp_path / "file"))
     path = tmp_path / "weights"

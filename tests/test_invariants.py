@@ -100,9 +100,7 @@ def test_5_later_audio_never_changes_a_closed_interval(backend: str, config: Mod
             state, _ = hear_tokens(model, sound, listed_ratios(config), [1, 1, 1, 1])
             memories.append(model.backend.export_memory(state)["values"])
         tokens = 3 * config.tokens_per_window // model.interval * model.interval
-        plans = list(
-            scheduler_of(config, listed_ratios(config), len(model.prompt.prefix_ids)).plan_all(tokens)
-        )
+        plans = list(scheduler_of(config, listed_ratios(config), len(model.prompt.prefix_ids)).plan_all(tokens))
         closed = plans[-1].base + plans[-1].kept if plans else len(model.prompt.prefix_ids)
         assert np.array_equal(memories[0][:, :, :closed], memories[1][:, :, :closed])
         assert not np.array_equal(memories[0], memories[1])

@@ -66,7 +66,9 @@ def run_whole(backend: Backend, speech: torch.Tensor, prefix: torch.Tensor, rati
     x = torch.cat([decoder.embed_tokens(prefix), speech, ssts, decoder.embed_tokens(text)], dim=1)
     positions = [torch.from_numpy(p).expand(rows, -1) for p in (passed.query_positions, passed.key_positions)]
     mask = torch.from_numpy(passed.mask).expand(rows, 1, -1, -1)
-    return decoder.logits(decoder.whole(x, *positions, mask, passed.sst_rows, pooled_of(backend.config, passed, len(x))))
+    return decoder.logits(
+        decoder.whole(x, *positions, mask, passed.sst_rows, pooled_of(backend.config, passed, len(x)))
+    )
 
 
 @pytest.mark.parametrize("seconds", [0.1, 2.5, 6.41])

@@ -42,7 +42,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("sounds")
-    return [write_sound(folder / f"{name}.wav", seconds, seed) for seed, (name, seconds) in enumerate([("a", 4.4), ("b", 2.6)])]
+    return [
+        write_sound(folder / f"{name}.wav", seconds, seed)
+        for seed, (name, seconds) in enumerate([("a", 4.4), ("b", 2.6)])
+    ]
 
 
 @pytest.fixture(scope="module", params=TWINS)
@@ -98,7 +101,9 @@ def test_a_joined_memory_is_that_of_plain_numpy(model: SpeechModel, memories, ch
     for part, array in reference.export_memory(expected).items():
         np.testing.assert_allclose(model.backend.export_memory(joined.state)[part], array, atol=1e-5, rtol=1e-5)
     ids = model.prompt.question_ids(QUESTION)
-    scores = [backend.logits(s, ids, joined.position) for backend, s in ((model.backend, joined.state), (reference, expected))]
+    scores = [
+        backend.logits(s, ids, joined.position) for backend, s in ((model.backend, joined.state), (reference, expected))
+    ]
     np.testing.assert_allclose(*scores, atol=1e-4, rtol=1e-4)
 
 

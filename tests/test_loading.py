@@ -32,6 +32,8 @@ def test_a_network_without_weights_has_all_shapes() -> None:
         with without_weights():
             empty = SpeechXL(config)
         drawn = tiny_model(config)
-        assert {n: p.shape for n, p in empty.state_dict().items()} == {n: p.shape for n, p in drawn.state_dict().items()}
+        assert {n: p.shape for n, p in empty.state_dict().items()} == {
+            n: p.shape for n, p in drawn.state_dict().items()
+        }
         assert all(p.is_meta for p in empty.parameters())
     assert not torch.nn.Linear(2, 2).weight.is_meta

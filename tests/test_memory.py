@@ -178,7 +178,9 @@ def test_warnings_of_the_recording_travel_with_its_memory(tiny_speech_model: Spe
     heard = Listening(tiny_speech_model, path, 4)
     list(heard)
     save_memory(heard.memory, tmp_path / "cut.sxl", tiny_speech_model)
-    assert heard.memory.warnings and load_memory(tmp_path / "cut.sxl", tiny_speech_model).warnings == heard.memory.warnings
+    assert (
+        heard.memory.warnings and load_memory(tmp_path / "cut.sxl", tiny_speech_model).warnings == heard.memory.warnings
+    )
 
 
 def test_another_interval_than_the_models_is_refused(

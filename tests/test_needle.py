@@ -40,8 +40,17 @@ def needles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two questions about one short recording."""
     folder = tmp_path_factory.mktemp("needle")
     write_sound(folder / "needle.wav", 0.4, seed=3)
-    lines = [{"audio": "needle.wav", "question": "Who?", "answer": "Ann"},
-             {"audio": "needle.wav", "question": "Which?", "answer": "B", "choices": {"A": "tea", "B": "milk"}, "start": 0.1, "end": 0.3}]  # fmt: skip
+    lines = [
+        {"audio": "needle.wav", "question": "Who?", "answer": "Ann"},
+        {
+            "audio": "needle.wav",
+            "question": "Which?",
+            "answer": "B",
+            "choices": {"A": "tea", "B": "milk"},
+            "start": 0.1,
+            "end": 0.3,
+        },
+    ]
     (folder / "needles.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     return folder / "needles.jsonl"
 
@@ -126,12 +135,32 @@ def test_cells_are_shares_of_right_answers(speech: Path, needles: Path) -> None:
 
 
 def test_a_stopped_grid_goes_on_and_may_grow(
-    speech: Path, needles: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    speech: Path,
+    needles: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     def run(*more: str) -> int:
-        return main([str(needles), "--speech", str(speech), "--model", str(tiny_checkpoint), "--backend", "torch",
-                     "--ratios", "raw", "4", "--depths", "0", "100", *more])  # fmt: skip
+        return main(
+            [
+                str(needles),
+                "--speech",
+                str(speech),
+                "--model",
+                str(tiny_checkpoint),
+                "--backend",
+                "torch",
+                "--ratios",
+                "raw",
+                "4",
+                "--depths",
+                "0",
+                "100",
+                *more,
+            ]
+        )
 
     asked, real_ask = [], evaluation.run.ask_item
 
@@ -154,13 +183,31 @@ def test_a_stopped_grid_goes_on_and_may_grow(
     assert rows[0] == "method,ratio,length_seconds,depth_percent,right,f1,evidence,needles" and len(rows) == 1 + 2 * 4
     before = (tmp_path / "results.jsonl").read_bytes()
     capsys.readouterr()
-    assert main([str(needles), "--speech", str(speech / "chapter"), "--model", str(tiny_checkpoint), "--ratios", "4",
-                 "--lengths", "2", "--output", str(tmp_path)]) == 2  # fmt: skip
+    assert (
+        main(
+            [
+                str(needles),
+                "--speech",
+                str(speech / "chapter"),
+                "--model",
+                str(tiny_checkpoint),
+                "--ratios",
+                "4",
+                "--lengths",
+                "2",
+                "--output",
+                str(tmp_path),
+            ]
+        )
+        == 2
+    )
     assert "is of other data" in capsys.readouterr().err and (tmp_path / "results.jsonl").read_bytes() == before
 
 
 def test_a_grid_that_cannot_be_made_is_refused(speech: Path, needles: Path, tmp_path: Path) -> None:
-    def refuse(wrong: str, needles: Path = needles, folder: Path = speech, length: float = 3.0, depth: float = 0) -> None:
+    def refuse(
+        wrong: str, needles: Path = needles, folder: Path = speech, length: float = 3.0, depth: float = 0
+    ) -> None:
         with pytest.raises(DataError, match=wrong):
             make_grid(needles, folder, [length], [depth])
 

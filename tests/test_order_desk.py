@@ -45,9 +45,13 @@ def test_candidates_contain_every_sampled_sentence():
 
 def test_candidates_are_distinct_and_few():
     slots = {
-        "coffeeDrink": "espresso", "size": "eight ounce", "numberOfShots": "single shot",
-        "roast": "dark roast", "milkAmount": "lots of cream", "sugarAmount": "sugar",
-    }  # fmt: skip
+        "coffeeDrink": "espresso",
+        "size": "eight ounce",
+        "numberOfShots": "single shot",
+        "roast": "dark roast",
+        "milkAmount": "lots of cream",
+        "sugarAmount": "sugar",
+    }
     every = grammar.candidates(slots)
     assert len(set(every)) == len(every) == 24 * len(grammar.LIKELY_OPENINGS)
 
@@ -146,7 +150,9 @@ def marked_clips() -> tuple[list[corpus.Clip], list[corpus.Clip]]:
     """Orders and digits whose samples say which they are: a constant each."""
     rng = random.Random(0)
     orders = [
-        corpus.Clip(np.full(SAMPLING_RATE, 1000 + i, np.int16), None, grammar.sample_slots(rng), None, str(i), "human", str(i))
+        corpus.Clip(
+            np.full(SAMPLING_RATE, 1000 + i, np.int16), None, grammar.sample_slots(rng), None, str(i), "human", str(i)
+        )
         for i in range(6)
     ]
     digits = [

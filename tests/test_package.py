@@ -34,7 +34,11 @@ def tracked() -> set[str]:
     """The files of the source tree."""
     if not (ROOT / ".git").exists():
         pytest.skip("this is no git checkout, so nothing says which files belong to it")
-    return {name for name in run("git", "-c", "safe.directory=*", "ls-files", "-z", cwd=ROOT).split("\0") if name and (ROOT / name).exists()}
+    return {
+        name
+        for name in run("git", "-c", "safe.directory=*", "ls-files", "-z", cwd=ROOT).split("\0")
+        if name and (ROOT / name).exists()
+    }
 
 
 @pytest.fixture(scope="module")

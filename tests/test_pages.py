@@ -41,7 +41,9 @@ def little_pages(request: pytest.FixtureRequest):
         yield request.param
 
 
-def plans_of(config: ModelConfig, windows: int, ratios: tuple, summarizer: str = "sst") -> tuple[list[IntervalPlan], int]:
+def plans_of(
+    config: ModelConfig, windows: int, ratios: tuple, summarizer: str = "sst"
+) -> tuple[list[IntervalPlan], int]:
     """The plans of some windows, all but three tokens of them, and where text behind them starts."""
     interval = config.sst.interval
     scheduler = Scheduler(interval, ListedRatios(ratios), len(PREFIX), SUMMARIZERS[summarizer].plan, config.sst.horizon)
@@ -88,9 +90,12 @@ def together(backend: Backend, state: State, texts: list, position: int, ends: s
 
 @few
 @given(
-    config=configs(), drawn=st.lists(st.sampled_from([None, 0, 1]), min_size=1, max_size=3),
-    name=st.sampled_from(list(SUMMARIZERS)), windows=st.integers(1, 3), texts=texts_drawn,
-)  # fmt: skip
+    config=configs(),
+    drawn=st.lists(st.sampled_from([None, 0, 1]), min_size=1, max_size=3),
+    name=st.sampled_from(list(SUMMARIZERS)),
+    windows=st.integers(1, 3),
+    texts=texts_drawn,
+)
 def test_pages_and_batches_compute_what_plain_numpy_does(config: ModelConfig, drawn, name, windows: int, texts) -> None:
     ratios = tuple(None if number is None else config.sst.ratios[number] for number in drawn)
     plans, position = plans_of(config, windows, ratios, name)
@@ -111,19 +116,29 @@ def test_pages_and_batches_compute_what_plain_numpy_does(config: ModelConfig, dr
 @pytest.mark.parametrize("name", TWINS)
 @few
 @given(
-    config=configs(), raw=st.booleans(), bits=st.sampled_from([16, 8, 4]), windows=st.integers(1, 3),
-    rule=st.sampled_from(list(SUMMARIZERS)), texts=texts_drawn,
-)  # fmt: skip
-def test_batches_give_what_one_at_a_time_gives(name: str, config, raw: bool, bits: int, windows: int, rule, texts) -> None:
+    config=configs(),
+    raw=st.booleans(),
+    bits=st.sampled_from([16, 8, 4]),
+    windows=st.integers(1, 3),
+    rule=st.sampled_from(list(SUMMARIZERS)),
+    texts=texts_drawn,
+)
+def test_batches_give_what_one_at_a_time_gives(
+    name: str, config, raw: bool, bits: int, windows: int, rule, texts
+) -> None:
     """To 1e-5; packed rows may fall to a neighbouring code where numbers differ in the last digit."""
     plans, position = plans_of(config, windows, (None if raw else config.sst.ratios[1],), rule)
     with tempfile.TemporaryDirectory() as folder:
         (backend,) = loaded(folder, config, [name], bits)
-        slow, fast = (hear(backend, windows, batches) for batches in ([[p] for p in plans], list(interval_batches(plans))))
+        slow, fast = (
+            hear(backend, windows, batches) for batches in ([[p] for p in plans], list(interval_batches(plans)))
+        )
         ours, theirs = (backend.export_memory(state) for state in (fast, slow))
         for part in ours:
             apart = np.abs(ours[part] - theirs[part])
-            assert apart.max() <= 1e-5 * max(1, np.abs(theirs[part]).max()) or (bits < 16 and (apart > 1e-5).mean() < 0.01)
+            assert apart.max() <= 1e-5 * max(1, np.abs(theirs[part]).max()) or (
+                bits < 16 and (apart > 1e-5).mean() < 0.01
+            )
         ends = {one_by_one(backend, slow, texts[:1], position, set(), 3)[0][-1].token}
         alone, both = (way(backend, slow, texts, position, ends, 5) for way in (one_by_one, together))
         assert [[s.token for s in steps] for steps in both] == [[s.token for s in steps] for steps in alone]
@@ -133,7 +148,9 @@ def test_batches_give_what_one_at_a_time_gives(name: str, config, raw: bool, bit
 
 @pytest.mark.parametrize("name", TWINS)
 @pytest.mark.parametrize(("rule", "bits"), [("sst", 16), ("window", 4), ("window", 16), ("pool", 8)])
-def test_a_fork_shares_pages_and_neither_sees_the_other(name: str, rule: str, bits: int, tmp_path: Path, little_pages: int) -> None:
+def test_a_fork_shares_pages_and_neither_sees_the_other(
+    name: str, rule: str, bits: int, tmp_path: Path, little_pages: int
+) -> None:
     config = tiny_config()
     (backend,) = loaded(str(tmp_path), config, [name], bits)
     plans, _ = plans_of(config, 4, (4,), rule)
@@ -154,7 +171,9 @@ def test_a_fork_shares_pages_and_neither_sees_the_other(name: str, rule: str, bi
         for layer, other in zip(state.memory, fork.memory, strict=True):
             is_shared = [a.buffers is b.buffers for a, b in zip(layer.pages, other.pages, strict=True)]
             assert all(is_shared[:shared]) and not any(is_shared[shared:])
-    assert backend.memory_bytes(state) == state.memory[0].length * backend.storage.bytes_per_slot(config, backend.itemsize)
+    assert backend.memory_bytes(state) == state.memory[0].length * backend.storage.bytes_per_slot(
+        config, backend.itemsize
+    )
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -206,7 +225,13 @@ def test_work_is_done_once(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
         monkeypatch.setattr(cls, method, counted)
 
-    for cls, method in ((decoder, "intervals"), (decoder, "text"), (attention, "weigh"), (memory, "joined"), (attention, "queries")):
+    for cls, method in (
+        (decoder, "intervals"),
+        (decoder, "text"),
+        (attention, "weigh"),
+        (memory, "joined"),
+        (attention, "queries"),
+    ):
         count(cls, method)
     scheduler = Scheduler(16, FixedRatio(4), len(PREFIX), horizon=0)
     plans = list(scheduler.plan_all(20 * 16 + 5))

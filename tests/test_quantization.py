@@ -128,10 +128,15 @@ def test_quantized_weights_answer_the_same_on_both_backends(
     bits: int, group_size: int, tied: bool, tmp_path: Path, recording: Path
 ) -> None:
     config = tiny_config(
-        decoder__hidden_size=64, decoder__intermediate_size=64, decoder__num_attention_heads=4,
-        decoder__num_key_value_heads=4, decoder__head_dim=16, decoder__tie_word_embeddings=tied,
-        layout="mlx", quantization={"group_size": group_size, "bits": bits},
-    )  # fmt: skip
+        decoder__hidden_size=64,
+        decoder__intermediate_size=64,
+        decoder__num_attention_heads=4,
+        decoder__num_key_value_heads=4,
+        decoder__head_dim=16,
+        decoder__tie_word_embeddings=tied,
+        layout="mlx",
+        quantization={"group_size": group_size, "bits": bits},
+    )
     folder = str(quantized_checkpoint(tmp_path / "model", config))
     models = {name: SpeechModel.load(folder, name) for name in ("torch", "mlx")}
     memories = {name: heard(model, recording) for name, model in models.items()}
@@ -165,9 +170,14 @@ def test_both_layouts_load_on_both_backends(tmp_path: Path) -> None:
 
 def test_a_misshapen_packed_tensor_is_named(tmp_path: Path) -> None:
     config = tiny_config(
-        decoder__hidden_size=64, decoder__intermediate_size=64, decoder__num_attention_heads=4,
-        decoder__num_key_value_heads=4, decoder__head_dim=16, layout="mlx", quantization={"group_size": 32, "bits": 4},
-    )  # fmt: skip
+        decoder__hidden_size=64,
+        decoder__intermediate_size=64,
+        decoder__num_attention_heads=4,
+        decoder__num_key_value_heads=4,
+        decoder__head_dim=16,
+        layout="mlx",
+        quantization={"group_size": 32, "bits": 4},
+    )
     folder = quantized_checkpoint(tmp_path / "model", config)
     tensors = load_file(folder / "model.safetensors")
     name = "decoder.layers.0.self_attn.k_proj.scales"

@@ -23,14 +23,31 @@ from training.recipe import load_recipe
 
 PAPER = Path(__file__).parent.parent / "recipes" / "paper"
 WHISPER_SMALL = {
-    "model_type": "whisper", "num_mel_bins": 80, "d_model": 768, "encoder_layers": 12, "encoder_attention_heads": 12,
-    "encoder_ffn_dim": 3072, "max_source_positions": 1500, "activation_function": "gelu", "scale_embedding": False,
-}  # fmt: skip
+    "model_type": "whisper",
+    "num_mel_bins": 80,
+    "d_model": 768,
+    "encoder_layers": 12,
+    "encoder_attention_heads": 12,
+    "encoder_ffn_dim": 3072,
+    "max_source_positions": 1500,
+    "activation_function": "gelu",
+    "scale_embedding": False,
+}
 QWEN = {  # Qwen2.5-7B-Instruct's config.json
-    "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
-    "num_attention_heads": 28, "num_key_value_heads": 4, "rope_theta": 1000000.0, "rms_norm_eps": 1e-06,
-    "tie_word_embeddings": False, "max_position_embeddings": 32768, "hidden_act": "silu", "use_sliding_window": False,
-}  # fmt: skip
+    "model_type": "qwen2",
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "rope_theta": 1000000.0,
+    "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 32768,
+    "hidden_act": "silu",
+    "use_sliding_window": False,
+}
 
 
 def test_its_shape_is_what_the_converter_makes_of_the_published_configurations() -> None:
@@ -41,7 +58,11 @@ def test_its_shape_is_what_the_converter_makes_of_the_published_configurations()
     assert ours.encoder.window_frames / 2 == 50 * 30  # 50 Hz
     assert 1 / ours.seconds_per_token == 12.5
     sst = json.loads((PAPER / "settings.json").read_text())["sst"]
-    assert sst == {"interval": ours.sst.interval, "ratios": list(ours.sst.ratios), "default_ratio": ours.sst.default_ratio}
+    assert sst == {
+        "interval": ours.sst.interval,
+        "ratios": list(ours.sst.ratios),
+        "default_ratio": ours.sst.default_ratio,
+    }
     stages = load_recipe(PAPER / "paper.json").stages
     assert [s.kind for s in stages] == ["alignment", "answering", "summarization"]
     assert all(s.max_tokens == ours.tokens_for(5 * 60 * SAMPLING_RATE) for s in stages)
@@ -51,11 +72,27 @@ def test_its_shape_is_what_the_converter_makes_of_the_published_configurations()
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """Windows of 1,500 positions, stacks of four, seven query heads for one key, biases, a head of its own: all narrow."""
-    small = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64, "max_source_positions": 1500}
-    whisper = WhisperForConditionalGeneration(WhisperConfig(
-        vocab_size=50, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32, pad_token_id=1, bos_token_id=1,
-        eos_token_id=1, decoder_start_token_id=1, num_mel_bins=80, **small,
-    ))  # fmt: skip
+    small = {
+        "d_model": 16,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "max_source_positions": 1500,
+    }
+    whisper = WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=50,
+            decoder_layers=1,
+            decoder_attention_heads=2,
+            decoder_ffn_dim=32,
+            pad_token_id=1,
+            bos_token_id=1,
+            eos_token_id=1,
+            decoder_start_token_id=1,
+            num_mel_bins=80,
+            **small,
+        )
+    )
     families.randomize(whisper, 0).save_pretrained(tmp_path / "whisper")
     decoder = families.qwen2(
         tmp_path / "decoder", hidden_size=56, num_attention_heads=7, num_key_value_heads=1, tie_word_embeddings=False
@@ -89,7 +126,9 @@ def test_a_tiny_copy_takes_the_whole_recipe(tiny: Path, tmp_path: Path) -> None:
     before, after = tensors(tiny), tensors(out / "model")
     moved = {n for n in before if not torch.equal(before[n].float(), after[n].float())}
     assert {"decoder.sst_embedding", "speech.adapter.linear_1.weight"} <= moved
-    assert any("sst_k_proj" in n for n in moved) and not any("speech.encoder" in n or "embed_tokens" in n for n in moved)
+    assert any("sst_k_proj" in n for n in moved) and not any(
+        "speech.encoder" in n or "embed_tokens" in n for n in moved
+    )
     for stage in recipe["stages"]:
         assert np.isfinite(list(metrics(out, stage["name"])["loss"].values())).all()
     assert (out / "adapter" / "adapter_config.json").is_file()

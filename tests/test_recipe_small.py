@@ -146,14 +146,16 @@ def test_mistakes_leave_answers_alone():
 
 
 WINDOW = {
-    "split": "train", "round": 0, "window": 0,
+    "split": "train",
+    "round": 0,
+    "window": 0,
     "orders": [
         {"number": 12, "name": "a.flac", "slots": {"coffeeDrink": "latte"}},
         {"number": 47, "name": "b.flac", "slots": {"coffeeDrink": "mocha", "size": "eight ounce"}},
         {"number": 5, "name": "c.flac", "slots": {"coffeeDrink": "espresso"}},
     ],
     "heard": "Can I have a latte? 4, 7. Make me an 8 ounce mocha. Zero five. I'd like an espresso please.",
-}  # fmt: skip
+}
 
 
 def test_orders_are_cut_where_their_numbers_were_heard():
@@ -197,7 +199,9 @@ def test_talks_are_lines_that_the_evaluation_reads(tmp_path: Path):
     for folder in folders:
         assert make_talks.main([str(folder), "--talks", "2", "--minutes", "0.4", "--needles", "1"]) == 0
     items = read_data(folders[0] / "talks.jsonl").items
-    assert {item.kind for item in items} == {"said", "absent", "transcript"} and len({item.audio for item in items}) == 2
+    assert {item.kind for item in items} == {"said", "absent", "transcript"} and len(
+        {item.audio for item in items}
+    ) == 2
     spoken = {item.audio: comparable(item.text) for item in items if item.text is not None}
     for item in items:
         if item.kind == "said":  # the answer stands in what is said, and its sentence within the recording

@@ -36,7 +36,9 @@ def looks_at(*places: tuple[int, int], positions: int) -> np.ndarray:
     return attention / attention.sum(1, keepdims=True)
 
 
-def reading(text: str, tokenizer: Tokenizer = RECOGNIZER_TOKENIZER, positions: int = 1500, **changes: object) -> Recognition:
+def reading(
+    text: str, tokenizer: Tokenizer = RECOGNIZER_TOKENIZER, positions: int = 1500, **changes: object
+) -> Recognition:
     """A reading whose tokens, and the end, share the positions evenly."""
     ids = tokenizer.encode(text).ids
     edges = np.linspace(0, positions, len(ids) + 2).astype(int)
@@ -103,7 +105,9 @@ def test_a_loop_is_kept_once_and_talk_as_it_is() -> None:
     said = "No, no, no, I said that one and one and one make three."
     assert cut(said) == said and cut("") == ""
     assert cut("Then we go. " + "Thank you. " * 40) == "Then we go. Thank you."
-    assert cut("one two three " + "and so it goes on " * 12 + "until here") == "one two three and so it goes on until here"
+    assert (
+        cut("one two three " + "and so it goes on " * 12 + "until here") == "one two three and so it goes on until here"
+    )
 
 
 def test_a_word_has_its_own_tokens_and_they_share_its_time() -> None:

@@ -25,16 +25,31 @@ SEEDS = range(6)
 def whisper(config: ModelConfig, ours: TorchBackend) -> WhisperForConditionalGeneration:
     """transformers' model with our weights."""
     e, r = config.encoder, config.recognizer
-    theirs = WhisperForConditionalGeneration(WhisperConfig(
-        vocab_size=r.vocab_size, num_mel_bins=e.num_mel_bins, d_model=e.d_model,
-        encoder_layers=e.encoder_layers, encoder_attention_heads=e.encoder_attention_heads, encoder_ffn_dim=e.encoder_ffn_dim,
-        decoder_layers=r.decoder_layers, decoder_attention_heads=r.decoder_attention_heads, decoder_ffn_dim=r.decoder_ffn_dim,
-        max_source_positions=e.max_source_positions, max_target_positions=r.max_target_positions,
-        pad_token_id=r.end_id, bos_token_id=r.end_id, eos_token_id=r.end_id, decoder_start_token_id=r.start_ids[0],
-        attn_implementation="eager",
-    ))  # fmt: skip
-    state = {f"model.{n.removeprefix('speech.').replace('recognizer', 'decoder')}": t
-             for n, t in ours.model.state_dict().items() if n.startswith("speech.")}  # fmt: skip
+    theirs = WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=r.vocab_size,
+            num_mel_bins=e.num_mel_bins,
+            d_model=e.d_model,
+            encoder_layers=e.encoder_layers,
+            encoder_attention_heads=e.encoder_attention_heads,
+            encoder_ffn_dim=e.encoder_ffn_dim,
+            decoder_layers=r.decoder_layers,
+            decoder_attention_heads=r.decoder_attention_heads,
+            decoder_ffn_dim=r.decoder_ffn_dim,
+            max_source_positions=e.max_source_positions,
+            max_target_positions=r.max_target_positions,
+            pad_token_id=r.end_id,
+            bos_token_id=r.end_id,
+            eos_token_id=r.end_id,
+            decoder_start_token_id=r.start_ids[0],
+            attn_implementation="eager",
+        )
+    )
+    state = {
+        f"model.{n.removeprefix('speech.').replace('recognizer', 'decoder')}": t
+        for n, t in ours.model.state_dict().items()
+        if n.startswith("speech.")
+    }
     missing = theirs.load_state_dict(state, strict=False)
     assert missing.missing_keys in ([], ["proj_out.weight"]) and not missing.unexpected_keys
     theirs.tie_weights()
@@ -46,7 +61,9 @@ def windows(seed: int, count: int = 3) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=SEEDS)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, TorchBackend, MLXBackend]:
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, TorchBackend, MLXBackend]:
     folder = save_checkpoint(tmp_path_factory.mktemp("recognizer") / "tiny", CONFIG, request.param)
     config = check_checkpoint(folder)
     return request.param, TorchBackend.load(folder, config), MLXBackend.load(folder, config)
@@ -101,10 +118,14 @@ def test_transformers_generate_reads_the_same(pair) -> None:
     theirs, mel, r = whisper(CONFIG, ours), windows(seed), CONFIG.recognizer
     heard = theirs.model.encoder(torch.from_numpy(mel))
     found = GenerationMixin.generate(  # without Whisper's own wrapper, which wants timestamps and languages
-        theirs, encoder_outputs=heard, decoder_input_ids=torch.tensor([r.start_ids] * len(mel)), do_sample=False,
-        max_length=r.max_target_positions, suppress_tokens=list(r.suppressed_ids),
+        theirs,
+        encoder_outputs=heard,
+        decoder_input_ids=torch.tensor([r.start_ids] * len(mel)),
+        do_sample=False,
+        max_length=r.max_target_positions,
+        suppress_tokens=list(r.suppressed_ids),
         begin_suppress_tokens=list(r.begin_suppressed_ids),
-    )  # fmt: skip
+    )
     room = r.max_target_positions - len(r.start_ids)
     for one, ids in zip(ours.recognize(mel), found[:, len(r.start_ids) :].tolist(), strict=True):
         assert one.ids[:room] == [i for i in ids if i != r.end_id]
@@ -147,9 +168,15 @@ def test_a_recognizers_config_survives_json_and_is_checked(tmp_path: Path) -> No
     data = to_dict(CONFIG)
     assert from_dict(data) == CONFIG and load_config(save_checkpoint(tmp_path / "tiny", CONFIG)) == CONFIG
     wrong = {
-        "vocab_size": 10, "start_ids": [], "alignment_heads": [[0, 9]], "decoder_attention_heads": 3, "end_id": -1,
-        "suppressed_ids": [CONFIG.recognizer.end_id], "max_target_positions": 2, "decoder_layers": "2",
-    }  # fmt: skip
+        "vocab_size": 10,
+        "start_ids": [],
+        "alignment_heads": [[0, 9]],
+        "decoder_attention_heads": 3,
+        "end_id": -1,
+        "suppressed_ids": [CONFIG.recognizer.end_id],
+        "max_target_positions": 2,
+        "decoder_layers": "2",
+    }
     for field, value in wrong.items():
         with pytest.raises(CheckpointError, match=r"config\.json"):
             from_dict(data | {"recognizer": data["recognizer"] | {field: value}})

@@ -18,14 +18,23 @@ PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 IN_WHEEL = [name for name in PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"] if "/" not in name]
 IN_SOURCE_ONLY = ["benchmarks", "recipes", "reliability", "tests"]
-EXTRA_OF = {"app.py": "serve", "evaluation": "train", "mlx_backend": "mlx", "server": "serve", "space": "serve",
-            "training": "train"}  # fmt: skip
+EXTRA_OF = {
+    "app.py": "serve",
+    "evaluation": "train",
+    "mlx_backend": "mlx",
+    "server": "serve",
+    "space": "serve",
+    "training": "train",
+}
 RUN = {"hatchling", "mkdocs-material", "mkdocstrings", "mypy", "pre-commit", "ruff"}  # programs, which nothing imports
 OWN = {
     path.name.removesuffix(".py") for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
 }
 PACKAGES = {"sklearn": "scikit-learn"}  # where a module has another name than its package
-BEHIND = {"torch.utils.tensorboard": "tensorboard", "fastapi": "python-multipart"}  # imported by the module on the left, not by us
+BEHIND = {
+    "torch.utils.tensorboard": "tensorboard",
+    "fastapi": "python-multipart",
+}  # imported by the module on the left, not by us
 
 
 def imports(path: Path) -> Iterable[tuple[str, bool]]:
@@ -54,7 +63,10 @@ def third_party(folder: str, at_once_only: bool = False) -> set[str]:
             top = module.partition(".")[0]
             if top in sys.stdlib_module_names or top in OWN or (at_once_only and not at_once):
                 continue
-            found |= {canonicalize_name(PACKAGES.get(top, top)), *(package for name, package in BEHIND.items() if module == name)}
+            found |= {
+                canonicalize_name(PACKAGES.get(top, top)),
+                *(package for name, package in BEHIND.items() if module == name),
+            }
     return found
 
 

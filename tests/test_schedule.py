@@ -122,7 +122,9 @@ def test_appended_ssts_stand_behind_their_whole_interval(case: tuple[int, int, l
     scheduler, plans = plans_of(tokens, prefix, listed)
     appended = Scheduler(12, ListedRatios(tuple(listed)), prefix, AppendedSSTs().plan)
     for plan, other in zip(plans, appended.plan_all(tokens), strict=True):
-        assert other.sst_mask()[:, : plan.tokens].all() and np.array_equal(other.sst_mask()[:, plan.tokens :], np.eye(plan.ssts))
+        assert other.sst_mask()[:, : plan.tokens].all() and np.array_equal(
+            other.sst_mask()[:, plan.tokens :], np.eye(plan.ssts)
+        )
         assert other.sst_query_positions.tolist() == [plan.base + plan.tokens + c for c in range(plan.ssts)]
         assert np.array_equal(other.slot_positions, plan.slot_positions) and np.array_equal(other.spans, plan.spans)
         assert not plan.ssts or np.array_equal(other.pooled_tokens(), plan.pooled_tokens())

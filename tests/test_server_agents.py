@@ -120,7 +120,7 @@ def test_a_key_reaches_its_own_memories_alone(server: Server) -> None:
         ("transcribe", {}, "no recording"),
         ("forget", {}, "no tool 'forget'"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_done_is_a_sentence(server: Server, name: str, arguments: dict[str, Any], sentence: str) -> None:
     assert sentence in refused(server, name, **arguments)
 

@@ -149,7 +149,7 @@ def test_data_urls_that_are_none(server: Server, url: str) -> None:
         ({"speech_xl": {"memory": "mem_" + "0" * 32}}, 400, "not both"),
         ({"speech_xl": 5}, 400, "speech_xl"),
     ],
-)  # fmt: skip
+)
 def test_fields_that_cannot_be(server: Server, change: dict[str, Any], status: int, sentence: str) -> None:
     assert sentence in refused(server, status, json=GOOD | change)
 
@@ -219,9 +219,16 @@ def test_a_sender_that_pauses_is_given_up(server: Server, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/", 404), ("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405), ("PUT", "/v1/models", 405),
-     ("BREW", "/v1/models", 405), ("GET", "/v1/models/gpt-4o", 404), ("GET", "/v1/memories/x", 404)],
-)  # fmt: skip
+    [
+        ("GET", "/", 404),
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("PUT", "/v1/models", 405),
+        ("BREW", "/v1/models", 405),
+        ("GET", "/v1/models/gpt-4o", 404),
+        ("GET", "/v1/memories/x", 404),
+    ],
+)
 def test_addresses_that_are_none(server: Server, method: str, path: str, status: int) -> None:
     answer = httpx.request(method, server.url + path)
     assert answer.status_code == status and answer.json()["error"]["message"].endswith(".")
@@ -245,11 +252,19 @@ def test_a_defect_shows_nothing_of_itself() -> None:
 @pytest.mark.parametrize(
     ("name", "safe"),
     [
-        ("talk.wav", "talk.wav"), ("../../etc/passwd", "passwd"), ("C:\\music\\a b.mp3", "a b.mp3"), ("", "recording"),
-        ("..", "recording"), (".hidden", "hidden"), ("a\x00b\nc\u202e.wav", "abc.wav"), ("\N{SNOWMAN}.wav", "\N{SNOWMAN}.wav"),
-        ("x" * 500 + ".wav", "x" * 51 + ".wav"), ("x" * 500, "x" * 60), ("a." + "y" * 100, "a." + "y" * 58),
+        ("talk.wav", "talk.wav"),
+        ("../../etc/passwd", "passwd"),
+        ("C:\\music\\a b.mp3", "a b.mp3"),
+        ("", "recording"),
+        ("..", "recording"),
+        (".hidden", "hidden"),
+        ("a\x00b\nc\u202e.wav", "abc.wav"),
+        ("\N{SNOWMAN}.wav", "\N{SNOWMAN}.wav"),
+        ("x" * 500 + ".wav", "x" * 51 + ".wav"),
+        ("x" * 500, "x" * 60),
+        ("a." + "y" * 100, "a." + "y" * 58),
     ],
-)  # fmt: skip
+)
 def test_names_are_names_only(name: str, safe: str) -> None:
     assert safe_name(name) == safe
 

@@ -110,9 +110,9 @@ def test_a_stream_says_what_the_whole_answer_says(client: OpenAI) -> None:
 
 
 def test_a_stream_of_a_recording_that_is_new(client: OpenAI) -> None:
-    chunks = list(client.chat.completions.create(
-        model="nano", messages=messages("a?", input_audio(talk(seed=3))), stream=True
-    ))  # fmt: skip
+    chunks = list(
+        client.chat.completions.create(model="nano", messages=messages("a?", input_audio(talk(seed=3))), stream=True)
+    )
     assert chunks[-1].choices[0].finish_reason and chunks[-1].speech_xl["reused"] is False
 
 

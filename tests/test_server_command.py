@@ -29,8 +29,10 @@ def process(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[subprocess.Popen]
     words = ["--port", "0", "--store", tmp_path / "memories", "--model", tiny_checkpoint, "--backend", "torch"]
     process = subprocess.Popen(
         [sys.executable, "-m", "speech_xl", "serve", *words],
-        stderr=subprocess.PIPE, text=True, env=os.environ | {KEYS_VARIABLE: "secret", "TMPDIR": str(tmp_path)},
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {KEYS_VARIABLE: "secret", "TMPDIR": str(tmp_path)},
+    )
     yield process
     process.kill()
     process.communicate()
@@ -87,9 +89,18 @@ def test_what_cannot_be_served(capsys: pytest.CaptureFixture, tiny_checkpoint: P
 
 @pytest.mark.parametrize(
     "words",
-    [["--store-budget", "much"], ["--listening", "0"], ["--answering", "-1"], ["--waiting", "9" * 5000], ["--max-hours", "nan"],
-     ["--max-hours", "0"], ["--audio-urls", "all"], ["--memory-bits", "3"], ["--nothing"]],
-)  # fmt: skip
+    [
+        ["--store-budget", "much"],
+        ["--listening", "0"],
+        ["--answering", "-1"],
+        ["--waiting", "9" * 5000],
+        ["--max-hours", "nan"],
+        ["--max-hours", "0"],
+        ["--audio-urls", "all"],
+        ["--memory-bits", "3"],
+        ["--nothing"],
+    ],
+)
 def test_flags_that_cannot_be(words: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["serve", *words])

@@ -82,8 +82,10 @@ def test_a_full_line_is_said_to_be_full(tight: Server, held: type[Held]) -> None
 def test_requests_beyond_all_lines_are_not_even_read(tight: Server, held: type[Held]) -> None:
     most = tight.service.settings.in_flight
     with ThreadPoolExecutor(most) as pool:
-        asked = [pool.submit(httpx.post, f"{tight.url}/v1/chat/completions", json=body(1), timeout=LONGEST_WAIT)
-                 for _ in range(most)]  # fmt: skip
+        asked = [
+            pool.submit(httpx.post, f"{tight.url}/v1/chat/completions", json=body(1), timeout=LONGEST_WAIT)
+            for _ in range(most)
+        ]
         wait_until(lambda: tight.service.metrics.in_flight._value.get() == most)
         answer = httpx.post(f"{tight.url}/v1/chat/completions", content=b"never read")
         assert answer.status_code == 429 and answer.headers["retry-after"] == "5"

@@ -44,8 +44,13 @@ def memories(client: OpenAI) -> list[dict]:
 
 
 def send(client: OpenAI, data: bytes, name: str = "talk.wav", **fields: str) -> dict:
-    return client.post("/memories", cast_to=object, files={"file": (name, data)}, body=fields,
-                       options={"headers": {"Content-Type": "multipart/form-data"}})  # fmt: skip
+    return client.post(
+        "/memories",
+        cast_to=object,
+        files={"file": (name, data)},
+        body=fields,
+        options={"headers": {"Content-Type": "multipart/form-data"}},
+    )
 
 
 def download(client: OpenAI, identifier: str) -> bytes:
@@ -105,8 +110,15 @@ def test_nobody_reaches_anothers_memories(ann: OpenAI, bob: OpenAI, server: Serv
 @pytest.mark.parametrize("key", [None, "", "Bearer", "Bearer nobody's", "Basic ann's key", "Bearer ann's key2"])
 def test_without_a_key_nothing_is_done(server: Server, key: str | None) -> None:
     headers = {} if key is None else {"Authorization": key}
-    for method, path in (("GET", "models"), ("GET", "memories"), ("POST", "memories"), ("POST", "chat/completions"),
-                         ("POST", "audio/transcriptions"), ("DELETE", "memories/x"), ("GET", "memories/x/content")):  # fmt: skip
+    for method, path in (
+        ("GET", "models"),
+        ("GET", "memories"),
+        ("POST", "memories"),
+        ("POST", "chat/completions"),
+        ("POST", "audio/transcriptions"),
+        ("DELETE", "memories/x"),
+        ("GET", "memories/x/content"),
+    ):
         answer = httpx.request(method, f"{server.url}/v1/{path}", headers=headers)
         assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
     for path in ("health", "metrics"):

@@ -119,10 +119,14 @@ def test_what_cannot_be_written_down(client: OpenAI, asked: dict[str, object], s
         (b"{}", "application/json", 415),
         (b"nothing", "multipart/form-data", 400),
         (b"--b\r\nnothing", "multipart/form-data; boundary=b", 400),
-        (b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\ntext\r\n--b--\r\n', "multipart/form-data; boundary=b", 400),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\ntext\r\n--b--\r\n',
+            "multipart/form-data; boundary=b",
+            400,
+        ),
         (b"--b\r\nContent-Disposition: form-data\r\n\r\n1\r\n--b--\r\n", "multipart/form-data; boundary=b", 400),
     ],
-)  # fmt: skip
+)
 def test_forms_that_are_none(server: Server, content: bytes, kind: str, status: int) -> None:
     answer = httpx.post(f"{server.url}/v1/audio/transcriptions", content=content, headers={"Content-Type": kind})
     assert answer.status_code == status and answer.json()["error"]["message"].endswith(".")

@@ -96,9 +96,22 @@ def test_only_so_much_is_fetched(files: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://", "http:///a", "ftp://a/b", "file:///etc/passwd", "http://[", "http://a:99999/", "a", "", "http://127.0.0.1:1/",
-     "http://no-such-host.invalid/", "http://\N{SNOWMAN}\ud800/", "http://a b/", "https://127.0.0.1:1/"],
-)  # fmt: skip
+    [
+        "http://",
+        "http:///a",
+        "ftp://a/b",
+        "file:///etc/passwd",
+        "http://[",
+        "http://a:99999/",
+        "a",
+        "",
+        "http://127.0.0.1:1/",
+        "http://no-such-host.invalid/",
+        "http://\N{SNOWMAN}\ud800/",
+        "http://a b/",
+        "https://127.0.0.1:1/",
+    ],
+)
 def test_addresses_that_cannot_be_fetched(url: str) -> None:
     with pytest.raises(ApiError, match=r"cannot be fetched: the address .*\.$") as refused:
         fetch(url)
@@ -133,10 +146,24 @@ def test_private_addresses_stay_private(files: str, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("address", "public"),
-    [("93.184.215.14", True), ("2606:2800:21f:cb07::1", True), ("10.0.0.1", False), ("192.168.1.1", False),
-     ("172.16.0.1", False), ("127.0.0.1", False), ("0.0.0.0", False), ("169.254.169.254", False), ("100.64.0.1", False),
-     ("224.0.0.1", False), ("::1", False), ("::ffff:127.0.0.1", False), ("::ffff:10.0.0.1", False), ("fe80::1%eth0", False),
-     ("fd00::1", False), ("2002:7f00:1::", False)],
-)  # fmt: skip
+    [
+        ("93.184.215.14", True),
+        ("2606:2800:21f:cb07::1", True),
+        ("10.0.0.1", False),
+        ("192.168.1.1", False),
+        ("172.16.0.1", False),
+        ("127.0.0.1", False),
+        ("0.0.0.0", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("224.0.0.1", False),
+        ("::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:10.0.0.1", False),
+        ("fe80::1%eth0", False),
+        ("fd00::1", False),
+        ("2002:7f00:1::", False),
+    ],
+)
 def test_which_addresses_are_public(address: str, public: bool) -> None:
     assert remote.is_public(address) is public

@@ -47,7 +47,9 @@ def alone(model: SpeechModel, memory: AudioMemory, span: tuple[int, int], ends: 
 @pytest.mark.parametrize("backend", BACKENDS)
 @few
 @given(config=configs(), raw=st.booleans(), bits=st.sampled_from([16, 8, 4]), data=st.data())
-def test_spans_asked_at_once_answer_as_each_alone(backend: str, config: ModelConfig, raw: bool, bits: int, data) -> None:
+def test_spans_asked_at_once_answer_as_each_alone(
+    backend: str, config: ModelConfig, raw: bool, bits: int, data
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, memory = heard(folder, config, backend, None if raw else config.sst.ratios[0], bits)
         bound = st.integers(0, len(memory.spans))

@@ -58,7 +58,14 @@ def test_it_is_stored_by_reference_and_small() -> None:
     assert sum(path.stat().st_size for path in files) <= 64 * 10**6
     assert max(path.stat().st_size for path in files) <= 48 * 10**6
     card = (SHIPPED / "small" / "MODEL_CARD.md").read_text(encoding="utf-8")
-    for credit in ("Whisper base", "SmolLM2-135M-Instruct", "MIT", "Apache-2.0", "Picovoice", "Free Spoken Digit Dataset"):
+    for credit in (
+        "Whisper base",
+        "SmolLM2-135M-Instruct",
+        "MIT",
+        "Apache-2.0",
+        "Picovoice",
+        "Free Spoken Digit Dataset",
+    ):
         assert credit in card
 
 

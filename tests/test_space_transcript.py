@@ -46,7 +46,9 @@ def test_words_become_sentences_and_no_long_lines() -> None:
     assert all(len(s.text) <= 84 for s in segments)
     assert " ".join(s.text for s in segments) == " ".join(w.text for w in words)
     assert list(recognized_segments([])) == []
-    kennedy = "And so my fellow Americans, ask not what your country can do for you, ask what you can do for your country."
+    kennedy = (
+        "And so my fellow Americans, ask not what your country can do for you, ask what you can do for your country."
+    )
     words = [Word(text, i * 0.4, i * 0.4 + 0.3) for i, text in enumerate(kennedy.split())]
     assert [s.text.split()[0] for s in recognized_segments(words)] == ["And", "ask"]  # cut behind a comma
 

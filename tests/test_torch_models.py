@@ -23,15 +23,24 @@ few = settings(max_examples=8, deadline=None)
 def qwen2(config: ModelConfig) -> Qwen2ForCausalLM:
     d = config.decoder
     made = Qwen2Config(
-        vocab_size=d.vocab_size, hidden_size=d.hidden_size, intermediate_size=d.intermediate_size,
-        num_hidden_layers=d.num_hidden_layers, num_attention_heads=d.num_attention_heads,
-        num_key_value_heads=d.num_key_value_heads, head_dim=d.head_dim, rope_theta=d.rope_theta,
-        rms_norm_eps=d.rms_norm_eps, tie_word_embeddings=d.tie_word_embeddings, attention_dropout=0.0,
-    )  # fmt: skip
+        vocab_size=d.vocab_size,
+        hidden_size=d.hidden_size,
+        intermediate_size=d.intermediate_size,
+        num_hidden_layers=d.num_hidden_layers,
+        num_attention_heads=d.num_attention_heads,
+        num_key_value_heads=d.num_key_value_heads,
+        head_dim=d.head_dim,
+        rope_theta=d.rope_theta,
+        rms_norm_eps=d.rms_norm_eps,
+        tie_word_embeddings=d.tie_word_embeddings,
+        attention_dropout=0.0,
+    )
     return Qwen2ForCausalLM(made).eval()
 
 
-def stream(model: SpeechXL, config: ModelConfig, prefix: torch.Tensor, speech: torch.Tensor, plans: list) -> tuple[Backend, State]:
+def stream(
+    model: SpeechXL, config: ModelConfig, prefix: torch.Tensor, speech: torch.Tensor, plans: list
+) -> tuple[Backend, State]:
     """Prefix, then interval after interval."""
     backend = Backend(model, config)
     state = backend.start(prefix.tolist())
@@ -42,17 +51,25 @@ def stream(model: SpeechXL, config: ModelConfig, prefix: torch.Tensor, speech: t
 
 
 def one_pass(
-    decoder: Decoder, config: ModelConfig, prefix: torch.Tensor, speech: torch.Tensor, plans: list, texts: list[torch.Tensor]
+    decoder: Decoder,
+    config: ModelConfig,
+    prefix: torch.Tensor,
+    speech: torch.Tensor,
+    plans: list,
+    texts: list[torch.Tensor],
 ):
     """-> logits (R, vocab), the pass."""
     passed = whole_pass(len(prefix), plans, [len(t) for t in texts])
     rows = [decoder.embed_tokens(prefix), speech[0], decoder.sst_embedding.expand(passed.ssts, -1)]
     x = torch.cat([*rows, *[decoder.embed_tokens(t) for t in texts]])[None]
     out = decoder.whole(
-        x, torch.from_numpy(passed.query_positions)[None], torch.from_numpy(passed.key_positions)[None],
-        torch.from_numpy(passed.mask)[None, None], passed.sst_rows,
+        x,
+        torch.from_numpy(passed.query_positions)[None],
+        torch.from_numpy(passed.key_positions)[None],
+        torch.from_numpy(passed.mask)[None, None],
+        passed.sst_rows,
         pooled_of(config, passed),
-    )  # fmt: skip
+    )
     return decoder.logits(out)[0], passed
 
 
@@ -128,10 +145,17 @@ def test_encoder_is_whispers(mels: int, layers: int, heads: int) -> None:
     )
     e = config.encoder
     ours = tiny_model(config).speech.encoder
-    theirs = WhisperEncoder(WhisperConfig(
-        num_mel_bins=mels, d_model=e.d_model, encoder_layers=layers, encoder_attention_heads=heads,
-        encoder_ffn_dim=e.encoder_ffn_dim, max_source_positions=e.max_source_positions, dropout=0.0,
-    )).eval()  # fmt: skip
+    theirs = WhisperEncoder(
+        WhisperConfig(
+            num_mel_bins=mels,
+            d_model=e.d_model,
+            encoder_layers=layers,
+            encoder_attention_heads=heads,
+            encoder_ffn_dim=e.encoder_ffn_dim,
+            max_source_positions=e.max_source_positions,
+            dropout=0.0,
+        )
+    ).eval()
     theirs.load_state_dict(ours.state_dict())
     mel = torch.randn(2, mels, e.window_frames)
     with torch.inference_mode():

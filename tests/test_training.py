@@ -217,7 +217,9 @@ def test_adapters_are_named_and_scaled_as_pefts(model: Path) -> None:
     with torch.no_grad():
         adapted.lora_B.weight.normal_()
     changed = changed_tensors(made, set(), torch.float32)
-    assert set(changed) - {n for n in changed if "sst_" in n} == {f"decoder.layers.{i}.mlp.up_proj.weight" for i in range(2)}
+    assert set(changed) - {n for n in changed if "sst_" in n} == {
+        f"decoder.layers.{i}.mlp.up_proj.weight" for i in range(2)
+    }
     merged = changed["decoder.layers.0.mlp.up_proj.weight"]
     torch.testing.assert_close(merged, plain + 2.0 * adapted.lora_B.weight @ adapted.lora_A.weight)
     x = torch.randn(5, 32)

@@ -34,11 +34,19 @@ class Own(nn.Module):
 
         self.decoder = Decoder(
             DecoderConfig(
-                config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers,
-                config.num_attention_heads, config.num_key_value_heads, config.hidden_size // config.num_attention_heads,
-                config.rope_parameters["rope_theta"], config.rms_norm_eps, tie_word_embeddings=False,
-            ), None,
-        )  # fmt: skip
+                config.vocab_size,
+                config.hidden_size,
+                config.intermediate_size,
+                config.num_hidden_layers,
+                config.num_attention_heads,
+                config.num_key_value_heads,
+                config.hidden_size // config.num_attention_heads,
+                config.rope_parameters["rope_theta"],
+                config.rms_norm_eps,
+                tie_word_embeddings=False,
+            ),
+            None,
+        )
         self.decoder.load_state_dict({n.removeprefix("model."): t for n, t in theirs.state_dict().items()})
 
     def logits(self) -> torch.Tensor:

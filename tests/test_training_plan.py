@@ -61,11 +61,18 @@ def kept(network: Network, batch: Batch, device: torch.device, is_mixed: bool) -
 
     with saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
         network(
-            tensor(batch.speech.rows), None, prefix_ids=tensor(batch.prefix_ids), text_ids=tensor(batch.text_ids),
-            query_positions=tensor(batch.query_positions), key_positions=tensor(batch.key_positions),
-            attend=attention.BlockAttention(batch.rows, device), ssts=batch.ssts, answer_rows=tensor(batch.answer_rows),
-            pooled=[(c.rows, tensor(c.tokens), tensor(c.columns)) for c in batch.pooled], targets=tensor(batch.targets),
-        )  # fmt: skip
+            tensor(batch.speech.rows),
+            None,
+            prefix_ids=tensor(batch.prefix_ids),
+            text_ids=tensor(batch.text_ids),
+            query_positions=tensor(batch.query_positions),
+            key_positions=tensor(batch.key_positions),
+            attend=attention.BlockAttention(batch.rows, device),
+            ssts=batch.ssts,
+            answer_rows=tensor(batch.answer_rows),
+            pooled=[(c.rows, tensor(c.tokens), tensor(c.columns)) for c in batch.pooled],
+            targets=tensor(batch.targets),
+        )
     own = {p.untyped_storage()._cdata for p in network.parameters()}
     casts = sum(p.numel() for p in network.decoder.parameters() if p.dim() == 2) * 2 if is_mixed else 0
     return sum(size for key, (size, _) in found.items() if key not in own), casts

@@ -106,10 +106,19 @@ def test_sound_is_heard_alike_by_shares_of_a_network(tmp_path: Path) -> None:
     ]
     plain = {"steps": 2, "batch": 3, "lora": None, "validate_every": 2, "gradient_checkpointing": True}
     stages = [
-        STAGE | plain | {"name": "align", "kind": "alignment", "loss": "ctc", "ctc_classes": 9, "augment": 0.5,
-                         "train": [r"speech\."], "lessons": [{"ratios": ["raw"]}]},
+        STAGE
+        | plain
+        | {
+            "name": "align",
+            "kind": "alignment",
+            "loss": "ctc",
+            "ctc_classes": 9,
+            "augment": 0.5,
+            "train": [r"speech\."],
+            "lessons": [{"ratios": ["raw"]}],
+        },
         STAGE | plain | {"train": [r"speech\.", "sst_", r"layers\.0"]},
-    ]  # fmt: skip
+    ]
     chosen = {"sst": SST, "seed": 3, "stages": stages}
     command, one, single = command_of(tmp_path, model, write_lines(tmp_path / "l.jsonl", lines), chosen)
     assert run(2, [*command, "--output", str(tmp_path / "two")], "fsdp_7b.yaml") == [0, 0]

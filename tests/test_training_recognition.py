@@ -21,9 +21,15 @@ from training.recognition import RecognitionBatcher, WindowSample
 from training.sound import read_samples
 
 STAGE = {
-    "name": "ears", "kind": "recognition", "steps": 2, "batch": 2, "log_every": 1, "validate_every": 200,
-    "learning_rates": {".": 1e-2}, "lora": {"rank": 4, "alpha": 8, "targets": r"speech\.recognizer\..*_proj"},
-}  # fmt: skip
+    "name": "ears",
+    "kind": "recognition",
+    "steps": 2,
+    "batch": 2,
+    "log_every": 1,
+    "validate_every": 200,
+    "learning_rates": {".": 1e-2},
+    "lora": {"rank": 4, "alpha": 8, "targets": r"speech\.recognizer\..*_proj"},
+}
 
 
 @pytest.fixture(scope="module")

@@ -100,9 +100,13 @@ def test_cached_outputs_are_the_speech_tokens_that_the_backend_hears(tmp_path: P
     heard = []
     for changes in ({}, {"augment": 0.1}):
         stage = recipe(RAW | {"kind": "answering"} | changes, sst=None).stages[0]
-        ears = hearing.Hearing(stage, model, config, Prompt.load(model, config), tmp_path / "cache", Accelerator(cpu=True))
+        ears = hearing.Hearing(
+            stage, model, config, Prompt.load(model, config), tmp_path / "cache", Accelerator(cpu=True)
+        )
         sample = ears.sample(recording, None, None)
-        assert sample.tokens == config.tokens_for(round(3.3 * SAMPLING_RATE)) and (sample.features is None) == bool(changes)
+        assert sample.tokens == config.tokens_for(round(3.3 * SAMPLING_RATE)) and (sample.features is None) == bool(
+            changes
+        )
         speech = join_speech([sample, sample], config)
         windows = speech.windows and tuple(map(torch.from_numpy, speech.windows))
         with torch.inference_mode():
@@ -125,9 +129,19 @@ def test_ctc_learns_what_is_said(tmp_path: Path) -> None:
         sf.write(path, np.concatenate([pieces[i] for i in order]) / 2, SAMPLING_RATE)
         lines.append({"audio": path.name, "text": " ".join("ab"[i] for i in order)})
     data = write_lines(tmp_path / "l.jsonl", lines)
-    stage = {"kind": "alignment", "loss": "ctc", "steps": 60, "batch": 3, "ctc_classes": 8, "lora": None,
-             "lessons": [{"ratios": ["raw"]}], "train": [r"speech\."], "augment": 0.2, "learning_rates": {".": 0.01},
-             "validate_every": 60}  # fmt: skip
+    stage = {
+        "kind": "alignment",
+        "loss": "ctc",
+        "steps": 60,
+        "batch": 3,
+        "ctc_classes": 8,
+        "lora": None,
+        "lessons": [{"ratios": ["raw"]}],
+        "train": [r"speech\."],
+        "augment": 0.2,
+        "learning_rates": {".": 0.01},
+        "validate_every": 60,
+    }
     train(model, tmp_path / "out", recipe(stage, sst=None), data, data)
     found = metrics(tmp_path / "out")
     losses = list(found["loss"].values())
@@ -171,12 +185,12 @@ def test_words_heard_need_a_recogniser(tmp_path: Path) -> None:
         train(model, tmp_path / "out", recipe(RAW | {"kind": "answering"}), data)
 
 
-def test_a_recogniser_hears_each_recording_once(
-    spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recogniser_hears_each_recording_once(spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = hearing_checkpoint(tmp_path / "tiny")
     config, recordings = load_config(model), read_recordings([spoken])
-    monkeypatch.setattr(word_reader, "words_of", lambda found, words, seconds: [Word(f"said{seconds:.1f}", 0.0, seconds)])
+    monkeypatch.setattr(
+        word_reader, "words_of", lambda found, words, seconds: [Word(f"said{seconds:.1f}", 0.0, seconds)]
+    )
     ears = hearing.Hearing(
         recipe().stages[0], model, config, Prompt.load(model, config), tmp_path / "cache", Accelerator(cpu=True)
     )
@@ -185,9 +199,12 @@ def test_a_recogniser_hears_each_recording_once(
     ears.rest()
     monkeypatch.setattr(features, "load_backend", None)
     assert [ears.sample(r, None, None).source for r in recordings] == heard
-    out = train(model, tmp_path / "out", recipe({"steps": 2, "lora": None}), write_lines(
-        tmp_path / "l.jsonl", [{"heard": r.heard} for r in heard]
-    ))  # fmt: skip
+    out = train(
+        model,
+        tmp_path / "out",
+        recipe({"steps": 2, "lora": None}),
+        write_lines(tmp_path / "l.jsonl", [{"heard": r.heard} for r in heard]),
+    )
     assert check_checkpoint(out).sst.trained
 
 

@@ -89,7 +89,9 @@ def test_a_word_belongs_to_the_piece_where_it_begins() -> None:
     assert list(join_words(letters, utf8)) == ["x" * 10, "y" * 100]
 
 
-@pytest.mark.parametrize(("recognizer", "texts"), [(object(), ["Good morning", "all"]), (None, ["Good mor", "ning all"])])
+@pytest.mark.parametrize(
+    ("recognizer", "texts"), [(object(), ["Good morning", "all"]), (None, ["Good mor", "ning all"])]
+)
 def test_only_recognised_words_go_on_from_interval_to_interval(recognizer: object, texts: list[str]) -> None:
     said = [list(b" Good mor"), list(b"ning all")]
     model = SimpleNamespace(
@@ -109,11 +111,22 @@ def test_text_formats() -> None:
     segments = [Segment(0.5, 3.25, "Bread & <butter>."), Segment(3661.0, 3662.0, "Tea.")]
     assert list(text_lines(segments, "txt")) == ["Bread & <butter>.", "Tea."]
     assert list(text_lines(segments, "srt")) == [
-        "1", "00:00:00,500 --> 00:00:03,250", "Bread & <butter>.", "",
-        "2", "01:01:01,000 --> 01:01:02,000", "Tea.", "",
-    ]  # fmt: skip
+        "1",
+        "00:00:00,500 --> 00:00:03,250",
+        "Bread & <butter>.",
+        "",
+        "2",
+        "01:01:01,000 --> 01:01:02,000",
+        "Tea.",
+        "",
+    ]
     assert list(text_lines(segments, "vtt")) == [
-        "WEBVTT", "",
-        "00:00:00.500 --> 00:00:03.250", "Bread &amp; &lt;butter&gt;.", "",
-        "01:01:01.000 --> 01:01:02.000", "Tea.", "",
-    ]  # fmt: skip
+        "WEBVTT",
+        "",
+        "00:00:00.500 --> 00:00:03.250",
+        "Bread &amp; &lt;butter&gt;.",
+        "",
+        "01:01:01.000 --> 01:01:02.000",
+        "Tea.",
+        "",
+    ]

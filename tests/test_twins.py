@@ -10,7 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = ["encoder.py", "recognizer.py", "attention.py", "decoder.py", "memory.py", "model.py", "backend.py"]
 TRANSLATED = {"__call__": "forward"}  # what a framework calls the same thing by
-OWN_FILES = {"cpu.py", "kernels.py", "loading.py"}  # MLX's CPU build needs help; torch, to draw no weights; both, for sums
+OWN_FILES = {
+    "cpu.py",
+    "kernels.py",
+    "loading.py",
+}  # MLX's CPU build needs help; torch, to draw no weights; both, for sums
 OWN = {("model.py", "dequantize")}  # MLX computes with quantized weights, torch does not
 
 

@@ -53,8 +53,9 @@ def test_a_group_is_read_behind_the_words_of_the_one_before() -> None:
     assert words == [["one", "two"], ["three"], ["four", "five"], ["six"]]
     assert recogniser.calls[0] == ([0], "")
     assert [(n, text.split()) for n, text in recogniser.calls[1:]] == [
-        ([1, 2], ["one", "two"]), ([3], ["one", "two", "three", "four", "five"]),
-    ]  # fmt: skip
+        ([1, 2], ["one", "two"]),
+        ([3], ["one", "two", "three", "four", "five"]),
+    ]
 
 
 def test_silent_windows_are_not_read() -> None:
@@ -65,7 +66,11 @@ def test_silent_windows_are_not_read() -> None:
 
 def test_a_reading_that_its_prompt_carried_away_is_made_again_without() -> None:
     recogniser = Recogniser(["one", "two", "three"], lost={2: "la " * 60})
-    assert read(recogniser, [window(0)], [window(1), window(2)], max_target_positions=400) == [["one"], ["two"], ["three"]]
+    assert read(recogniser, [window(0)], [window(1), window(2)], max_target_positions=400) == [
+        ["one"],
+        ["two"],
+        ["three"],
+    ]
     assert [(n, text.strip()) for n, text in recogniser.calls] == [([0], ""), ([1, 2], "one"), ([2], "")]
 
 

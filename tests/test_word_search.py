@@ -19,7 +19,9 @@ def test_other_forms_of_a_word_are_found() -> None:
 
 def test_figures_said_one_by_one_are_a_number() -> None:
     assert "47" in stems("Four, seven. A latte.") and "47" in stems("4-7") and "47" in stems("order 47")
-    assert np.argmax(relevance("What drink is order 47?", ["3, 4. A mocha.", "I said 4, 7. A latte.", "7, 5. Tea."])) == 1
+    assert (
+        np.argmax(relevance("What drink is order 47?", ["3, 4. A mocha.", "I said 4, 7. A latte.", "7, 5. Tea."])) == 1
+    )
 
 
 def test_empty_words_find_nothing() -> None:
@@ -36,7 +38,9 @@ def test_numbers_are_held_where_they_begin_however_they_are_said() -> None:
 
 def test_a_number_that_is_called_out_announces_the_next_sentence() -> None:
     text = " Two seven. A large latte, please. Order four seven. Yes. Two small ones for me. It took forty-seven days. Nine."
-    assert [text[slice(*place)] for place in announced("What is order 27?", text)] == [" Two seven. A large latte, please."]
+    assert [text[slice(*place)] for place in announced("What is order 27?", text)] == [
+        " Two seven. A large latte, please."
+    ]
     (place,) = announced("What is order 47?", text.replace("forty-seven", "some"))
     assert text[slice(*place)] == " Order four seven. Yes. Two small ones for me."
     assert announced("What is order 47?", text) == []  # a number in a sentence announces nothing

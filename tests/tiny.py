@@ -54,18 +54,29 @@ def tiny_config(**changes: object) -> ModelConfig:
     """Two layers of 32; `changes` are "part__field" (encoder__pool=2) or top-level fields."""
     config = ModelConfig(
         encoder=EncoderConfig(
-            num_mel_bins=80, d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32,
-            max_source_positions=96, context_positions=16,
+            num_mel_bins=80,
+            d_model=16,
+            encoder_layers=1,
+            encoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            max_source_positions=96,
+            context_positions=16,
         ),
         adapter=AdapterConfig(stack=4, hidden_size=24, bias=True),
         decoder=DecoderConfig(
-            vocab_size=TOKENIZER.get_vocab_size(), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=8, rope_theta=10_000.0,
+            vocab_size=TOKENIZER.get_vocab_size(),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            rope_theta=10_000.0,
         ),
         prompt=PromptConfig(before_audio=BEGIN, after_audio="{question}" + ANSWER, end_tokens=(END,)),
         sst=SSTConfig(interval=16, ratios=(2, 4, 8, 16), default_ratio=4),
         name="tiny",
-    )  # fmt: skip
+    )
     for name, value in changes.items():
         part, _, field = name.partition("__")
         if field:
@@ -93,13 +104,22 @@ RECOGNIZER_TOKENIZER = build_recognizer_tokenizer()
 def tiny_recognizer_config(**changes: object) -> ModelConfig:
     """A Whisper of one and two layers with windows of two seconds instead of an adapter; intervals stand alone."""
     end, start, language, no_speech = (
-        RECOGNIZER_TOKENIZER.token_to_id(t) for t in ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|nospeech|>")
+        RECOGNIZER_TOKENIZER.token_to_id(t)
+        for t in ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|nospeech|>")
     )
     recognizer = RecognizerConfig(
-        vocab_size=RECOGNIZER_TOKENIZER.get_vocab_size(), decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=32,
-        max_target_positions=24, start_ids=(start, language), end_id=end, no_speech_id=no_speech,
-        suppressed_ids=(start, language, no_speech), alignment_heads=((0, 1), (1, 0)), begin_suppressed_ids=(end,),
-    )  # fmt: skip
+        vocab_size=RECOGNIZER_TOKENIZER.get_vocab_size(),
+        decoder_layers=2,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=32,
+        max_target_positions=24,
+        start_ids=(start, language),
+        end_id=end,
+        no_speech_id=no_speech,
+        suppressed_ids=(start, language, no_speech),
+        alignment_heads=((0, 1), (1, 0)),
+        begin_suppressed_ids=(end,),
+    )
     plain = tiny_config(encoder__context_positions=0, sst__horizon=0)
     return dataclasses.replace(plain, adapter=None, recognizer=recognizer, name="tiny words", **changes)
 
@@ -171,7 +191,14 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         decoder__attention_bias=draw(st.booleans()),
         decoder__tie_word_embeddings=draw(st.booleans()),
         prompt__before_audio=draw(st.sampled_from(["", BEGIN, BEGIN + "a b c"])),
-        sst=SSTConfig(max(ratios) * draw(st.integers(1, 3)), ratios, ratios[0], output_projection=own and draw(st.booleans()),
-                      horizon=draw(st.sampled_from([None, None, 0, 3])), pooled=own and draw(st.booleans()),
-                      own_projections=own, appended=draw(st.booleans())),
+        sst=SSTConfig(
+            max(ratios) * draw(st.integers(1, 3)),
+            ratios,
+            ratios[0],
+            output_projection=own and draw(st.booleans()),
+            horizon=draw(st.sampled_from([None, None, 0, 3])),
+            pooled=own and draw(st.booleans()),
+            own_projections=own,
+            appended=draw(st.booleans()),
+        ),
     )

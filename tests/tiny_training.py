@@ -16,10 +16,18 @@ from training.runner import Runner
 
 SST = {"interval": 8, "ratios": [2, 4, 8], "default_ratio": 4, "horizon": 0, "pooled": True}
 STAGE = {
-    "name": "first", "kind": "summarization", "steps": 6, "batch": 2, "warmup": 1, "log_every": 1, "validate_every": 3,
-    "learning_rates": {"sst_pool": 0.02, ".": 0.01}, "lora": {"rank": 4, "alpha": 8},
-    "lessons": [{"ratios": ["raw", 2]}, {"ratios": ["raw", 2, 4]}], "max_tokens": 40,
-}  # fmt: skip
+    "name": "first",
+    "kind": "summarization",
+    "steps": 6,
+    "batch": 2,
+    "warmup": 1,
+    "log_every": 1,
+    "validate_every": 3,
+    "learning_rates": {"sst_pool": 0.02, ".": 0.01},
+    "lora": {"rank": 4, "alpha": 8},
+    "lessons": [{"ratios": ["raw", 2]}, {"ratios": ["raw", 2, 4]}],
+    "max_tokens": 40,
+}
 TALKS = [
     {"heard": "a b c d e f g h a c e g", "question": "what drink is order 47?", "answer": "a b"},
     {"heard": "a b c d e f g h a c e g", "question": "what is it?", "answer": "not mentioned", "kind": "absent"},

@@ -24,8 +24,12 @@ from torch_backend.memory import KeyValues
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cos, sin of shape (B or 1, 1, R, head_dim)
 Pooled = tuple[torch.Tensor, torch.Tensor]  # tokens and columns, see Attention.pool
-Mask: TypeAlias = torch.Tensor | str | None  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
-Piece = tuple[torch.Tensor, torch.Tensor]  # attention to some keys (B, H, R, head_dim), and the scores' log-sum-exp (B, H, R)
+Mask: TypeAlias = (
+    torch.Tensor | str | None
+)  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
+Piece = tuple[
+    torch.Tensor, torch.Tensor
+]  # attention to some keys (B, H, R, head_dim), and the scores' log-sum-exp (B, H, R)
 
 PIECES_AT_ONCE = 16  # that wait to be joined: more would take room that grows with the memory
 

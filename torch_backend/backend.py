@@ -199,7 +199,9 @@ class Backend:
             with torch.inference_mode():  # not around the yield: it would leak into the caller
                 logits, weights = self._read(ids, positions, memory, caches, padding, weighed)
                 shown = weights.cpu().numpy()
-                tokens = logits.argmax(-1).tolist() if choose is None else list(map(choose, logits.float().cpu().numpy()))
+                tokens = (
+                    logits.argmax(-1).tolist() if choose is None else list(map(choose, logits.float().cpu().numpy()))
+                )
             yield {text: Step(tokens[row], shown[row]) for row, text in enumerate(going)}
             rows = [row for row, token in enumerate(tokens) if token not in end_ids]
             if 0 < len(rows) < len(going):  # finished texts leave the batch

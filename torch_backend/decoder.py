@@ -97,8 +97,14 @@ class DecoderLayer(nn.Module):
         q, k, v = (torch.cat(p, dim=2) for p in zip(*parts, strict=True))
         out = attend(rotate(q, q_rotation), rotate(k, k_rotation), v)
         if hasattr(attention, "sst_o_proj"):
-            out = torch.cat([attention.output(out[:, :, before]), attention.output(out[:, :, sst_rows], sst=True),
-                             attention.output(out[:, :, after])], dim=1)  # fmt: skip
+            out = torch.cat(
+                [
+                    attention.output(out[:, :, before]),
+                    attention.output(out[:, :, sst_rows], sst=True),
+                    attention.output(out[:, :, after]),
+                ],
+                dim=1,
+            )
         else:
             out = attention.output(out)
         return self.feed_forward(x + out)

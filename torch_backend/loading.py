@@ -18,7 +18,11 @@ class _LeftAlone(TorchFunctionMode):
     """Makes the functions of torch.nn.init do nothing."""
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        arguments: tuple[Any, ...] = (),
+        named: dict[str, Any] | None = None,
     ) -> Any:
         named = named or {}
         if getattr(function, "__module__", None) == "torch.nn.init":

@@ -136,7 +136,9 @@ class Recognizer(nn.Module):
         looks = []
         for number, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             x, weights = layer(x, cache, mask)
-            looks += [weights[:, head, -1] for layer_number, head in self.config.alignment_heads if layer_number == number]
+            looks += [
+                weights[:, head, -1] for layer_number, head in self.config.alignment_heads if layer_number == number
+            ]
         # Few rows, a large vocabulary: on CPUs twice as fast with the weight on the left.
         logits = (self.embed_tokens.weight @ self.layer_norm(x).flatten(0, 1).T).T.unflatten(0, ids.shape)
         return logits.contiguous().float(), torch.stack(looks).mean(0)

@@ -65,10 +65,18 @@ def save_adapter(factors: Factors, config: LoraConfig, base: str, folder: Path) 
         tensors |= {f"{layer}.lora_A.weight": a.contiguous(), f"{layer}.lora_B.weight": b.contiguous()}
     save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
     settings = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.rank,
-        "lora_alpha": config.alpha, "target_modules": sorted(map(their_name, factors)), "lora_dropout": 0.0, "bias": "none",
-        "fan_in_fan_out": False, "init_lora_weights": True, "inference_mode": True,
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "target_modules": sorted(map(their_name, factors)),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
     (temporary / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     replace_folder(temporary, folder)
 

@@ -72,10 +72,12 @@ class BlockAttention:
 
 def tensors_of(rows: Rows, device: torch.device) -> Rows:
     """The same numbers as int32 tensors."""
-    return Rows(**{
-        name: torch.from_numpy(np.asarray(array if array.dtype == bool else array.astype(np.int32))).to(device)
-        for name, array in vars(rows).items()
-    })  # fmt: skip
+    return Rows(
+        **{
+            name: torch.from_numpy(np.asarray(array if array.dtype == bool else array.astype(np.int32))).to(device)
+            for name, array in vars(rows).items()
+        }
+    )
 
 
 def runs(blocks: np.ndarray, count: int) -> list[slice]:
@@ -90,9 +92,12 @@ def flex_mask(rows: Rows, near: np.ndarray, count: int) -> BlockMask:
     indices = np.argsort(~near, axis=1, kind="stable").astype(np.int32)  # the near ones first, in order
     counts = near.sum(1).astype(np.int32)
     return BlockMask.from_kv_blocks(
-        torch.from_numpy(counts)[None, None].to(device), torch.from_numpy(indices)[None, None].to(device),
-        BLOCK_SIZE=BLOCK, mask_mod=lambda b, h, i, j: sees(rows[i], rows[j]), seq_lengths=(count, count),
-    )  # fmt: skip
+        torch.from_numpy(counts)[None, None].to(device),
+        torch.from_numpy(indices)[None, None].to(device),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=lambda b, h, i, j: sees(rows[i], rows[j]),
+        seq_lengths=(count, count),
+    )
 
 
 @lru_cache(maxsize=1)

@@ -121,9 +121,13 @@ class Batcher:
         return self._join(drawn)
 
     def _draw(
-        self, sample: Sample, policy: FixedRatio | StepRandomRatio, rng: np.random.Generator, transcripts: float,
+        self,
+        sample: Sample,
+        policy: FixedRatio | StepRandomRatio,
+        rng: np.random.Generator,
+        transcripts: float,
         shift: int | None = None,
-    ) -> tuple[Sample, WholePass, list[Block]]:  # fmt: skip
+    ) -> tuple[Sample, WholePass, list[Block]]:
         if sample.words is not None and not sample.questions:
             sample = sample.window(self.stage.max_tokens, rng)
         prefix, horizon = len(self.prompt.prefix_ids), self.sst.horizon if self.sst else None
@@ -165,9 +169,11 @@ class Batcher:
         return Block(self.prompt.transcribe_ids, [*words, self.prompt.end_id], view, group)
 
     def _join(
-        self, drawn: Sequence[tuple[Sample, WholePass, list[Block]]], augmentation: float = 0.0,
+        self,
+        drawn: Sequence[tuple[Sample, WholePass, list[Block]]],
+        augmentation: float = 0.0,
         seeds: Sequence[Sequence[int]] = (),
-    ) -> Batch:  # fmt: skip
+    ) -> Batch:
         p = len(self.prompt.prefix_ids)
         passes = [passed for _, passed, _ in drawn]
         texts = [block for *_, blocks in drawn for block in blocks]
@@ -184,11 +190,15 @@ class Batcher:
             np.concatenate(ids).astype(np.int64),
             joined_in_order(passes, [w.query_positions for w in passes]),
             joined_in_order(passes, [w.key_positions for w in passes]),
-            joined_rows(passes), sum(w.ssts for w in passes), self._pooling(p, passes),
-            np.concatenate(answer_rows), np.concatenate([block.answer for block in texts]).astype(np.int64),
+            joined_rows(passes),
+            sum(w.ssts for w in passes),
+            self._pooling(p, passes),
+            np.concatenate(answer_rows),
+            np.concatenate([block.answer for block in texts]).astype(np.int64),
             np.repeat([groups.index(block.group) for block in texts], [len(block.answer) for block in texts]),
-            tuple(groups), sum(w.speech for w in passes),
-        )  # fmt: skip
+            tuple(groups),
+            sum(w.speech for w in passes),
+        )
 
     def _pooling(self, prefix: int, passes: Sequence[WholePass]) -> tuple[PoolChunk, ...]:
         """All recordings' SSTs in chunks, each with the stretch of rows that it pools: a few of many rows."""
@@ -220,12 +230,17 @@ class Batcher:
             return torch.from_numpy(array).to(device)
 
         losses, right = network(
-            tensor(batch.speech.rows), batch.speech.windows and tuple(map(tensor, batch.speech.windows)),
-            prefix_ids=tensor(batch.prefix_ids), text_ids=tensor(batch.text_ids),
-            query_positions=tensor(batch.query_positions), key_positions=tensor(batch.key_positions),
-            attend=BlockAttention(batch.rows, device), ssts=batch.ssts,
+            tensor(batch.speech.rows),
+            batch.speech.windows and tuple(map(tensor, batch.speech.windows)),
+            prefix_ids=tensor(batch.prefix_ids),
+            text_ids=tensor(batch.text_ids),
+            query_positions=tensor(batch.query_positions),
+            key_positions=tensor(batch.key_positions),
+            attend=BlockAttention(batch.rows, device),
+            ssts=batch.ssts,
             pooled=[(c.rows, tensor(c.tokens), tensor(c.columns)) for c in batch.pooled],
-            answer_rows=tensor(batch.answer_rows), targets=tensor(batch.targets),
-        )  # fmt: skip
+            answer_rows=tensor(batch.answer_rows),
+            targets=tensor(batch.targets),
+        )
         figures = torch.stack([losses.detach(), right, torch.ones_like(losses)], dim=1).cpu().numpy().astype(np.float64)
         return losses, {group: figures[batch.group_of == i].sum(0) for i, group in enumerate(batch.groups)}

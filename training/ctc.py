@@ -121,9 +121,13 @@ class CTCBatcher:
         )
         lengths, wanted = torch.from_numpy(batch.lengths), torch.from_numpy(batch.target_lengths)
         losses = F.ctc_loss(
-            heard.transpose(0, 1), torch.from_numpy(batch.targets).to(device), lengths, wanted, reduction="none",
+            heard.transpose(0, 1),
+            torch.from_numpy(batch.targets).to(device),
+            lengths,
+            wanted,
+            reduction="none",
             zero_infinity=True,
-        )  # fmt: skip
+        )
         right = self._right(heard.detach().argmax(-1).cpu().numpy(), batch)
         return losses, {GROUP: np.array([float(losses.detach().sum()), right, len(batch.targets)])}
 

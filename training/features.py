@@ -62,10 +62,13 @@ def encode(tower: SpeechTower, samples: np.ndarray) -> np.ndarray:
     mel, valid, tokens = encoder_windows(samples, tower.config)
     device = next(tower.parameters()).device
     outputs = [
-        kept_outputs(tower, torch.from_numpy(mel[i : i + WINDOWS_AT_ONCE]).to(device),
-                     torch.from_numpy(valid[i : i + WINDOWS_AT_ONCE]).to(device))
+        kept_outputs(
+            tower,
+            torch.from_numpy(mel[i : i + WINDOWS_AT_ONCE]).to(device),
+            torch.from_numpy(valid[i : i + WINDOWS_AT_ONCE]).to(device),
+        )
         for i in range(0, len(mel), WINDOWS_AT_ONCE)
-    ]  # fmt: skip
+    ]
     stack = tower.config.adapter.stack
     rows = [window[: count * stack] for window, count in zip(torch.cat(outputs), tokens, strict=True)]
     return torch.cat(rows).cpu().numpy().astype(np.float16)

@@ -53,9 +53,15 @@ class Loop:
     """Trains the tensors `trained` of `network` through one stage. Every process runs one, on its share of each batch."""
 
     def __init__(
-        self, network: nn.Module, trained: dict[str, nn.Parameter], stage: Stage, batcher: Batching, seed: int,
-        folder: StageFolder, accelerator: Accelerator,
-    ):  # fmt: skip
+        self,
+        network: nn.Module,
+        trained: dict[str, nn.Parameter],
+        stage: Stage,
+        batcher: Batching,
+        seed: int,
+        folder: StageFolder,
+        accelerator: Accelerator,
+    ):
         self.stage, self.batcher, self.folder, self.accelerator = stage, batcher, folder, accelerator
         self.trained = trained
         self.seed = seed
@@ -183,9 +189,18 @@ class Loop:
             shares = {group: figures[1] / figures[2] for group, figures in summed.items()}
             self.folder.log(self.step, {f"validation/{kind}/{ratio}": v for (kind, ratio), v in shares.items()})
             shown = [
-                " ".join([kind, *(f"{r} {shares[kind, r]:.3f}" for r in map(name_of, self.batcher.ratios) if (kind, r) in shares)])
+                " ".join(
+                    [
+                        kind,
+                        *(
+                            f"{r} {shares[kind, r]:.3f}"
+                            for r in map(name_of, self.batcher.ratios)
+                            if (kind, r) in shares
+                        ),
+                    ]
+                )
                 for kind in dict.fromkeys(kind for kind, _ in shares)
-            ]  # fmt: skip
+            ]
             bar.write(f"step {self.step}, right tokens: " + "; ".join(shown))
 
     def _report(self, summed: Sums, speed: float, bar: tqdm) -> None:
@@ -229,13 +244,15 @@ class Loop:
         if self.is_sharded:
             save_shards(self.folder, self.step, self.elapsed, self.trained, self.optimizer)
         elif self.accelerator.is_main_process:
-            self.folder.save({
-                "step": self.step,
-                "elapsed": self.elapsed,
-                "parameters": {n: p.detach() for n, p in self.trained.items()},
-                "optimizer": self.optimizer.state_dict(),
-                "rng": torch.get_rng_state(),
-            })  # fmt: skip
+            self.folder.save(
+                {
+                    "step": self.step,
+                    "elapsed": self.elapsed,
+                    "parameters": {n: p.detach() for n, p in self.trained.items()},
+                    "optimizer": self.optimizer.state_dict(),
+                    "rng": torch.get_rng_state(),
+                }
+            )
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:

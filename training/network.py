@@ -131,7 +131,11 @@ def kept_outputs(tower: SpeechTower, mel: torch.Tensor, valid: torch.Tensor) -> 
 
 
 def load_network(
-    folder: Path, config: ModelConfig, sst: SSTConfig | None, end_id: int | None, recognizes: bool = False,
+    folder: Path,
+    config: ModelConfig,
+    sst: SSTConfig | None,
+    end_id: int | None,
+    recognizes: bool = False,
     is_empty: bool = False,
 ) -> tuple[Network, ModelConfig]:
     """The network of a folder in float32, and its configuration; with `sst` its SST parameters are fresh.

@@ -66,11 +66,15 @@ def joined_rows(passes: Sequence[WholePass]) -> Rows:
     for w in passes:
         rows = w.rows
         behind = rows.slot >= w.prefix
-        told_apart.append(replace(
-            rows,
-            stretch=rows.stretch + stretches * (rows.stretch > 0) - texts * (rows.stretch < 0),
-            slot=rows.slot + slots * behind, first=rows.first + slots, stop=rows.stop + slots,
-        ))  # fmt: skip
+        told_apart.append(
+            replace(
+                rows,
+                stretch=rows.stretch + stretches * (rows.stretch > 0) - texts * (rows.stretch < 0),
+                slot=rows.slot + slots * behind,
+                first=rows.first + slots,
+                stop=rows.stop + slots,
+            )
+        )
         stretches, texts = stretches + int(max(rows.stretch, default=0)), texts - int(min(rows.stretch, default=0))
         slots += int(max(rows.slot.max(initial=-1) + 1, rows.stop.max(initial=0)))
     return Rows(

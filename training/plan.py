@@ -72,8 +72,9 @@ def plan(recipe: Recipe, config: ModelConfig, gpus: Sequence[int], is_mixed: boo
         network, trained = meta_network(config, stage)
         found[stage.name] = [
             stage_memory(stage, config, network, trained, count, is_sharded, is_mixed)
-            for count in gpus for is_sharded in ((False, True) if count > 1 else (False,))
-        ]  # fmt: skip
+            for count in gpus
+            for is_sharded in ((False, True) if count > 1 else (False,))
+        ]
     return found
 
 
@@ -85,9 +86,14 @@ def meta_network(config: ModelConfig, stage: Stage) -> tuple[Network, dict[str, 
 
 
 def stage_memory(
-    stage: Stage, config: ModelConfig, network: Network, trained: dict[str, nn.Parameter], gpus: int, is_sharded: bool,
+    stage: Stage,
+    config: ModelConfig,
+    network: Network,
+    trained: dict[str, nn.Parameter],
+    gpus: int,
+    is_sharded: bool,
     is_mixed: bool,
-) -> Memory:  # fmt: skip
+) -> Memory:
     """What one stage needs of each of `gpus` GPUs. network and trained are a meta_network's."""
 
     def held(parameters: Sequence[nn.Parameter]) -> int:
@@ -115,9 +121,14 @@ def stage_memory(
         working += 2 * sum(weights) * products + sum(p.numel() for p in outside) * products
         working += sum(p.numel() for n, p in trained.items() if ".layers.0." in n) * FLOAT
     return Memory(
-        gpus, is_sharded, held(list(network.parameters())) * FLOAT, held(list(trained.values())) * FLOAT,
-        held(list(trained.values())) * MOMENTS * FLOAT, kept + boundaries, working,
-    )  # fmt: skip
+        gpus,
+        is_sharded,
+        held(list(network.parameters())) * FLOAT,
+        held(list(trained.values())) * FLOAT,
+        held(list(trained.values())) * MOMENTS * FLOAT,
+        kept + boundaries,
+        working,
+    )
 
 
 def rows_of(stage: Stage, config: ModelConfig, gpus: int) -> Rows:
@@ -155,8 +166,15 @@ def kept_by_layer(decoder: DecoderConfig, trained: set[str], stage: Stage, rows:
     queries, keys = decoder.num_attention_heads * decoder.head_dim, decoder.num_key_value_heads * decoder.head_dim
     r, plain = rows.total, rows.total - rows.ssts
     products = HALF if is_mixed else FLOAT
-    into = {"q_proj": width, "k_proj": width, "v_proj": width, "o_proj": queries, "gate_proj": width, "up_proj": width,
-            "down_proj": inner}  # fmt: skip
+    into = {
+        "q_proj": width,
+        "k_proj": width,
+        "v_proj": width,
+        "o_proj": queries,
+        "gate_proj": width,
+        "up_proj": width,
+        "down_proj": inner,
+    }
     kept = 2 * r * width * FLOAT + 2 * r * FLOAT  # what both norms read, and their scales
     for group in (
         ("q_proj", "k_proj", "v_proj"),
@@ -203,6 +221,7 @@ def plan_lines(found: dict[str, list[Memory]], gpu_memory: int) -> list[str]:
             widths = (10, 11, 11, 13, 10, 11)
             lines.append(
                 f"{name:<16}{m.gpus:>5}  {'shares' if m.is_sharded else 'whole':<8}"
-                + "".join(f"{size:>{width}}" for size, width in zip(sizes, widths, strict=True)) + f"  {verdict}"
-            )  # fmt: skip
+                + "".join(f"{size:>{width}}" for size, width in zip(sizes, widths, strict=True))
+                + f"  {verdict}"
+            )
     return lines

@@ -65,11 +65,15 @@ class Stage:
     uniform: float = 0.0  # share of recordings that keep one ratio throughout
     loss: str = "next_token"  # one of LOSSES; "ctc" compares speech tokens with a transcript and runs no decoder
     ctc_classes: int = 1000  # tokens drawn at random beside those that are said
-    prompted: float = 0.5  # of a recognition stage: share of the windows that are read behind the words of the line before
+    prompted: float = (
+        0.5  # of a recognition stage: share of the windows that are read behind the words of the line before
+    )
     augment: float = 0.0  # strength, 0 to 1, of what is done to sound before it is heard, anew at every step
     questions: int = 8  # at most so many of a recording's questions in a step
     transcripts: float = 0.5  # share of a recording's intervals whose words are asked for
-    asked: tuple[Ratio, ...] = ()  # for checkpoints that recall: only recordings that keep one of these ratios are asked
+    asked: tuple[
+        Ratio, ...
+    ] = ()  # for checkpoints that recall: only recordings that keep one of these ratios are asked
     # questions, read as one interval, as recalled words are; of the others the words of all intervals are asked for
     shift: int = 0  # up to so many positions are left out before a recording: late positions are practised early
     warmup: int = 20  # steps
@@ -128,8 +132,17 @@ class Recipe:
     precision: str | None = None  # one of PRECISIONS; None: "mixed" on CUDA, else "float32", which repeats everywhere
 
 
-DEFAULT = Recipe((Stage("summarization", "summarization", 1500, lora=LoraConfig(),
-                        lessons=(Lesson((None, 2)), Lesson((None, 2, 4)), Lesson((None, 2, 4, 8)))),))  # fmt: skip
+DEFAULT = Recipe(
+    (
+        Stage(
+            "summarization",
+            "summarization",
+            1500,
+            lora=LoraConfig(),
+            lessons=(Lesson((None, 2)), Lesson((None, 2, 4)), Lesson((None, 2, 4, 8))),
+        ),
+    )
+)
 
 
 def load_recipe(path: Path | None) -> Recipe:

@@ -76,13 +76,18 @@ class Runner:
 
     def _stage(self, stage: Stage, source: Path, sst: SSTConfig | None) -> Path | None:
         """The checkpoint that a stage makes of `source`; None if it was stopped before its end."""
-        found = (recording for recording, _ in usable(self.data, stage))  # every line is looked at before one is trained on
+        found = (
+            recording for recording, _ in usable(self.data, stage)
+        )  # every line is looked at before one is trained on
         sounds = list(dict.fromkeys(sound_hash(recording) for recording in found if recording.audio is not None))
         has_held = sum(1 for _ in usable(self.validation, stage, is_needed=False)) > 0
         facts = {
-            "stage": settings_of(stage), "seed": self.recipe.seed, "sst": sst,
-            "data": hash_files(self.data), "model": fingerprint(source),
-        }  # fmt: skip
+            "stage": settings_of(stage),
+            "seed": self.recipe.seed,
+            "sst": sst,
+            "data": hash_files(self.data),
+            "model": fingerprint(source),
+        }
         if self.accelerator.mixed_precision != "no":
             facts["precision"] = self.accelerator.mixed_precision
         if sounds:
@@ -103,7 +108,9 @@ class Runner:
             raise RecipeError(f"Stage {stage.name!r} trains a recogniser, and {source} has none; leave the stage out.")
         prompt = Prompt.load(source, config)
         if prompt.end_id is None:
-            raise CheckpointError(f"{source} names no token that ends an answer; add prompt.end_tokens to its config.json.")
+            raise CheckpointError(
+                f"{source} names no token that ends an answer; add prompt.end_tokens to its config.json."
+            )
         is_main = self.accelerator.is_main_process
         is_empty = sharding_settings() is not None and not is_main
         network, config = load_network(source, config, sst, prompt.end_id, stage.kind == "recognition", is_empty)
@@ -148,10 +155,15 @@ class Runner:
         with self.accelerator.main_process_first():  # the others find everything there
             found = [
                 index_samples(
-                    paths, self._shown(usable(paths, stage)), hearing.sample, stage.max_tokens, stage.kind == "recognition"
+                    paths,
+                    self._shown(usable(paths, stage)),
+                    hearing.sample,
+                    stage.max_tokens,
+                    stage.kind == "recognition",
                 )
-                for paths in (self.data, validation) if paths
-            ]  # fmt: skip
+                for paths in (self.data, validation)
+                if paths
+            ]
         hearing.rest()
         return (*found[0], found[1][0] if len(found) > 1 else None)
 

@@ -61,9 +61,14 @@ class Samples(Sequence[Sample]):
     """The samples of a run, each read when it is asked for. `sizes` (n,) float64 are their `Sample.size`."""
 
     def __init__(
-        self, paths: Sequence[Path], places: np.ndarray, tokens: np.ndarray, sizes: np.ndarray, make: Make,
+        self,
+        paths: Sequence[Path],
+        places: np.ndarray,
+        tokens: np.ndarray,
+        sizes: np.ndarray,
+        make: Make,
         before: np.ndarray | None = None,
-    ):  # fmt: skip
+    ):
         """places (n, 4) int64 as `Place` has them, tokens (n,) int64; before (n, 4): those of the recordings before, where
         `make` wants them, file -1 where there is none.
         """

@@ -75,14 +75,18 @@ def _load_shards(path: Any, trained: dict[str, nn.Parameter], optimizer: Optimiz
     moments = {
         name: {
             key: torch.zeros(()) if key == "step" else torch.zeros_like(parameter)
-            for key in MOMENTS if f"moments.{name}.{key}" in stored
+            for key in MOMENTS
+            if f"moments.{name}.{key}" in stored
         }
         for name, parameter in trained.items()
-    }  # fmt: skip
+    }
     moments = {name: found for name, found in moments.items() if found}
     state: dict[str, Any] = {
-        "step": 0, "elapsed": 0.0, "parameters": {n: p.detach() for n, p in trained.items()}, "moments": moments
-    }  # fmt: skip
+        "step": 0,
+        "elapsed": 0.0,
+        "parameters": {n: p.detach() for n, p in trained.items()},
+        "moments": moments,
+    }
     dcp.load(state, checkpoint_id=path)
     for name, found in moments.items():
         optimizer.state[trained[name]] = found

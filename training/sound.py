@@ -70,10 +70,12 @@ def augment(samples: np.ndarray, strength: float, seed: int) -> np.ndarray:
 def _distortions(strength: float) -> Any:
     import audiomentations as am
 
-    return am.Compose([
-        am.SevenBandParametricEQ(min_gain_db=-12 * strength, max_gain_db=12 * strength, p=0.7 * strength),
-        am.LowPassFilter(min_cutoff_freq=2500, max_cutoff_freq=6000, p=0.3 * strength),
-        am.AddColorNoise(min_snr_db=40 - 32 * strength, max_snr_db=40, p=0.7 * strength),
-        am.ClippingDistortion(max_percentile_threshold=5, p=0.1 * strength),
-        am.Gain(min_gain_db=-18 * strength, max_gain_db=5 * strength, p=strength),
-    ])  # fmt: skip
+    return am.Compose(
+        [
+            am.SevenBandParametricEQ(min_gain_db=-12 * strength, max_gain_db=12 * strength, p=0.7 * strength),
+            am.LowPassFilter(min_cutoff_freq=2500, max_cutoff_freq=6000, p=0.3 * strength),
+            am.AddColorNoise(min_snr_db=40 - 32 * strength, max_snr_db=40, p=0.7 * strength),
+            am.ClippingDistortion(max_percentile_threshold=5, p=0.1 * strength),
+            am.Gain(min_gain_db=-18 * strength, max_gain_db=5 * strength, p=strength),
+        ]
+    )

@@ -82,10 +82,17 @@ def _line(entry: Any, kind: str, task: Task, path: Path, where: str, folder: Pat
     there = (place for place in task.places if (path.parent / place / name).is_file())
     audio = path.parent / next(there, task.places[0]) / name
     answer = text(entry, "answer" if "options" in entry else "answer_gt", where)
-    return Line(where, {
-        "id": f"{kind} {where.rpartition(' ')[2]}", "audio": str(audio.relative_to(folder)), "kind": kind,
-        "question": text(entry, "question", where), "answer": answer, "choices": _choices(entry, where),
-    })  # fmt: skip
+    return Line(
+        where,
+        {
+            "id": f"{kind} {where.rpartition(' ')[2]}",
+            "audio": str(audio.relative_to(folder)),
+            "kind": kind,
+            "question": text(entry, "question", where),
+            "answer": answer,
+            "choices": _choices(entry, where),
+        },
+    )
 
 
 def _choices(entry: dict[str, Any], where: str) -> dict[str, str]:
@@ -95,7 +102,9 @@ def _choices(entry: dict[str, Any], where: str) -> dict[str, str]:
     elif isinstance(entry.get("choices"), dict):
         choices = entry["choices"]
     else:
-        choices = {letter: entry[f"choice_{letter.lower()}"] for letter in "ABCDE" if f"choice_{letter.lower()}" in entry}
+        choices = {
+            letter: entry[f"choice_{letter.lower()}"] for letter in "ABCDE" if f"choice_{letter.lower()}" in entry
+        }
     if len(choices) < 2:
         raise BenchmarkError(f"{where}: there are no choices; {OTHER}.")
     return choices
@@ -133,12 +142,21 @@ def _read_half_truth(folder: Path) -> list[Line]:
     if len(places) > 1:
         raise BenchmarkError(f"{folder} holds {len(places)} times folders real and fake; leave one of them.")
     return [
-        Line(str(audio), {
-            "id": f"{DETECTION} {label} {audio.stem}", "audio": str(audio.relative_to(folder)), "kind": DETECTION,
-            "question": HALF_TRUTH_QUESTION, "answer": label, "choices": {"A": "real", "B": "fake"},
-        })
-        for place in places for label in ("real", "fake") for audio in sorted((place / label).glob("*.wav"))
-    ]  # fmt: skip
+        Line(
+            str(audio),
+            {
+                "id": f"{DETECTION} {label} {audio.stem}",
+                "audio": str(audio.relative_to(folder)),
+                "kind": DETECTION,
+                "question": HALF_TRUTH_QUESTION,
+                "answer": label,
+                "choices": {"A": "real", "B": "fake"},
+            },
+        )
+        for place in places
+        for label in ("real", "fake")
+        for audio in sorted((place / label).glob("*.wav"))
+    ]
 
 
 def read_letter(said: str, choices: dict[str, str]) -> str | None:
@@ -146,9 +164,13 @@ def read_letter(said: str, choices: dict[str, str]) -> str | None:
     first letter that stands alone; None: nothing of this.
     """
     upper, letters = said.strip().upper(), "".join(choices)
-    if found := re.match(rf"[(\[]?([{letters}])(?:$|[.):\]])|.*?\b(?:OPTION|CHOICE)\s+([{letters}])\b", upper, re.DOTALL):
+    if found := re.match(
+        rf"[(\[]?([{letters}])(?:$|[.):\]])|.*?\b(?:OPTION|CHOICE)\s+([{letters}])\b", upper, re.DOTALL
+    ):
         return found[1] or found[2]
-    held = [letter for letter, choice in choices.items() if re.search(rf"(?<!\w){re.escape(choice.upper())}(?!\w)", upper)]
+    held = [
+        letter for letter, choice in choices.items() if re.search(rf"(?<!\w){re.escape(choice.upper())}(?!\w)", upper)
+    ]
     if len(held) == 1:
         return held[0]
     standing = re.search(rf"\b([{letters}])\b", upper)
@@ -182,7 +204,9 @@ def score(answered: Sequence[Answered]) -> Scores:
             continue
         figures[kind], silent = _f1(group, TASKS.get(kind, HALF_TRUTH))
         if silent:
-            notes.append(f"{kind}: {silent} of {len(group)} answers name no choice; as in the public scripts, F1 omits them.")
+            notes.append(
+                f"{kind}: {silent} of {len(group)} answers name no choice; as in the public scripts, F1 omits them."
+            )
     known = [value for value in figures.values() if value is not None]
     average = sum(known) / len(known) if len(known) == len(figures) else None
     return Scores({"average": average, **figures}, notes)

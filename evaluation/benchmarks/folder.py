@@ -15,7 +15,9 @@ def find(folder: Path, name: str) -> Path | None:
     """The one file or folder of that name in the folder or below; None: there is none."""
     found = sorted(folder.rglob(name))
     if len(found) > 1:
-        raise BenchmarkError(f"{folder} holds {len(found)} times {name} ({found[0]}, {found[1]}, ...); leave one of them.")
+        raise BenchmarkError(
+            f"{folder} holds {len(found)} times {name} ({found[0]}, {found[1]}, ...); leave one of them."
+        )
     return found[0] if found else None
 
 

@@ -17,9 +17,15 @@ from evaluation.data import Line
 
 ASR = "ASR"
 SIZES = {  # of the public test split, in the order of the table
-    ASR: 15274, "translation": 6309, "summary": 937, "speaker_count": 1263, "content_separation": 1263,
-    "language_detection": 3170, "emotionQA": 1263, "Temporal_Relative_QA": 1262,
-}  # fmt: skip
+    ASR: 15274,
+    "translation": 6309,
+    "summary": 937,
+    "speaker_count": 1263,
+    "content_separation": 1263,
+    "language_detection": 3170,
+    "emotionQA": 1263,
+    "Temporal_Relative_QA": 1262,
+}
 
 
 def read(folder: Path) -> list[Line]:

@@ -51,7 +51,11 @@ def score(answered: Sequence[Answered]) -> Scores:
             "Temporal_Relative_QA has no figure here: the paper has a model of another maker judge the answers; exact "
             "match and token F1 of them are below."
         )
-    for task, reads in (("speaker_count", read_number), ("content_separation", read_number), ("emotionQA", read_emotion)):
+    for task, reads in (
+        ("speaker_count", read_number),
+        ("content_separation", read_number),
+        ("emotionQA", read_emotion),
+    ):
         unread = sum(reads(each.right) is None for each in by_task.get(task, ()))
         if unread:
             notes.append(f"{task}: nothing can be read out of {unread} right answers; their lines count as wrong.")

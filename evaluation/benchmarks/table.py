@@ -41,7 +41,9 @@ class Scored:
 
     def markdown(self, benchmark: Benchmark) -> str:
         """A section of the report: what was measured, the table, and what the figures lack."""
-        notes = [f"{row.method.label}: {note}" for row, s in zip(self.rows, self.scores, strict=True) for note in s.notes]
+        notes = [
+            f"{row.method.label}: {note}" for row, s in zip(self.rows, self.scores, strict=True) for note in s.notes
+        ]
         if all(scores.notes == self.scores[0].notes for scores in self.scores):
             notes = self.scores[0].notes
         said = "".join(f"- {note}\n" for note in [*self.lacks, *notes])
@@ -75,6 +77,9 @@ def score_all(
 
 def _lacks(benchmark: Benchmark, data: Data) -> list[str]:
     there = Counter(item.kind for item in data.items) | Counter({ALL: len(data.items)})
-    short = [f"{there[kind]} of {size}" + (f" {kind}" if kind != ALL else "") for kind, size in benchmark.sizes.items()
-             if there[kind] != size]  # fmt: skip
+    short = [
+        f"{there[kind]} of {size}" + (f" {kind}" if kind != ALL else "")
+        for kind, size in benchmark.sizes.items()
+        if there[kind] != size
+    ]
     return [f"This is not the whole public version; entries that were asked: {', '.join(short)}."] if short else []

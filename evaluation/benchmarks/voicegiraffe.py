@@ -45,11 +45,19 @@ def read(folder: Path) -> list[Line]:
         question, choices = split_options(text(entry, "question", where), where)
         groups = {name: text(entry, name, where) for name in GROUPS}
         lines.append(
-            Line(where, {
-                "id": str(number), "audio": _recording(folder, text(entry, "audio", where)), "kind": groups["qa_type"],
-                "question": question, "answer": text(entry, "answer", where), "choices": choices, **groups,
-            })
-        )  # fmt: skip
+            Line(
+                where,
+                {
+                    "id": str(number),
+                    "audio": _recording(folder, text(entry, "audio", where)),
+                    "kind": groups["qa_type"],
+                    "question": question,
+                    "answer": text(entry, "answer", where),
+                    "choices": choices,
+                    **groups,
+                },
+            )
+        )
     return lines
 
 
@@ -96,7 +104,9 @@ def score(answered: Sequence[Answered]) -> Scores:
         columns = [f"{title} {name}" for title, name in zip(GROUPS.values(), names, strict=True)]
         for group, column in zip(groups[1:], [*columns, f"{names[0]}, {names[-1]}"], strict=True):
             group.setdefault(column, []).append(right)
-    figures: dict[str, float | None] = {name: 100 * sum(group[name]) / len(group[name]) for group in groups for name in sorted(group)}
+    figures: dict[str, float | None] = {
+        name: 100 * sum(group[name]) / len(group[name]) for group in groups for name in sorted(group)
+    }
     silent = letters.count(None)
     return Scores(figures, [f"{silent} of {len(letters)} answers name no letter and count as wrong."] if silent else [])
 

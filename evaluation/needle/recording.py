@@ -54,9 +54,7 @@ class NeedleDecoder:
         self._recording = recording
         self._played: Iterator[np.ndarray] = iter(())
         self.damaged = False
-        self.info = RecordingInfo(
-            Path(recording.name), recording.samples / SAMPLING_RATE, SAMPLING_RATE, 1, "composed"
-        )
+        self.info = RecordingInfo(Path(recording.name), recording.samples / SAMPLING_RATE, SAMPLING_RATE, 1, "composed")
 
     def blocks(self) -> Iterator[np.ndarray]:
         """(n, 1) float32."""

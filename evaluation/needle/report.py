@@ -31,9 +31,12 @@ def cell(results: Sequence[Result], metrics: Sequence[str]) -> float:
 
 def right_answers(grid: Grid, method: Method, results: ResultsFile) -> np.ndarray:
     """(depths, lengths) float64: the share of right answers."""
-    return np.array([
-        [cell(results.of(method, grid.cells[length, depth]), RIGHT) for length in grid.lengths] for depth in grid.depths
-    ])  # fmt: skip
+    return np.array(
+        [
+            [cell(results.of(method, grid.cells[length, depth]), RIGHT) for length in grid.lengths]
+            for depth in grid.depths
+        ]
+    )
 
 
 def markdown(grid: Grid, rows: Sequence[Row], results: ResultsFile, about: str) -> str:

@@ -21,9 +21,14 @@ CURRICULUM = [
 SST = {"interval": 32, "ratios": [2, 4, 8, 16], "default_ratio": 8}
 DECODER = r"decoder\.layers"
 COMMON = {
-    "batch": 8, "max_tokens": 256, "questions": 8, "log_every": 50, "validate_every": 150, "validation_recordings": 16,
+    "batch": 8,
+    "max_tokens": 256,
+    "questions": 8,
+    "log_every": 50,
+    "validate_every": 150,
+    "validation_recordings": 16,
     "learning_rates": {".": 2e-3},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,14 @@ TEXT_ARMS = (
     Arm("shared projections", "SSTs go through the decoder's own projections", sst={"own_projections": False}),
     Arm("SSTs alone", "the decoder stays as it is", memory={"train": ["sst_"]}),
     Arm(
-        "SSTs alone, shared", "the decoder stays as it is, and only the SST's embedding learns",
-        sst={"own_projections": False}, memory={"train": ["sst_"]},
+        "SSTs alone, shared",
+        "the decoder stays as it is, and only the SST's embedding learns",
+        sst={"own_projections": False},
+        memory={"train": ["sst_"]},
     ),
     Arm("interval 16", "intervals of 16 speech tokens", sst={"interval": 16}),
     Arm("interval 64", "intervals of 64 speech tokens", sst={"interval": 64}),
-)  # fmt: skip
+)
 ALIGNED = Arm("aligned", "the adapter learns the words by CTC first", alignment=True)
 SPEECH_ARMS = (ALIGNED, Arm("not aligned", "the adapter learns from answers alone, for as many steps", alignment=False))
 

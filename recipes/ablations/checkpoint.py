@@ -45,18 +45,33 @@ def word_tokenizer() -> Tokenizer:
 def decoder_config(tokenizer: Tokenizer) -> DecoderConfig:
     """A decoder of a few hundred thousand weights over that vocabulary."""
     return DecoderConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, rope_theta=10_000.0, attention_bias=False,
-    )  # fmt: skip
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        rope_theta=10_000.0,
+        attention_bias=False,
+    )
 
 
 def write_text_checkpoint(folder: Path, seed: int) -> None:
     """A fresh decoder that hears words."""
     tokenizer = word_tokenizer()
     recognizer = RecognizerConfig(
-        vocab_size=2, decoder_layers=1, decoder_attention_heads=1, decoder_ffn_dim=1, max_target_positions=2,
-        start_ids=(0,), end_id=1, no_speech_id=0, suppressed_ids=(), alignment_heads=((0, 0),),
-    )  # fmt: skip
+        vocab_size=2,
+        decoder_layers=1,
+        decoder_attention_heads=1,
+        decoder_ffn_dim=1,
+        max_target_positions=2,
+        start_ids=(0,),
+        end_id=1,
+        no_speech_id=0,
+        suppressed_ids=(),
+        alignment_heads=((0, 0),),
+    )
     encoder = EncoderConfig(
         num_mel_bins=80,
         d_model=1,

@@ -12,9 +12,17 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 
 DRINKS = (
-    "americano", "cappuccino", "coffee", "drip coffee", "espresso",
-    "house coffee", "iced coffee", "iced mocha", "latte", "mocha",
-)  # fmt: skip
+    "americano",
+    "cappuccino",
+    "coffee",
+    "drip coffee",
+    "espresso",
+    "house coffee",
+    "iced coffee",
+    "iced mocha",
+    "latte",
+    "mocha",
+)
 SIZES = ("small", "medium", "large", "eight ounce", "twelve ounce", "sixteen ounce", "twenty ounce")
 SHOTS = ("single shot", "double shot", "triple shot")
 ROASTS = ("light roast", "medium roast", "dark roast")
@@ -29,19 +37,61 @@ SLOTS = ("coffeeDrink", *BEFORE_DRINK, *AFTER_DRINK)
 # The likely ones come first in people's mouths: they alone are tried when a human order is labelled, and
 # text-to-speech draws them more often.
 LIKELY_OPENINGS = (
-    "can i get", "can i have", "i'd like", "i want", "i would like", "give me",
-    "make me", "make", "brew", "brew me", "may i have", "could i get",
-)  # fmt: skip
+    "can i get",
+    "can i have",
+    "i'd like",
+    "i want",
+    "i would like",
+    "give me",
+    "make me",
+    "make",
+    "brew",
+    "brew me",
+    "may i have",
+    "could i get",
+)
 OPENINGS = (
     *LIKELY_OPENINGS,
-    "could i have", "may i get", "can you make me", "can you make", "can you brew", "can you brew me",
-    "could you make me", "could you make", "could you brew", "can you give me", "could you give me",
-    "can you get me", "could you get me", "please make me", "please make", "please brew", "please give me",
-    "please get me", "i'll have", "i will have", "i'll take", "i'd love", "i need", "get me", "let me get",
-    "let me have", "prepare", "prepare me", "fix me", "i'd like to have", "i would like to have",
-    "i'd like to get", "i would like to order", "i want to order", "i want to have", "can we get",
-    "could we have", "we would like", "",
-)  # fmt: skip
+    "could i have",
+    "may i get",
+    "can you make me",
+    "can you make",
+    "can you brew",
+    "can you brew me",
+    "could you make me",
+    "could you make",
+    "could you brew",
+    "can you give me",
+    "could you give me",
+    "can you get me",
+    "could you get me",
+    "please make me",
+    "please make",
+    "please brew",
+    "please give me",
+    "please get me",
+    "i'll have",
+    "i will have",
+    "i'll take",
+    "i'd love",
+    "i need",
+    "get me",
+    "let me get",
+    "let me have",
+    "prepare",
+    "prepare me",
+    "fix me",
+    "i'd like to have",
+    "i would like to have",
+    "i'd like to get",
+    "i would like to order",
+    "i want to order",
+    "i want to have",
+    "can we get",
+    "could we have",
+    "we would like",
+    "",
+)
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _PHRASES = (*OPENINGS, *DRINKS, *SIZES, *SHOTS, *ROASTS, *MILKS, *SWEETENERS, *AMOUNTS, "a an with and")

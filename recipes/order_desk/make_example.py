@@ -59,11 +59,15 @@ def main() -> None:
         "seconds": round(len(recording.samples) / SAMPLING_RATE, 1),
         "suggestions": suggestions,
         "orders": [
-            {"number": number, "start": round(q.start, 2), "end": round(q.end, 2),
-             "slots": {q.slot: q.answer for q in recording.questions if q.number == number}}
+            {
+                "number": number,
+                "start": round(q.start, 2),
+                "end": round(q.end, 2),
+                "slots": {q.slot: q.answer for q in recording.questions if q.number == number},
+            }
             for number, q in {q.number: q for q in recording.questions}.items()
         ],
-    }  # fmt: skip
+    }
     (FOLDER / "order_desk.json").write_text(json.dumps(document, indent=1) + "\n")
     print(f"{ogg}: {document['seconds']} s, {ogg.stat().st_size / 2**20:.2f} MiB")
 

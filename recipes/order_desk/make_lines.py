@@ -64,7 +64,9 @@ def write_lines(path: Path, lines: Iterator[dict]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Make the recordings and their lines -> the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.order_desk.make_lines", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.order_desk.make_lines", description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
         "folder", type=Path, help="spoken.jsonl, train.jsonl, valid.jsonl, judged.jsonl and audio/ go here"
     )

@@ -57,9 +57,19 @@ def train(work: Path, name: str, model: Path, data: Sequence[Path], held: Path) 
     """One recipe's stages; the folder of the trained checkpoint."""
     output = work / name
     run(
-        output / "model", "training", "--model", model, "--data", *data, "--validation", held, "--output", output,
-        "--recipe", HERE / f"{name}.json",
-    )  # fmt: skip
+        output / "model",
+        "training",
+        "--model",
+        model,
+        "--data",
+        *data,
+        "--validation",
+        held,
+        "--output",
+        output,
+        "--recipe",
+        HERE / f"{name}.json",
+    )
     return output / "model"
 
 
@@ -69,9 +79,21 @@ def train_recogniser(data: Path, work: Path, base: Path) -> Path:
     run(lines, "recipes.small.hear_orders", "--data", data, "--model", base, "--cache", cache, "--rounds", 1)
     run(lines, "recipes.small.make_hearing_data", "--data", data, "--cache", cache, "--output", lines)
     run(
-        held, "recipes.small.make_hearing_data", "--data", data, "--cache", cache, "--output", held, "--held", "--rounds", 1,
-        "--counts", 6, 10,
-    )  # fmt: skip
+        held,
+        "recipes.small.make_hearing_data",
+        "--data",
+        data,
+        "--cache",
+        cache,
+        "--output",
+        held,
+        "--held",
+        "--rounds",
+        1,
+        "--counts",
+        6,
+        10,
+    )
     return train(work, "recognition", base, [lines], held)
 
 
@@ -82,14 +104,35 @@ def make(data: Path, work: Path) -> Path:
     whisper, decoder = (fetch_part(part, HERE, cache_folder()) for part in parts)
     base = work / "base"
     run(
-        base, "converters", "--hf-path", whisper, "--decoder", decoder / parts[1].files[0].name, "--recognizer",
-        "--with-sst", "--settings", HERE / "settings.json", "--mlx-path", base,
-    )  # fmt: skip
+        base,
+        "converters",
+        "--hf-path",
+        whisper,
+        "--decoder",
+        decoder / parts[1].files[0].name,
+        "--recognizer",
+        "--with-sst",
+        "--settings",
+        HERE / "settings.json",
+        "--mlx-path",
+        base,
+    )
     for name, seed, count, shortest, longest, options in TEXTS:
         run(
-            work / name, "recipes.small.make_text_data", "--output", work / name, "--count", count, "--seed", seed,
-            "--shortest", shortest, "--longest", longest, *options,
-        )  # fmt: skip
+            work / name,
+            "recipes.small.make_text_data",
+            "--output",
+            work / name,
+            "--count",
+            count,
+            "--seed",
+            seed,
+            "--shortest",
+            shortest,
+            "--longest",
+            longest,
+            *options,
+        )
     ears = train_recogniser(data, work, base)
     cache, orders, held = work / "heard_orders.jsonl", work / "orders.jsonl", work / "held_orders.jsonl"
     run(orders, "recipes.small.hear_orders", "--data", data, "--model", ears, "--cache", cache)
@@ -99,18 +142,34 @@ def make(data: Path, work: Path) -> Path:
     desk = train(work, "orders", text, [work / "more.jsonl", orders], held)
     answers = work / "answers.jsonl"
     run(
-        answers, "recipes.small.make_answer_data", "--text", work / "short.jsonl", work / "more.jsonl", "--orders", orders,
-        "--output", answers,
-    )  # fmt: skip
+        answers,
+        "recipes.small.make_answer_data",
+        "--text",
+        work / "short.jsonl",
+        work / "more.jsonl",
+        "--orders",
+        orders,
+        "--output",
+        answers,
+    )
     answering = train(work, "answers", desk, [answers], held)
     more = train(work, "more", answering, [work / "facts.jsonl", work / "stories.jsonl", orders], held)
     talks = [work / "brief.jsonl", work / "middling.jsonl", work / "talks.jsonl"]
     recalling = train(work, "recall", more, [*talks, orders], held)
     passages = work / "passages.jsonl"
     run(
-        passages, "recipes.small.make_order_data", "--cache", cache, "--output", passages, "--count", 3500, "--seed", 2,
+        passages,
+        "recipes.small.make_order_data",
+        "--cache",
+        cache,
+        "--output",
+        passages,
+        "--count",
+        3500,
+        "--seed",
+        2,
         "--passages",
-    )  # fmt: skip
+    )
     whole = train(work, "passages", recalling, [*talks, work / "brief_passages.jsonl", passages], held)
     small = work / "small"
     run(

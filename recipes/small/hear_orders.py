@@ -118,7 +118,9 @@ class Recogniser:
         recognizer = model.config.recognizer
         assert recognizer is not None
         self._encoder = model.config.encoder
-        self._reader = WordReader(model.backend, load_recognizer_tokenizer(model.folder, recognizer.vocab_size), recognizer)
+        self._reader = WordReader(
+            model.backend, load_recognizer_tokenizer(model.folder, recognizer.vocab_size), recognizer
+        )
 
     def write(self, windows: Sequence[Window]) -> list[str]:
         """The words of each window, read at once."""
@@ -134,9 +136,7 @@ def fill_cache(data: Path, model: Path, cache: Path, rounds: Sequence[tuple[str,
     recogniser = Recogniser(model)
     with open(cache, "a") as file:
         for split, round_ in rounds:
-            missing = [
-                (n, w) for n, w in enumerate(lay_windows(data, split, round_)) if (split, round_, n) not in seen
-            ]
+            missing = [(n, w) for n, w in enumerate(lay_windows(data, split, round_)) if (split, round_, n) not in seen]
             for at in tqdm(range(0, len(missing), LARGEST_GROUP), desc=f"{split} {round_}", unit="group"):
                 numbers, windows = zip(*missing[at : at + LARGEST_GROUP], strict=True)
                 for number, window, heard in zip(numbers, windows, recogniser.write(windows), strict=True):

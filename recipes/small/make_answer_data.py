@@ -46,7 +46,9 @@ def main() -> None:
     rng.shuffle(orders)
     chosen += orders[: len(chosen) // ORDERS]
     rng.shuffle(chosen)
-    arguments.output.write_text("".join(json.dumps(line) + "\n" for lines in chosen for line in lines), encoding="utf-8")
+    arguments.output.write_text(
+        "".join(json.dumps(line) + "\n" for lines in chosen for line in lines), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

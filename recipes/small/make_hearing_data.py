@@ -38,7 +38,7 @@ from recipes.small.hear_orders import (
     lay_windows,
     load_clip,
     read_manifest,
-)  # fmt: skip
+)
 from recipes.small.order_cache import read_cache
 from speech_xl.config import SAMPLING_RATE
 
@@ -65,8 +65,11 @@ def transcripts(cache: Path) -> dict[str, str]:
     """Order's file name -> the words that were said, for all orders that some window of the cache holds."""
     best: dict[str, tuple[float, str]] = {}
     for line in tqdm(read_cache(cache), desc="orders' words", unit="window"):
-        heard = re.sub(r"\b(8|12|16|20)\b", lambda m: {"8": "eight", "12": "twelve", "16": "sixteen", "20": "twenty"}[m[1]],
-                       plain(line["heard"]))  # fmt: skip
+        heard = re.sub(
+            r"\b(8|12|16|20)\b",
+            lambda m: {"8": "eight", "12": "twelve", "16": "sixteen", "20": "twenty"}[m[1]],
+            plain(line["heard"]),
+        )
         for order in line["orders"]:
             way, score = likeliest(tuple(sorted(order["slots"].items())), heard)
             if score >= LEAST_LIKENESS and score > best.get(order["name"], (0.0, ""))[0]:

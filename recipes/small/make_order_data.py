@@ -206,7 +206,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON lines to write")
     parser.add_argument("--count", type=int, default=1500, help="recordings (1500)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--passages", action="store_true", help="a few orders, as the intervals beside a number hold them")
+    parser.add_argument(
+        "--passages", action="store_true", help="a few orders, as the intervals beside a number hold them"
+    )
     parser.add_argument("--held", action="store_true", help="people that are never trained on: for validation")
     args = parser.parse_args()
     lines = [line for line in read_cache(args.cache) if (line["split"] == "held") == args.held]

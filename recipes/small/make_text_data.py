@@ -26,22 +26,50 @@ from recipes.small.running_text import SOURCES, definitions
 
 NOT_MENTIONED = "not mentioned"
 _LEADS = (
-    "well, ", "by the way, ", "as you know, ", "I heard that ", "they say that ", "please note that ", "also, ", "so, ",
-    "I must tell you that ", "remember that ", "it is true that ", "and ", "yesterday I read that ", "in fact, ",
-    "one more thing: ", "it was said that ", "let me tell you that ", "our reporter says that ", "to begin with, ",
-)  # fmt: skip
+    "well, ",
+    "by the way, ",
+    "as you know, ",
+    "I heard that ",
+    "they say that ",
+    "please note that ",
+    "also, ",
+    "so, ",
+    "I must tell you that ",
+    "remember that ",
+    "it is true that ",
+    "and ",
+    "yesterday I read that ",
+    "in fact, ",
+    "one more thing: ",
+    "it was said that ",
+    "let me tell you that ",
+    "our reporter says that ",
+    "to begin with, ",
+)
 _AFTER = (
-    'What was said right after the words "{}"?', "What was said right after the words '{}'?", 'What follows "{}"?',
-    'What comes after the words "{}"?', 'Which words come right after "{}"?', "What did they say after '{}'?",
-)  # fmt: skip
+    'What was said right after the words "{}"?',
+    "What was said right after the words '{}'?",
+    'What follows "{}"?',
+    'What comes after the words "{}"?',
+    'Which words come right after "{}"?',
+    "What did they say after '{}'?",
+)
 _WORD_SAID = (
-    'Was the word "{}" said?', "Was the word '{}' said?", 'Did anybody say "{}"?', 'Does the word "{}" occur?',
-    "Is the word '{}' mentioned?", "Did they say the word {}?",
-)  # fmt: skip
+    'Was the word "{}" said?',
+    "Was the word '{}' said?",
+    'Did anybody say "{}"?',
+    'Does the word "{}" occur?',
+    "Is the word '{}' mentioned?",
+    "Did they say the word {}?",
+)
 _QUOTE = (
-    "What sentence mentions {}?", "Quote the sentence about {}.", "Which sentence mentions {}?",
-    "What exactly was said about {}?", "Repeat the sentence with {}.", "What did they say about {}?",
-)  # fmt: skip
+    "What sentence mentions {}?",
+    "Quote the sentence about {}.",
+    "Which sentence mentions {}?",
+    "What exactly was said about {}?",
+    "Repeat the sentence with {}.",
+    "What did they say about {}?",
+)
 _FIRST = ("What is the first sentence?", "What was said first?", "Quote the first sentence.", "How does it begin?")
 _LAST = ("What is the last sentence?", "What was said last?", "Quote the last sentence.", "How does it end?")
 _COMMON = set(" ".join(json.loads(Path(__file__).with_name("words.json").read_text())["common"]).split())
@@ -85,9 +113,7 @@ class Library:
             else:
                 print(f"{name} is not installed: left out")
         self.definitions = [d for d in definitions() if is_held(d[0]) == held] if "wordnet" in sources else []
-        every = Counter(
-            w for ps in self.passages.values() for p in ps[:20000] for w in comparable(" ".join(p)).split()
-        )
+        every = Counter(w for ps in self.passages.values() for p in ps[:20000] for w in comparable(" ".join(p)).split())
         every.update(w for f in self.facts.fillers for w in comparable(f).split())
         self.words = sorted(w for w, n in every.items() if len(w) >= 4 and n >= 3 and w.isalpha() and w not in _COMMON)
 
@@ -252,15 +278,20 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=600, help="words of the longest recordings (600)")
     parser.add_argument("--held", action="store_true", help="held-out templates, names and texts: for validation")
     parser.add_argument(
-        "--answers", choices=("heard", "spoken"), default="heard",
+        "--answers",
+        choices=("heard", "spoken"),
+        default="heard",
         help='spelling of numbers and titles in answers: as "heard" ("15") or as they are said ("fifteen")',
-    )  # fmt: skip
+    )
     args = parser.parse_args()
     library = Library(args.held, args.sources)
     with open(args.output, "w") as file:
         for number in range(args.count):
             rng = random.Random(f"{args.seed} {number}")
-            file.writelines(json.dumps(line) + "\n" for line in make_recording(library, rng, args.shortest, args.longest, args.answers == "spoken"))
+            file.writelines(
+                json.dumps(line) + "\n"
+                for line in make_recording(library, rng, args.shortest, args.longest, args.answers == "spoken")
+            )
 
 
 if __name__ == "__main__":

@@ -23,16 +23,33 @@ _ORDINALS = {w: n for n, w in enumerate(" ".join(_WORDS["ordinals"]).split(), 1)
 _MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 _WORD = "|".join(sorted([*_VALUES, *_SCALES], key=len, reverse=True))
 _JOINT = r"(?:-| |(?<=hundred) and |(?<=thousand) and |(?<=million) and )"
-_NUMBER = re.compile(rf"\b(?:a (?=hundred\b|thousand\b|million\b))?(?:{_WORD})(?:{_JOINT}(?:{_WORD})(?!\w))*\b", re.IGNORECASE)
+_NUMBER = re.compile(
+    rf"\b(?:a (?=hundred\b|thousand\b|million\b))?(?:{_WORD})(?:{_JOINT}(?:{_WORD})(?!\w))*\b", re.IGNORECASE
+)
 _ORDINAL = "|".join(sorted(_ORDINALS, key=len, reverse=True))
 _DAY = rf"((?:twenty|thirty)-)?({_ORDINAL})"
 
 _SOUND_ALIKE = [set(group.split()) for group in _WORDS["sound_alike"]]
 _ALIKE = {w: sorted(g - {w}) for g in _SOUND_ALIKE for w in g}
 _SPELLINGS = [
-    ("ck", "k"), ("ph", "f"), ("ie", "y"), ("y", "i"), ("ei", "ai"), ("ll", "l"), ("tt", "t"), ("nn", "n"), ("k", "c"),
-    ("c", "k"), ("son", "sen"), ("sen", "son"), ("er", "ar"), ("w", "v"), ("sch", "sh"), ("es", "ez"), ("ee", "ea"),
-]  # fmt: skip
+    ("ck", "k"),
+    ("ph", "f"),
+    ("ie", "y"),
+    ("y", "i"),
+    ("ei", "ai"),
+    ("ll", "l"),
+    ("tt", "t"),
+    ("nn", "n"),
+    ("k", "c"),
+    ("c", "k"),
+    ("son", "sen"),
+    ("sen", "son"),
+    ("er", "ar"),
+    ("w", "v"),
+    ("sch", "sh"),
+    ("es", "ez"),
+    ("ee", "ea"),
+]
 _SHORT = {"a", "an", "the", "of", "to", "is", "and", "that", "in", "so", "we", "it"}
 
 
@@ -62,7 +79,7 @@ class Style:
 
 
 def _value(words: Sequence[str]) -> int | None:
-    """ ["two", "hundred", "and", "five"] -> 205; None where the words are no single number."""
+    """["two", "hundred", "and", "five"] -> 205; None where the words are no single number."""
     total, group, last = 0, 0, 10**12
     for word in words:
         if word in _VALUES:

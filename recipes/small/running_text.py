@@ -18,7 +18,9 @@ _FORTUNES = Path("/usr/share/games/fortunes")
 _ANARCHISM = Path("/usr/share/doc/anarchism/html")
 
 
-_COARSE = re.compile(r"\b(sex|rape|negro|nigg|whor|bitch|fuck|shit|breast|nude|virgin|slut|jew|homo|lesbian|gay)", re.IGNORECASE)
+_COARSE = re.compile(
+    r"\b(sex|rape|negro|nigg|whor|bitch|fuck|shit|breast|nude|virgin|slut|jew|homo|lesbian|gay)", re.IGNORECASE
+)
 
 
 def _sentences(text: str) -> list[str]:
@@ -103,5 +105,8 @@ def anarchism() -> list[list[str]]:
 
 
 SOURCES: dict[str, Callable[[], list[list[str]]]] = {
-    "wordnet": wordnet, "fortunes": fortunes, "bible": bible, "anarchism": anarchism,
-}  # fmt: skip
+    "wordnet": wordnet,
+    "fortunes": fortunes,
+    "bible": bible,
+    "anarchism": anarchism,
+}

@@ -19,15 +19,24 @@ TABLE = "results.parquet"
 ROWS_AT_ONCE = 1000  # a row group; a corpus need not fit in RAM
 # Types in pyarrow's names; a list stands for a list of what is in it, a dictionary for a struct.
 COLUMNS: dict[str, Any] = {
-    "recording": "string", "kind": "string",
-    "question": "string", "answer": "string", "finish_reason": "string",
+    "recording": "string",
+    "kind": "string",
+    "question": "string",
+    "answer": "string",
+    "finish_reason": "string",
     "evidence": [{"start": "double", "end": "double", "weight": "double"}],
-    "source": "string", "segments": [{"start": "double", "end": "double", "text": "string"}],
-    "file": "string", "seconds": "double", "seconds_heard": "double", "sha256": "string",
-    "size": "int64", "modified": "int64",
+    "source": "string",
+    "segments": [{"start": "double", "end": "double", "text": "string"}],
+    "file": "string",
+    "seconds": "double",
+    "seconds_heard": "double",
+    "sha256": "string",
+    "size": "int64",
+    "modified": "int64",
     "memory": {"intervals": "int64", "ratio": "string", "slots": "int64", "speech_tokens": "int64", "bytes": "int64"},
-    "reason": "string", "warnings": ["string"],
-}  # fmt: skip
+    "reason": "string",
+    "warnings": ["string"],
+}
 
 
 def check_parquet() -> None:

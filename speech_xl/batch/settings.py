@@ -47,9 +47,13 @@ class Settings:
     def kept(self) -> dict[str, Any]:
         """What must be the same for results to stand in one file: not the backend, and not where the model lies."""
         return {
-            "model": f"{self.model.config.name} ({self.model.fingerprint[:12]})", "ratio": self.ratio, "memory_budget": self.memory_budget,
-            "summarizer": self.summarizer, "memory_bits": self.memory_bits, "max_tokens": self.max_tokens,
-        }  # fmt: skip
+            "model": f"{self.model.config.name} ({self.model.fingerprint[:12]})",
+            "ratio": self.ratio,
+            "memory_budget": self.memory_budget,
+            "summarizer": self.summarizer,
+            "memory_bits": self.memory_bits,
+            "max_tokens": self.max_tokens,
+        }
 
     def load_model(self) -> SpeechModel:
         """CheckpointError if what this machine has under the model's name is another model."""

@@ -105,15 +105,24 @@ def _get_memory(model: SpeechModel, settings: Settings, job: Job) -> Generator[E
 def _memory_line(job: Job, memory: AudioMemory, file: os.stat_result) -> Line:
     source = memory.recording
     return {
-        "kind": MEMORY, "recording": job.recording.name, "file": os.path.relpath(job.memory, job.output),
-        "size": file.st_size, "modified": file.st_mtime_ns, "sha256": source.sha256, "seconds": source.seconds,
-        "seconds_heard": source.seconds_heard, "memory": memory_fields(memory), "warnings": list(memory.warnings),
-    }  # fmt: skip
+        "kind": MEMORY,
+        "recording": job.recording.name,
+        "file": os.path.relpath(job.memory, job.output),
+        "size": file.st_size,
+        "modified": file.st_mtime_ns,
+        "sha256": source.sha256,
+        "seconds": source.seconds,
+        "seconds_heard": source.seconds_heard,
+        "memory": memory_fields(memory),
+        "warnings": list(memory.warnings),
+    }
 
 
 def _transcript_line(name: str, source: str, segments: Iterable[Segment]) -> Line:
     """`source`: "heard" as the words were recognised while listening, "memory" as the memory tells them."""
     return {
-        "kind": TRANSCRIPT, "recording": name, "source": source,
+        "kind": TRANSCRIPT,
+        "recording": name,
+        "source": source,
         "segments": [dataclasses.asdict(segment) for segment in segments],
-    }  # fmt: skip
+    }

@@ -82,9 +82,14 @@ def find_settings(arguments: argparse.Namespace) -> tuple[Settings, Prompt]:
     check_choice(model.config, ratio, budget)
     choose_summarizer(arguments.summarizer, model.config)
     settings = Settings(
-        model=model, backend=arguments.backend, ratio=ratio, memory_budget=budget,
-        summarizer=arguments.summarizer, memory_bits=arguments.memory_bits, max_tokens=max_tokens,
-    )  # fmt: skip
+        model=model,
+        backend=arguments.backend,
+        ratio=ratio,
+        memory_budget=budget,
+        summarizer=arguments.summarizer,
+        memory_bits=arguments.memory_bits,
+        max_tokens=max_tokens,
+    )
     return settings, prompt
 
 
@@ -117,7 +122,9 @@ def keep(events: Generator[Event, None, None], results: Results, total: int, lef
                 results.add(event)
                 for line in (line for line in event if line["kind"] == SKIPPED):
                     skipped += 1
-                    tqdm.write(f"skipped {plain_text(line['recording'])}: {plain_text(line['reason'])}", file=sys.stderr)
+                    tqdm.write(
+                        f"skipped {plain_text(line['recording'])}: {plain_text(line['reason'])}", file=sys.stderr
+                    )
             speed = seconds / max(1e-9, time.monotonic() - started)
             bar.set_postfix_str(f"{clock(seconds)} heard, {speed:.0f}x real time, {skipped} skipped", refresh=False)
 
@@ -166,7 +173,8 @@ def run(arguments: argparse.Namespace) -> None:
         terms_of(question)
     for question in filter(ABOUT_RECORDINGS.match, questions):
         print(
-            f"{plain_text(question)} is asked of one recording at a time; --corpus-questions searches all.", file=sys.stderr
+            f"{plain_text(question)} is asked of one recording at a time; --corpus-questions searches all.",
+            file=sys.stderr,
         )
     output = Path(arguments.output).absolute()
     recordings = find_recordings(arguments.input, output)

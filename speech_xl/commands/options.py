@@ -36,9 +36,12 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--summarizer", default="auto", choices=("auto", *SUMMARIZERS))
     parser.add_argument("--memory-budget", metavar="BYTES", help="take the smallest ratio that fits, e.g. 64MiB")
     parser.add_argument(
-        "--memory-bits", type=int, default=16, choices=MEMORY_BITS,
+        "--memory-bits",
+        type=int,
+        default=16,
+        choices=MEMORY_BITS,
         help="quantize the memory's keys and values to 8 or 4 bits (default 16: as the model computes)",
-    )  # fmt: skip
+    )
 
 
 def add_span(parser: argparse.ArgumentParser) -> None:
