@@ -207,11 +207,12 @@ def run_watched(command: list[str], package: str, folder: Path, scratch: Path, s
 
 
 def bytes_in(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+    """Bytes of all files below a folder, whose files and folders others may move or delete meanwhile."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip moves files while they are counted
-            total += path.stat().st_size if path.is_file() else 0
+    for parent, _, names in os.walk(folder):  # which skips folders that are gone
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(Path(parent, name)).st_size
     return total
 
 

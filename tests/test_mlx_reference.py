@@ -10,6 +10,7 @@ import pytest
 
 from speech_xl.config import DecoderConfig
 from speech_xl.storage import memory_storage
+from speech_xl.visibility import text_mask
 from tests.tiny import tiny_config
 
 pytest.importorskip("mlx.core", reason="MLX is not installed")
@@ -20,7 +21,7 @@ from mlx_lm.models import llama
 from mlx_lm.models import qwen2 as qwen
 
 from mlx_backend.decoder import Decoder
-from mlx_backend.memory import KeyValues
+from mlx_backend.memory import KeyValues, TextCache
 
 
 def tiny_decoder(config: DecoderConfig) -> Decoder:
@@ -54,10 +55,11 @@ def test_plain_text_gives_the_logits_of_mlx_lm(family: ModuleType, is_tied: bool
     decoder = tiny_decoder(config)
     ids = mx.array([[5, 9, 2, 17, 30, 4, 4, 11]])
     packing = memory_storage(16, config.head_dim)
-    memory, cache = (
-        [KeyValues(config.num_key_value_heads, config.head_dim, mx.float32, packing) for _ in decoder.layers]
-        for _ in range(2)
-    )
-    ours, _ = decoder.text(ids, decoder.rotation(mx.arange(ids.shape[1])), memory, cache)
+    heads, width, rows = config.num_key_value_heads, config.head_dim, ids.shape[1]
+    memory = [KeyValues(heads, width, mx.float32, packing, decoder.turned) for _ in decoder.layers]
+    caches = [TextCache(*[mx.zeros((1, heads, 0, width))] * 2) for _ in decoder.layers]
+    mask = text_mask(np.zeros((1, rows), bool), rows)
+    mask = mx.array(mask) if isinstance(mask, np.ndarray) else mask
+    ours, _ = decoder.text(ids, decoder.rotation(mx.arange(rows)[None]), memory, caches, mask)
     theirs = reference(family, decoder)(ids)[:, -1]
     np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-4, atol=1e-4)
