@@ -85,6 +85,7 @@ def test_the_transcript_follows_the_player_unless_told_not_to(
             page.evaluate("s => (document.querySelector('#sxl-player audio').currentTime = s)", start + 0.06)
             playwright.expect(cards.nth(number)).to_have_attribute("aria-current", "true")
             assert page.locator(".sxl-card[aria-current]").count() == 1
+        page.locator("#sxl-transcript").scroll_into_view_if_needed()
         playwright.expect(cards.last).to_be_in_viewport()  # where it was left
         assert page.locator(".sxl-cursor").is_visible()
 
@@ -132,6 +133,10 @@ def test_a_memory_is_kept_opened_renamed_and_deleted(
         page.get_by_text("Nothing is kept yet").wait_for()
 
 
+TOO_WIDE = """[...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+    .map(e => `${e.tagName} ${e.id} ${e.className}`).slice(0, 12)"""
+
+
 @pytest.mark.parametrize(
     ("name", "width", "scheme"), [("light", 1280, "light"), ("dark", 1280, "dark"), ("phone", 390, "light")]
 )
@@ -159,5 +164,5 @@ def test_axe_finds_nothing_serious(
             page.get_by_role("tab", name=tab).click()
             page.get_by_role("tab", name=tab, selected=True).wait_for()
             wrong += look(tab)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (tab, page.evaluate(TOO_WIDE))
         assert not wrong, "\n".join(wrong)
