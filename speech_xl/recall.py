@@ -4,7 +4,8 @@ A slot says its words more surely than it answers questions, and words of interv
 understood less well than a text. So a checkpoint may recall before it answers: the intervals that the question is about
 are said again as words, and these are read as one text. Only the memory is used: what its slots have lost is not
 recalled. A question that names a number is read beside the words where the number was said, spelled as it was said
-there; where numbers are called out ("Six two. The ferry to the islands."), what they announce is all that is read. This file knows intervals, slots and token ids.
+there; where numbers are called out ("Six two. The ferry to the islands."), what they announce is all that is read. This
+file knows intervals, slots and token ids.
 """
 
 from __future__ import annotations
