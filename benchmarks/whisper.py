@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.sound import windows_of
 from speech_xl.checkpoints import SHIPPED, SMALL
-from speech_xl.config import SAMPLING_RATE, RecognizerConfig
+from speech_xl.config import SAMPLING_RATE, EncoderConfig, RecognizerConfig
 from speech_xl.config_file import load_config
 from speech_xl.errors import BackendError, CheckpointError
 from speech_xl.fetching import cache_folder, fetch_part
@@ -61,14 +61,11 @@ def with_transformers(model: SpeechModel) -> Transcribe:
     return transcribe
 
 
-def whisper_network(model: SpeechModel) -> Any:
-    """transformers' WhisperForConditionalGeneration around the weights of a loaded torch backend."""
-    import torch
-    from transformers import WhisperConfig, WhisperForConditionalGeneration
+def whisper_config(e: EncoderConfig, r: RecognizerConfig, attention: str) -> Any:
+    """transformers' WhisperConfig of an encoder and a recogniser, with one of its implementations of attention."""
+    from transformers import WhisperConfig
 
-    e, r = model.config.encoder, recognizer_of(model)
-    backend: Any = model.backend
-    config = WhisperConfig(
+    return WhisperConfig(
         vocab_size=r.vocab_size,
         num_mel_bins=e.num_mel_bins,
         d_model=e.d_model,
@@ -84,8 +81,17 @@ def whisper_network(model: SpeechModel) -> Any:
         pad_token_id=r.end_id,
         bos_token_id=r.end_id,
         eos_token_id=r.end_id,
-        attn_implementation="sdpa",
+        attn_implementation=attention,
     )
+
+
+def whisper_network(model: SpeechModel) -> Any:
+    """transformers' WhisperForConditionalGeneration around the weights of a loaded torch backend."""
+    import torch
+    from transformers import WhisperForConditionalGeneration
+
+    backend: Any = model.backend
+    config = whisper_config(model.config.encoder, recognizer_of(model), "sdpa")
     speech = backend.model.speech.state_dict()
     weights = {n.replace("encoder.", "model.encoder.", 1): t for n, t in speech.items() if n.startswith("encoder.")}
     weights |= {

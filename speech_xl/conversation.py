@@ -110,10 +110,8 @@ class Listening:
         self._times = [np.zeros((0, 2), np.float32)]  # of all speech tokens, ...
         self._waiting = self._times[0]  # ... and of those that are queued
         self._words: deque[tuple[int, Word]] = deque()  # each one's first token, and the word: those that wait
-        self._energy, self._energy_start = (
-            np.zeros(0, np.float32),
-            0,
-        )  # mean squares of sound, and the first one's place
+        self._energy = np.zeros(0, np.float32)  # mean squares of sound, ...
+        self._energy_start = 0  # ... and the first one's place
         self._queued = 0
         self._heard_seconds = self._told_seconds = 0.0  # by the backend, and as the last event has it
         self._is_started = False

@@ -31,12 +31,8 @@ if TYPE_CHECKING:
 
 INTERVALS_AT_ONCE = 8
 SEARCHED = 4  # times as many intervals as a checkpoint recalls to answer may be recalled to find these
-BESIDE = (
-    -1,
-    0,
-    1,
-    2,
-)  # intervals that are read with one that holds a number: what it is about stands behind it, mostly
+# Intervals that are read with one that holds a number: what it is about stands behind it, mostly.
+BESIDE = (-1, 0, 1, 2)
 WORDS_PER_SPEECH_TOKEN = 2  # text tokens, where speech tokens are sound; an interval that says more is lost in a loop
 
 
@@ -143,8 +139,10 @@ def _words_as_memory(model: SpeechModel, memory: AudioMemory, ids: list[int], ti
 
 def _called_out(prompt: Prompt, question: str, ids: Sequence[int]) -> list[int]:
     """Which of some words' tokens to read: those that the question's numbers announce, if any were called out; else all."""
-    reach = [len(prompt.text(ids[:n])) for n in range(len(ids) + 1)]  # characters: a token may hold half of one
     places = announced(question, prompt.text(ids))
+    if not places:
+        return list(range(len(ids)))
+    reach = [len(prompt.text(ids[:n])) for n in range(len(ids) + 1)]  # characters: a token may hold half of one
     kept = [i for i in range(len(ids)) if any(reach[i + 1] > start and reach[i] < stop for start, stop in places)]
     return kept or list(range(len(ids)))
 

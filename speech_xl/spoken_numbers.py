@@ -78,6 +78,7 @@ def settled(text: str) -> str:
 
 
 _ASKED = re.compile(r"(?<![\w.,:$])\d{1,9}(?![\w%]|[.,:]\d)")  # a plain whole number of a question
+FIGURES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")  # said one by one
 _NUMBERS = {w for n in range(100) for w in re.findall("[a-z]+", num2words(n))} | {
     "hundred",
     "thousand",
@@ -87,7 +88,7 @@ _NUMBERS = {w for n in range(100) for w in re.findall("[a-z]+", num2words(n))} |
 _NUMBER_WORD = rf"(?:\d+|{'|'.join(sorted(_NUMBERS))})"
 _ENDS_IN_NUMBER = re.compile(rf"\b{_NUMBER_WORD}[ ,-]{{1,2}}$", re.IGNORECASE)
 _BEGINS_WITH_NUMBER = re.compile(rf"[ ,-]{{1,2}}{_NUMBER_WORD}\b", re.IGNORECASE)
-_DIGITS = ("zero|oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_DIGITS = ("zero|oh", *FIGURES[1:])
 
 
 def number_matches(figures: str, text: str) -> list[re.Match[str]]:

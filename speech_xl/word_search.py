@@ -12,16 +12,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from speech_xl.spoken_numbers import asked_numbers, number_matches
+from speech_xl.spoken_numbers import FIGURES, asked_numbers, number_matches
 
 STEM = 5  # letters that words in common share: "repaired" finds "repair"
 NEIGHBOUR = 0.4  # of its score that a text gives the ones beside it: borders cut sentences
 CALLED, LEAST_SAID = 2, 4  # words beside a number that is called out; words of a sentence that says something
 _SENTENCE = re.compile(r"[^.?!]+[.?!]*")
 _WORD = re.compile(r"\d+|[^\W\d_]+")
-_FIGURES = {
-    w: str(n) for n, w in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
-}
+_FIGURES = {word: str(n) for n, word in enumerate(FIGURES)}
 _EMPTY = frozenset(
     [
         "a",

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationMixin, WhisperConfig, WhisperForConditionalGeneration
+from transformers import GenerationMixin, WhisperForConditionalGeneration
 
+from benchmarks.whisper import whisper_config
 from mlx_backend.backend import Backend as MLXBackend
 from speech_xl.checkpoints import check_checkpoint
 from speech_xl.config import ModelConfig
@@ -24,27 +25,7 @@ SEEDS = range(6)
 
 def whisper(config: ModelConfig, ours: TorchBackend) -> WhisperForConditionalGeneration:
     """transformers' model with our weights."""
-    e, r = config.encoder, config.recognizer
-    theirs = WhisperForConditionalGeneration(
-        WhisperConfig(
-            vocab_size=r.vocab_size,
-            num_mel_bins=e.num_mel_bins,
-            d_model=e.d_model,
-            encoder_layers=e.encoder_layers,
-            encoder_attention_heads=e.encoder_attention_heads,
-            encoder_ffn_dim=e.encoder_ffn_dim,
-            decoder_layers=r.decoder_layers,
-            decoder_attention_heads=r.decoder_attention_heads,
-            decoder_ffn_dim=r.decoder_ffn_dim,
-            max_source_positions=e.max_source_positions,
-            max_target_positions=r.max_target_positions,
-            pad_token_id=r.end_id,
-            bos_token_id=r.end_id,
-            eos_token_id=r.end_id,
-            decoder_start_token_id=r.start_ids[0],
-            attn_implementation="eager",
-        )
-    )
+    theirs = WhisperForConditionalGeneration(whisper_config(config.encoder, config.recognizer, "eager"))
     state = {
         f"model.{n.removeprefix('speech.').replace('recognizer', 'decoder')}": t
         for n, t in ours.model.state_dict().items()

@@ -59,7 +59,21 @@ def load_clip(path: Path) -> np.ndarray:
     samples, rate = sf.read(path, dtype="float32")
     if rate != SAMPLING_RATE:
         samples = soxr.resample(samples, rate, SAMPLING_RATE)
+    return level(samples)
+
+
+def level(samples: np.ndarray) -> np.ndarray:
+    """The samples with their peak at half of full scale."""
     return samples * (0.5 / max(1e-6, float(np.abs(samples).max())))
+
+
+def digit_clips(data: Path, held: bool) -> dict[str, dict[int, list[Path]]]:
+    """Speaker -> digit -> clips, of the voices of a split."""
+    voices: dict[str, dict[int, list[Path]]] = {}
+    for row in read_manifest(data / "digits"):
+        if (row["speaker"] == HELD_VOICE) == held:
+            voices.setdefault(row["speaker"], {}).setdefault(row["digit"], []).append(row["path"])
+    return voices
 
 
 def lay_windows(data: Path, split: str, round_: int) -> Iterator[Window]:
@@ -71,10 +85,7 @@ def lay_windows(data: Path, split: str, round_: int) -> Iterator[Window]:
     rng = random.Random(f"{split} {round_}")
     held = split == "held"
     orders = [row for row in read_manifest(data / "orders") if is_held_order(row["path"].name) == held]
-    voices: dict[str, dict[int, list[Path]]] = {}
-    for row in read_manifest(data / "digits"):
-        if (row["speaker"] == HELD_VOICE) == held:
-            voices.setdefault(row["speaker"], {}).setdefault(row["digit"], []).append(row["path"])
+    voices = digit_clips(data, held)
     noise = load_clip(data / "kitchen.flac")
     rng.shuffle(orders)
     parts: list[np.ndarray] = []

@@ -31,18 +31,19 @@ from recipes.order_desk.grammar import OPENINGS, candidates
 from recipes.order_desk.tts import sample_voice, speak
 from recipes.small.facts import FactSource, capitalised
 from recipes.small.hear_orders import (
-    HELD_VOICE,
     SPLITS,
     WINDOW_SECONDS,
     Window,
+    digit_clips,
     lay_windows,
+    level,
     load_clip,
     read_manifest,
 )
 from recipes.small.order_cache import read_cache
 from speech_xl.config import SAMPLING_RATE
+from speech_xl.spoken_numbers import FIGURES, spoken
 
-UNITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LEAST_LIKENESS = 72.0  # of a transcript and a way to say an order, in percent; below it the order was not heard
 
 
@@ -67,7 +68,7 @@ def transcripts(cache: Path) -> dict[str, str]:
     for line in tqdm(read_cache(cache), desc="orders' words", unit="window"):
         heard = re.sub(
             r"\b(8|12|16|20)\b",
-            lambda m: {"8": "eight", "12": "twelve", "16": "sixteen", "20": "twenty"}[m[1]],
+            lambda m: spoken(m[1]),
             plain(line["heard"]),
         )
         for order in line["orders"]:
@@ -87,7 +88,7 @@ def sentence(words: str) -> str:
 def number_words(number: int) -> str:
     """A number below a hundred said figure by figure."""
     a, b = divmod(number, 10)
-    return f"{UNITS[a].capitalize()} {UNITS[b]}."
+    return f"{FIGURES[a].capitalize()} {FIGURES[b]}."
 
 
 def of_orders(windows: Sequence[Window], said: dict[str, str]) -> Iterator[tuple[np.ndarray, str]]:
@@ -106,10 +107,7 @@ class Voices:
     """Spoken digits: human ones of a split, and, one number in two, text-to-speech."""
 
     def __init__(self, data: Path, held: bool) -> None:
-        self._human: dict[str, dict[int, list[Path]]] = {}
-        for row in read_manifest(data / "digits"):
-            if (row["speaker"] == HELD_VOICE) == held:
-                self._human.setdefault(row["speaker"], {}).setdefault(row["digit"], []).append(row["path"])
+        self._human = digit_clips(data, held)
 
     def say(self, number: int, rng: random.Random) -> list[np.ndarray]:
         """The two figures of a number and the pause between them, 16 kHz float32, by one voice."""
@@ -119,13 +117,8 @@ class Voices:
             clips = [load_clip(rng.choice(person[digit])) for digit in digits]
         else:
             voice = sample_voice(rng)
-            clips = [level(speak(UNITS[digit], voice)) for digit in digits]
+            clips = [level(speak(FIGURES[digit], voice)) for digit in digits]
         return [clips[0], pause(rng, 0.05, 0.25), clips[1]]
-
-
-def level(samples: np.ndarray) -> np.ndarray:
-    """The samples at half of full scale."""
-    return (samples * (0.5 / max(1e-6, float(np.abs(samples).max())))).astype(np.float32)
 
 
 def pause(rng: random.Random, low: float, high: float) -> np.ndarray:

@@ -25,10 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.small.order_cache import read_cache
-from speech_xl.spoken_numbers import as_heard
+from speech_xl.spoken_numbers import FIGURES, as_heard
 
 NOT_MENTIONED = "not mentioned"
-_UNITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 # The first of each is the order desk's own wording; the others keep the model from hanging on it.
 QUESTIONS = {
     "coffeeDrink": ("What drink is order {n}?", "Which drink is order {n}?", "What was ordered in order {n}?"),
@@ -56,7 +55,7 @@ class HeardOrder:
 def find_number(number: int, text: str, start: int) -> re.Match | None:
     """Where a number's two digits stand in a transcript from `start` on, however they are spelled."""
     a, b = divmod(number, 10)
-    digits = re.compile(rf"(?<![\w.,-])({a}|{_UNITS[a]})(\W{{0,4}})({b}|{_UNITS[b]})(?![\w])", re.IGNORECASE)
+    digits = re.compile(rf"(?<![\w.,-])({a}|{FIGURES[a]})(\W{{0,4}})({b}|{FIGURES[b]})(?![\w])", re.IGNORECASE)
     return digits.search(text, start)
 
 
@@ -85,7 +84,7 @@ def cut_window(line: dict) -> dict[int, HeardOrder]:
 
 def tell(order: HeardOrder, number: int) -> str:
     """The order's words with another number, spelled as before."""
-    a, b = (_UNITS[d] if order.in_words else str(d) for d in divmod(number, 10))
+    a, b = (FIGURES[d] if order.in_words else str(d) for d in divmod(number, 10))
     return order.text.replace("{a}", a.capitalize(), 1).replace("{b}", b, 1)
 
 
