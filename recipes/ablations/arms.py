@@ -69,6 +69,7 @@ TEXT_ARMS = (
     ),
     Arm("interval 16", "intervals of 16 speech tokens", sst={"interval": 16}),
     Arm("interval 64", "intervals of 64 speech tokens", sst={"interval": 64}),
+    Arm("horizon 0", "an interval is heard without the memory of those before it", sst={"horizon": 0}),
 )
 ALIGNED = Arm("aligned", "the adapter learns the words by CTC first", alignment=True)
 SPEECH_ARMS = (ALIGNED, Arm("not aligned", "the adapter learns from answers alone, for as many steps", alignment=False))
