@@ -20,6 +20,7 @@ from torch import nn
 
 from speech_xl.config import DecoderConfig, SSTConfig
 from torch_backend.kernels import attend_and_sum
+from torch_backend.linear import Linear
 from torch_backend.memory import KeyValues
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cos, sin of shape (B or 1, 1, R, head_dim)
@@ -76,16 +77,16 @@ class Attention(nn.Module):
         self.head_dim, self.rope_theta = config.head_dim, config.rope_theta
         width, bias = config.hidden_size, config.attention_bias
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.q_proj = nn.Linear(width, queries, bias=bias)
-        self.k_proj = nn.Linear(width, keys, bias=bias)
-        self.v_proj = nn.Linear(width, keys, bias=bias)
-        self.o_proj = nn.Linear(queries, width, bias=config.attention_output_bias)
+        self.q_proj = Linear(width, queries, bias=bias)
+        self.k_proj = Linear(width, keys, bias=bias)
+        self.v_proj = Linear(width, keys, bias=bias)
+        self.o_proj = Linear(queries, width, bias=config.attention_output_bias)
         if sst is not None and sst.own_projections:
-            self.sst_q_proj = nn.Linear(width, queries, bias=bias)
-            self.sst_k_proj = nn.Linear(width, keys, bias=bias)
-            self.sst_v_proj = nn.Linear(width, keys, bias=bias)
+            self.sst_q_proj = Linear(width, queries, bias=bias)
+            self.sst_k_proj = Linear(width, keys, bias=bias)
+            self.sst_v_proj = Linear(width, keys, bias=bias)
             if sst.output_projection:
-                self.sst_o_proj = nn.Linear(queries, width, bias=config.attention_output_bias)
+                self.sst_o_proj = Linear(queries, width, bias=config.attention_output_bias)
             if sst.pooled:
                 self.sst_pool = nn.Parameter(torch.zeros(2, self.kv_heads, sum(sst.ratios)))
 

@@ -22,6 +22,7 @@ from torch import nn
 from speech_xl.config import DecoderConfig, SSTConfig
 from speech_xl.visibility import CAUSAL
 from torch_backend.attention import Attention, Mask, Piece, Pooled, Rotation, angles, attend_piece, join, rotate, turned
+from torch_backend.linear import Linear, linear
 from torch_backend.memory import KeyValues, TextCache
 
 
@@ -46,9 +47,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., D) -> the same."""
@@ -131,7 +132,7 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = None
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.sst_embedding: Any = nn.Parameter(torch.zeros(config.hidden_size)) if sst is not None else None
 
     def rotation(self, positions: torch.Tensor) -> Rotation:
@@ -149,7 +150,7 @@ class Decoder(nn.Module):
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """(..., D) before the final norm -> (..., vocab_size)."""
         head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(self.norm(x), head)
+        return linear(self.norm(x), head)
 
     def intervals(self, speech: torch.Tensor, memory: Sequence[KeyValues], plan: Intervals) -> None:
         """Hear B intervals that do not see one another: speech (B, n, D); appends what they leave, in their order.

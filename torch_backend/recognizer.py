@@ -16,6 +16,7 @@ from torch import nn
 
 from speech_xl.backend import Recognition
 from speech_xl.config import RecognizerConfig
+from torch_backend.linear import Linear, linear
 
 
 class RecognizerAttention(nn.Module):
@@ -24,10 +25,10 @@ class RecognizerAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width, bias=False)
+        self.v_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, R, D) -> keys and values (B, H, R, D / H)."""
@@ -88,8 +89,8 @@ class RecognizerLayer(nn.Module):
         self.encoder_attn_layer_norm = nn.LayerNorm(width)
         self.encoder_attn = RecognizerAttention(width, config.decoder_attention_heads)
         self.final_layer_norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, config.decoder_ffn_dim)
-        self.fc2 = nn.Linear(config.decoder_ffn_dim, width)
+        self.fc1 = Linear(width, config.decoder_ffn_dim)
+        self.fc2 = Linear(config.decoder_ffn_dim, width)
 
     def forward(
         self, x: torch.Tensor, cache: RecognizerCache, mask: torch.Tensor | None
@@ -139,9 +140,8 @@ class Recognizer(nn.Module):
             looks += [
                 weights[:, head, -1] for layer_number, head in self.config.alignment_heads if layer_number == number
             ]
-        # Few rows, a large vocabulary: on CPUs twice as fast with the weight on the left.
-        logits = (self.embed_tokens.weight @ self.layer_norm(x).flatten(0, 1).T).T.unflatten(0, ids.shape)
-        return logits.contiguous().float(), torch.stack(looks).mean(0)
+        logits = linear(self.layer_norm(x), self.embed_tokens.weight)
+        return logits.float(), torch.stack(looks).mean(0)
 
     def recognize(self, heard: torch.Tensor, before: Sequence[int] = ()) -> list[Recognition]:
         """Greedy reading of heard (B, S, D), one Recognition a window; `before` stands in front of the start ids."""
