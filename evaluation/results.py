@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from evaluation.data import Data, Item
@@ -138,6 +137,7 @@ class ResultsFile:
         self._run = run
         self._data = data
         self._changed = 0
+        self._sounds: dict[Path | SoundSource, str] = {}
         self._path = None if folder is None else folder / NAME
         self._results: dict[tuple[Method, str], Result] = {}
         if folder is not None and self._path is not None:
@@ -149,7 +149,7 @@ class ResultsFile:
         items: dict[str, list[Item]] = {}
         for item in self._data.items:
             items.setdefault(item.line, []).append(item)
-        sound, known = cache(_sound), False
+        known = False
         for number, line in enumerate(whole_lines(path), 1):  # what a kill cut short is asked again
             try:
                 run, result = _from_line(line)
@@ -163,18 +163,23 @@ class ResultsFile:
                         f"{path} is of {OTHERS[name]} ({other}, now {getattr(self._run, name)}); "
                         "name another output folder."
                     )
-            self._take_up(result, items.get(result.line, []), sound)
+            self._take_up(result, items.get(result.line, []))
             known = known or result.line in self._data.lines
         if self._changed and not known:
             raise ResultsError(f"{path} is of other data: none of its lines is here; name another output folder.")
 
-    def _take_up(self, result: Result, items: Sequence[Item], sound: Callable[[Path | SoundSource], str]) -> None:
+    def _take_up(self, result: Result, items: Sequence[Item]) -> None:
         of_sound = [item for item in items if item.audio.name == result.audio]
-        same = [item for item in of_sound if sound(item.audio) == result.sound]
+        same = [item for item in of_sound if self._sound(item.audio) == result.sound]
         for item in same:
             self._results[result.method, item.id] = dataclasses.replace(result, id=item.id)
         if result.line not in self._data.lines or (of_sound and not same):
             self._changed += 1
+
+    def _sound(self, audio: Path | SoundSource) -> str:
+        if audio not in self._sounds:  # many answers are about one recording
+            self._sounds[audio] = file_sha256(audio) if isinstance(audio, Path) else audio.sha256
+        return self._sounds[audio]
 
     @property
     def changed(self) -> str:
@@ -200,10 +205,6 @@ class ResultsFile:
     def of(self, method: Method, items: list[str]) -> list[Result]:
         """A method's results in the order of `items`, those that are there."""
         return [self._results[method, item] for item in items if (method, item) in self._results]
-
-
-def _sound(audio: Path | SoundSource) -> str:
-    return file_sha256(audio) if isinstance(audio, Path) else audio.sha256
 
 
 def _append(path: Path, line: str) -> None:

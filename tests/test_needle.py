@@ -102,7 +102,9 @@ def test_a_recording_is_heard_as_its_file_would_be(
         memories.append(listening.memory)
     ours, whole = (list(tiny_speech_model.backend.export_memory(m.state).values()) for m in memories)
     assert all(np.array_equal(a, b) for a, b in zip(ours, whole, strict=True))
-    assert memories[0].recording.sha256 == recording.sha256 and memories[0].recording.path == "1 at 50 % of 3 s"
+    assert (
+        memories[0].recording.sha256 == recording.sha256 and memories[0].recording.path == "needle.wav at 50 % of 3 s"
+    )
 
 
 def test_a_needle_has_the_same_speech_at_every_depth_and_names_its_span(speech: Path, needles: Path) -> None:
@@ -111,6 +113,7 @@ def test_a_needle_has_the_same_speech_at_every_depth_and_names_its_span(speech: 
     assert grid.cells[3.0, 100] == ["1 at 100 % of 3 s", "2 at 100 % of 3 s"]
     first = [item for item in grid.data.items if item.id.startswith("1 ")]
     assert len(first) == 4 and len({item.audio.speech for item in first}) == 1
+    assert len(grid.data.recordings()) == 4  # questions about one needle share its recordings, which are heard once
     assert {item.kind for item in first} == {"0:03", "0:04"}
     second = next(item for item in grid.data.items if item.id == "2 at 0 % of 3 s")
     assert second.span == pytest.approx((0.5 + 0.1, 0.5 + 0.3)) and second.letters == ("A", "B")
