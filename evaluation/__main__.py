@@ -18,7 +18,7 @@ from evaluation import command
 from evaluation.alternatives import where_cascade_wins
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.benchmarks.table import score_all
-from evaluation.data import Data, DataError, Line, check_lines, lines_sha256, read_data
+from evaluation.data import Data, DataError, Line, check_lines, read_data
 from evaluation.plot import plot
 from evaluation.report import as_csv, make_rows, markdown, table
 from evaluation.results import Method, ResultsFile
@@ -45,7 +45,7 @@ def read(arguments: argparse.Namespace) -> tuple[Data, Sequence[Line]]:
     if not path.is_dir():
         raise DataError(f"{path} is no folder; name your copy of the benchmark.")
     lines = BENCHMARKS[arguments.benchmark].read(path)
-    return check_lines(lines, path, path, lines_sha256(lines), *chosen), lines
+    return check_lines(lines, path, path, *chosen), lines
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -78,7 +78,7 @@ def report(
     if wins:
         print("\n" + wins, end="")
     if arguments.output is not None:
-        about = f"{about}, data {arguments.data.name}."
+        about = f"{about}, data {arguments.data.name}. {results.changed}".strip()
         texts |= {"report.md": markdown(rows, data, about, own_table, wins), "report.csv": as_csv(rows) + more_csv}
         command.write_files(arguments.output, texts, {"accuracy.png": partial(plot, rows)})
 

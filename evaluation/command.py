@@ -68,8 +68,10 @@ def answered(
 def _answer_all(
     arguments: argparse.Namespace, model: SpeechModel, data: Data, methods: Sequence[Method]
 ) -> tuple[ResultsFile, str]:
-    run = Run(model.config.name, model.fingerprint, data.sha256, model.backend.name, arguments.memory_bits)
-    results = ResultsFile(run, arguments.output)
+    run = Run(model.config.name, model.fingerprint, model.backend.name, arguments.memory_bits)
+    results = ResultsFile(run, arguments.output, data)
+    if results.changed:
+        print(results.changed, file=sys.stderr)
     with tqdm(total=len(methods) * len(data.items), unit="item", file=sys.stderr) as bar:
         for method, item in evaluate(model, data, methods, results):
             bar.set_postfix_str(f"{method.label}, {item.audio.name}", refresh=False)

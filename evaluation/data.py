@@ -24,6 +24,7 @@ from speech_xl.decoders import SoundSource
 from speech_xl.errors import RecordingError, SpeechXLError
 
 LONGEST = 1e9  # seconds
+ASKED = ("audio", "question", "answer", "choices", "text", "start", "end", "kind")  # the fields that are ours
 
 
 class DataError(SpeechXLError):
@@ -48,6 +49,7 @@ class Item:
     letters: tuple[str, ...] = ()
     text: str | None = None
     span: tuple[float, float] | None = None
+    line: str = ""  # SHA-256 of what the line asks
 
     @property
     def prompt(self) -> str:
@@ -67,17 +69,23 @@ class Line(NamedTuple):
     where: str
     fields: dict[str, Any]
 
+    @property
+    def sha256(self) -> str:
+        """Of the fields that are asked about: an id, a note or a place in the file changes nothing."""
+        asked = {name: self.fields[name] for name in ASKED if self.fields.get(name) is not None}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Data:
     """The items of one file in its order.
 
-    `sha256` is that of all that was read, whatever was chosen of it. `missing`: lines left out because their recording
-    is not there.
+    `lines`: the SHA-256 of every line that was read, whatever was chosen of them. `missing`: lines left out because
+    their recording is not there.
     """
 
     items: tuple[Item, ...]
-    sha256: str
+    lines: frozenset[str]
     missing: int = 0
 
     def recordings(self) -> dict[Path | SoundSource, list[Item]]:
@@ -98,13 +106,10 @@ def read_data(path: Path, kinds: Collection[str] = (), skip_missing: bool = Fals
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text; write it as JSON lines in UTF-8.") from None
     lines = [_line(text, f"{path}, line {number}", number) for number, text in enumerate(texts, 1) if text.strip()]
-    digest = hashlib.sha256(content).hexdigest()
-    return check_lines(lines, Path(path), Path(path).parent, digest, kinds, skip_missing)
+    return check_lines(lines, Path(path), Path(path).parent, kinds, skip_missing)
 
 
-def check_lines(
-    lines: Sequence[Line], source: Path, folder: Path, sha256: str, kinds: Collection[str], skip_missing: bool
-) -> Data:
+def check_lines(lines: Sequence[Line], source: Path, folder: Path, kinds: Collection[str], skip_missing: bool) -> Data:
     """Lines of `source` as items; paths are relative to `folder`.
 
     With `kinds` only these are taken, with `skip_missing` only those whose recording can be heard. DataError for a line
@@ -127,13 +132,7 @@ def check_lines(
     name, times = Counter(item.id for item in items).most_common(1)[0]
     if times > 1:
         raise DataError(f"{source}: {times} lines have the id {name!r}; give every line an id of its own, or none.")
-    return Data(items, sha256, len(chosen) - len(here))
-
-
-def lines_sha256(lines: Sequence[Line]) -> str:
-    """Of lines that were made, not read: the same for the same fields in the same order."""
-    text = "\n".join(json.dumps(line.fields, sort_keys=True) for line in lines)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return Data(items, frozenset(line.sha256 for line in lines), len(chosen) - len(here))
 
 
 def _line(text: str, where: str, number: int) -> Line:
@@ -193,7 +192,7 @@ def _item(line: Line, folder: Path, look: Callable[[Path], Look]) -> Item:
     span = _span(line)
     if span is not None and seconds is not None and span[0] >= seconds:
         raise DataError(f"{where}: start {span[0]:g} is behind the recording's end at {seconds:g} s; correct it.")
-    known = Item(_id(line), folder / audio, _kind(line), span=span)
+    known = Item(_id(line), folder / audio, _kind(line), span=span, line=line.sha256)
     if question is None:
         if text is None:
             raise DataError(f'{where}: there is nothing to ask; give "question" and "answer", or "text".')

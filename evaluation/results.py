@@ -1,17 +1,21 @@
 """results.jsonl: one answered item a line, written as it comes, and taken up again after a kill.
 
-Every line says which model, data and settings it belongs to, so that no line of another run is ever counted. It
-knows lines and files; no audio, no model and no figures.
+Every line says which model and settings, which line of the data and which sound it belongs to, so that an answer to
+anything else is never counted. It knows lines and files; no model and no figures.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.data import Data, Item
 from evaluation.metrics import Scores
+from speech_xl.audio import file_sha256
+from speech_xl.decoders import SoundSource
 from speech_xl.errors import SpeechXLError
 from speech_xl.whole_file import do_with, whole_lines
 
@@ -19,7 +23,7 @@ NAME = "results.jsonl"
 
 
 class ResultsError(SpeechXLError):
-    """A results file that is damaged, or of another model, data file or settings."""
+    """A results file that is damaged, or of another model, other data or other settings."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,6 @@ class Run:
 
     model: str
     fingerprint: str  # of the checkpoint
-    data: str  # SHA-256 of the lines, or of what they were made of
     backend: str
     memory_bits: int
 
@@ -36,7 +39,6 @@ class Run:
 OTHERS = {
     "model": "another model",
     "fingerprint": "a model with other weights",
-    "data": "other data",
     "backend": "another backend",
     "memory_bits": "another number of memory bits",
 }
@@ -54,6 +56,8 @@ TYPES = {
     "bytes": (int,),
     "listen_seconds": NUMBER,
     "answer_seconds": NUMBER,
+    "line": (str,),
+    "sound": (str,),
 }
 
 
@@ -84,7 +88,8 @@ class Result:
     """One item, answered by one method.
 
     `bytes` is the size of the recording's memory, `listen_seconds` the time it took to make; items of one
-    recording share a memory unless the run was stopped between them.
+    recording share a memory unless the run was stopped between them. `line` and `sound` are the SHA-256 of what was
+    asked and of the recording that was heard.
     """
 
     method: Method
@@ -98,6 +103,8 @@ class Result:
     bytes: int
     listen_seconds: float
     answer_seconds: float
+    line: str = ""
+    sound: str = ""
 
 
 def _to_line(run: Run, result: Result) -> str:
@@ -120,10 +127,17 @@ def _from_line(line: bytes) -> tuple[Run, Result]:
 
 
 class ResultsFile:
-    """The results of one run; in a folder each is on disk before the next item is asked, without one in memory only."""
+    """The results of one run; in a folder each is on disk before the next item is asked, without one in memory only.
 
-    def __init__(self, run: Run, folder: Path | None):
+    What is in the folder already counts for the items of `data` that it is an answer to: the same line about the same
+    sound, wherever in the file the line stands now.
+    """
+
+    def __init__(self, run: Run, folder: Path | None, data: Data):
         self._run = run
+        self._data = data
+        self._changed = 0
+        self._sounds: dict[Path | SoundSource, str] = {}
         self._path = None if folder is None else folder / NAME
         self._results: dict[tuple[Method, str], Result] = {}
         if folder is not None and self._path is not None:
@@ -132,6 +146,10 @@ class ResultsFile:
                 self._read(self._path)
 
     def _read(self, path: Path) -> None:
+        items: dict[str, list[Item]] = {}
+        for item in self._data.items:
+            items.setdefault(item.line, []).append(item)
+        known = False
         for number, line in enumerate(whole_lines(path), 1):  # what a kill cut short is asked again
             try:
                 run, result = _from_line(line)
@@ -145,7 +163,33 @@ class ResultsFile:
                         f"{path} is of {OTHERS[name]} ({other}, now {getattr(self._run, name)}); "
                         "name another output folder."
                     )
-            self._results[result.method, result.id] = result
+            self._take_up(result, items.get(result.line, []))
+            known = known or result.line in self._data.lines
+        if self._changed and not known:
+            raise ResultsError(f"{path} is of other data: none of its lines is here; name another output folder.")
+
+    def _take_up(self, result: Result, items: Sequence[Item]) -> None:
+        of_sound = [item for item in items if item.audio.name == result.audio]
+        same = [item for item in of_sound if self._sound(item.audio) == result.sound]
+        for item in same:
+            self._results[result.method, item.id] = dataclasses.replace(result, id=item.id)
+        if result.line not in self._data.lines or (of_sound and not same):
+            self._changed += 1
+
+    def _sound(self, audio: Path | SoundSource) -> str:
+        if audio not in self._sounds:  # many answers are about one recording
+            self._sounds[audio] = file_sha256(audio) if isinstance(audio, Path) else audio.sha256
+        return self._sounds[audio]
+
+    @property
+    def changed(self) -> str:
+        """A sentence about answers in the folder that count no more; "" where there are none."""
+        if not self._changed:
+            return ""
+        return (
+            f"Answers in {NAME} that are not counted, because their line or its recording has changed or gone: "
+            f"{self._changed}."
+        )
 
     def has(self, method: Method, item: str) -> bool:
         """Whether this method's answer to this item is there."""

@@ -129,4 +129,6 @@ def answer(model: SpeechModel, heard: Heard, item: Item, method: Method) -> Resu
         bytes=heard.memory.bytes,
         listen_seconds=round(heard.listen_seconds, 3),
         answer_seconds=round(answer_seconds, 3),
+        line=item.line,
+        sound=heard.memory.recording.sha256,
     )

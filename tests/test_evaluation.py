@@ -12,7 +12,7 @@ import evaluation.cascade
 import evaluation.run
 from evaluation.__main__ import main
 from evaluation.cascade import read_as_text, recognize, words_between
-from evaluation.data import DataError, read_data
+from evaluation.data import DataError, Item, read_data
 from evaluation.metrics import choose, normalise, score_answer, token_f1, word_errors
 from evaluation.report import make_rows, ratio_figure
 from evaluation.results import CASCADE, Method, ResultsFile, Run
@@ -25,7 +25,7 @@ from speech_xl.recognition import Word
 from speech_xl.whole_file import hold_folder
 from tests.tiny import save_checkpoint, tiny_config, tiny_recognizer_config, write_sound
 
-SETTINGS = Run("tiny", "f", "d", "torch", 16)
+SETTINGS = Run("tiny", "f", "torch", 16)
 
 
 def test_normalise_keeps_letters_and_digits_and_drops_articles() -> None:
@@ -157,7 +157,7 @@ def test_answers_are_scored_as_they_were_said(desk: tuple[Path, Path], monkeypat
         return next(said), (0.0, 0.5)
 
     monkeypatch.setattr(evaluation.run, "ask_item", scripted)
-    results = ResultsFile(SETTINGS, None)
+    results = ResultsFile(SETTINGS, None, data)
     for _ in evaluate(model, data, [Method("sst", 4)], results):
         pass
     (row,) = make_rows(data, [Method("sst", 4)], results)
@@ -264,6 +264,42 @@ def test_results_of_another_run_are_refused_and_kept(
     assert run(desk[0]) == 2 and "line 1 is damaged" in capsys.readouterr().err
     (tmp_path / "results.jsonl").write_bytes(b"{}\n" + before)
     assert run(desk[0]) == 2 and "line 1 is damaged" in capsys.readouterr().err
+
+
+def test_a_changed_line_or_recording_alone_is_asked_again(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked, real_ask = [], evaluation.run.ask_item
+
+    def count(model: SpeechModel, heard: object, item: Item) -> object:
+        asked.append((item.id, item.answer))
+        return real_ask(model, heard, item)
+
+    def run(*lines: str) -> str:
+        asked.clear()
+        (tmp_path / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        words = [str(tmp_path / "data.jsonl"), "--model", str(tiny_checkpoint), "--ratios", "4"]
+        assert main([*words, "--output", str(tmp_path / "out")]) == 0
+        return (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+    monkeypatch.setattr(evaluation.run, "ask_item", count)
+    for name in "ab":
+        write_sound(tmp_path / f"{name}.wav", 0.5, seed=ord(name))
+    first, second, third = line(answer="Anm"), line(question="When?"), line(audio="b.wav")
+    assert "not counted" not in run(first, second, third) and len(asked) == 3
+    mended = line(answer="Ann Lee", note="was Anm")
+    report = run(mended, second, third)
+    assert asked == [("1", "Ann Lee")] and "its recording has changed or gone: 1." in report
+    assert "not counted" in capsys.readouterr().err
+    run(third, mended, second)  # another order, other numbers
+    assert not asked
+    write_sound(tmp_path / "b.wav", 0.5, seed=7)
+    assert "changed or gone: 2." in run(third, mended, second) and asked == [("1", "Ann")]
+    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+    (tmp_path / "data.jsonl").write_text(line(question="Why?"), encoding="utf-8")
+    words = [str(tmp_path / "data.jsonl"), "--model", str(tiny_checkpoint), "--output", str(tmp_path / "out")]
+    assert main(words) == 2 and "of other data" in capsys.readouterr().err
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
 
 
 def test_raw_is_one_method_whatever_the_summarizer(desk: tuple[Path, Path]) -> None:

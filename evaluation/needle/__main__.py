@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         rows = make_rows(grid.data, methods, results)
         print(table(rows), end="")
         if arguments.output is not None:
-            about = f"{about}, needles of {arguments.needles.name} in the speech of {arguments.speech.name}."
+            about = f"{about}, needles of {arguments.needles.name} in the speech of {arguments.speech.name}. {results.changed}".strip()
             texts = {
                 "report.md": markdown(grid, rows, results, about),
                 "report.csv": as_csv(grid, methods, results),

@@ -10,15 +10,16 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from evaluation.data import Data, DataError, Item, read_data
 from evaluation.needle.recording import PAUSE, NeedleRecording, read_needle
-from speech_xl.audio import probe
+from speech_xl.audio import file_sha256, probe
 from speech_xl.clock import clock
 from speech_xl.config import SAMPLING_RATE
 from speech_xl.decoders import AUDIO_SUFFIXES, VIDEO_SUFFIXES
@@ -52,18 +53,24 @@ def make_grid(needles: Path, folder: Path, lengths: Sequence[float], depths: Seq
         raise DataError(f"{needles} has a line without a question; a needle is a recording, a question and its answer.")
     sounds = {item.id: Path(str(item.audio)) for item in asked.items}
     files = _speech_files(folder, {sound.resolve() for sound in sounds.values()})
+    of_speech = _sha256([SEED, PAUSE, [[path.relative_to(folder).as_posix(), os.path.getsize(path)] for path in files]])
     items: list[Item] = []
     cells: dict[tuple[float, float], list[str]] = {(length, depth): [] for length in lengths for depth in depths}
+    declared = cache(_declared_seconds)
     longest = 0.0
-    for number, needle in enumerate(asked.items):
+    for number, needles_of_sound in enumerate(asked.recordings().values()):
         order = np.random.default_rng([SEED, number]).permutation(len(files))
-        speech, seconds = _enough([files[i] for i in order], lengths[-1])
-        longest = max(longest, seconds)
-        samples = len(read_needle(sounds[needle.id]))
-        for length, depth in cells:
-            items.append(_item(needle, sounds[needle.id], samples, speech, length, depth))
-            cells[length, depth].append(items[-1].id)
-    return Grid(Data(tuple(items), _sha256(asked, folder, files)), lengths, depths, cells, longest)
+        speech = {length: _enough([files[i] for i in order], length, declared) for length in lengths}
+        longest = max(longest, sum(map(declared, speech[lengths[-1]])))
+        sound = sounds[needles_of_sound[0].id]
+        around = f"{number} {file_sha256(sound)} {of_speech}"
+        samples = len(read_needle(sound))
+        for needle in needles_of_sound:
+            for length, depth in cells:
+                item = _item(needle, sound, samples, speech[length], length, depth)
+                items.append(dataclasses.replace(item, line=_sha256(f"{needle.line} {around}")))
+                cells[length, depth].append(items[-1].id)
+    return Grid(Data(tuple(items), frozenset(item.line for item in items)), lengths, depths, cells, longest)
 
 
 def _item(needle: Item, sound: Path, samples: int, speech: tuple[Path, ...], length: float, depth: float) -> Item:
@@ -76,12 +83,12 @@ def _item(needle: Item, sound: Path, samples: int, speech: tuple[Path, ...], len
             f"{(samples + 2 * PAUSE) / SAMPLING_RATE:.1f} s."
         )
     start = PAUSE + round(room * depth / 100)
-    name = f"{needle.id} at {depth:g} % of {length:g} s"
-    recording = NeedleRecording(name, speech, sound, start, total)
+    where = f"at {depth:g} % of {length:g} s"
+    recording = NeedleRecording(f"{sound.name} {where}", speech, sound, start, total)
     first = start / SAMPLING_RATE
     inner = needle.span or (0.0, samples / SAMPLING_RATE)
     span = (first + inner[0], first + inner[1])
-    return dataclasses.replace(needle, id=name, audio=recording, kind=clock(length), span=span)
+    return dataclasses.replace(needle, id=f"{needle.id} {where}", audio=recording, kind=clock(length), span=span)
 
 
 def _speech_files(folder: Path, needles: set[Path]) -> list[Path]:
@@ -94,19 +101,21 @@ def _speech_files(folder: Path, needles: set[Path]) -> list[Path]:
     return files
 
 
-def _enough(files: Sequence[Path], seconds: float) -> tuple[tuple[Path, ...], float]:
-    """-> (the first files that hold that many seconds, or all of them, the seconds that they declare)."""
+def _declared_seconds(path: Path) -> float:
+    return probe(path).seconds or 0.0
+
+
+def _enough(files: Sequence[Path], seconds: float, declared: Callable[[Path], float]) -> tuple[Path, ...]:
+    """The first files that hold that many seconds, or all of them; so a recording is the same in every grid."""
     chosen: list[Path] = []
     total = 0.0
     for path in files:
         if total >= seconds:
             break
         chosen.append(path)
-        total += probe(path).seconds or 0.0
-    return tuple(chosen), total
+        total += declared(path)
+    return tuple(chosen)
 
 
-def _sha256(asked: Data, folder: Path, files: Sequence[Path]) -> str:
-    """Of the needles and of the speech by names and sizes; lengths and depths may be added to a grid."""
-    sizes = [[path.relative_to(folder).as_posix(), os.path.getsize(path)] for path in files]
-    return hashlib.sha256(json.dumps([asked.sha256, SEED, PAUSE, sizes]).encode()).hexdigest()
+def _sha256(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

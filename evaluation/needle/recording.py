@@ -35,8 +35,8 @@ class NeedleRecording:
 
     @property
     def sha256(self) -> str:
-        """Of the description, not of the sound."""
-        parts = [*map(str, self.speech), str(self.needle), self.start, self.samples]
+        """Of the description, not of the sound; wherever the files stand."""
+        parts = [path.name for path in self.speech], self.needle.name, self.start, self.samples
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def open_decoder(self) -> NeedleDecoder:

@@ -44,7 +44,7 @@ def markdown(grid: Grid, rows: Sequence[Row], results: ResultsFile, about: str) 
     needles = len(next(iter(grid.cells.values())))
     parts = [
         "# Needle grid\n",
-        f"{about} Each cell: the share of right answers to {needles} needles at that depth, from 0 % (at the start) to "
+        f"{about} Each cell: the share of right answers to {needles} questions about needles at that depth, from 0 % (at the start) to "
         f"100 % (at the end), of a recording of that length. {repeated(grid)}\n",
         "![right answers by depth and length](needle.png)\n",
     ]
