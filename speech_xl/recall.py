@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from speech_xl.model import SpeechModel
     from speech_xl.prompt import Prompt
 
-INTERVALS_AT_ONCE = 24  # said as fast as 8, nearly: the weights are read once for all; with more, the first words come later
+INTERVALS_AT_ONCE = 24  # nearly as fast as 8, as weights are read once for all; more would delay the first words
 SEARCHED = 4  # times as many intervals as a checkpoint recalls to answer may be recalled to find these
 # Intervals that are read with one that holds a number: what it is about stands behind it, mostly.
 BESIDE = (-1, 0, 1, 2)
