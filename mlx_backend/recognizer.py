@@ -121,11 +121,13 @@ class Recognizer(nn.Module):
         longest = self.config.max_target_positions
         return [RecognizerCache(*layer.encoder_attn.keys_values(heard), longest) for layer in self.layers]
 
-    def __call__(self, ids: mx.array, position: int, caches: list[RecognizerCache]) -> tuple[mx.array, mx.array]:
+    def __call__(
+        self, ids: mx.array, position: int, caches: list[RecognizerCache], wanted: Sequence[int] | None = None
+    ) -> tuple[mx.array, mx.array]:
         """Read ids (B, R) at `position`.
 
-        Returns logits (B, R, V) float32, and where in the sound the last row looks: (B, S) float32, the mean over
-        the alignment heads.
+        Returns logits (B, R, V) float32, of the rows `wanted` or of all, and where in the sound the last row looks:
+        (B, S) float32, the mean over the alignment heads.
         """
         rows = ids.shape[1]
         x = self.embed_tokens(ids) + self.embed_positions.weight[position : position + rows]
@@ -138,6 +140,8 @@ class Recognizer(nn.Module):
             looks += [
                 weights[:, head, -1] for layer_number, head in self.config.alignment_heads if layer_number == number
             ]
+        if wanted is not None:
+            x = x[:, mx.array(list(wanted))]
         return self.embed_tokens.as_linear(self.layer_norm(x)).astype(mx.float32), mx.stack(looks).mean(0)
 
     def recognize(self, heard: mx.array, before: Sequence[int] = ()) -> list[Recognition]:
@@ -151,8 +155,8 @@ class Recognizer(nn.Module):
         caches = self.start(heard)
         start = [*before, *c.start_ids]
         ids = mx.array([start] * len(heard))
-        logits, looks = self(ids, 0, caches)
-        no_speech = mx.softmax(logits[:, len(before)], axis=-1)[:, c.no_speech_id].tolist()
+        logits, looks = self(ids, 0, caches, (len(before), -1))
+        no_speech = mx.softmax(logits[:, 0], axis=-1)[:, c.no_speech_id].tolist()
         scores, position = logits[:, -1] + first, len(start)
         open_windows = list(range(len(heard)))
         chosen: list[list[int]] = [[] for _ in open_windows]

@@ -121,6 +121,8 @@ def test_logits_equal_transformers(pair) -> None:
         recognizer = ours.model.speech.recognizer
         caches = recognizer.start(ours.model.speech.encoder(mel))
         pieces = [recognizer(part, at, caches)[0] for at, part in ((0, ids[:, :3]), (3, ids[:, 3:5]), (5, ids[:, 5:]))]
+        two, _ = recognizer(ids, 0, recognizer.start(ours.model.speech.encoder(mel)), (2, -1))
+    torch.testing.assert_close(two, expected[:, [2, -1]], atol=1e-4, rtol=0)
     torch.testing.assert_close(torch.cat(pieces, dim=1), expected, atol=1e-4, rtol=0)
 
 

@@ -122,12 +122,12 @@ class Recognizer(nn.Module):
         return [RecognizerCache(keys, values, longest) for keys, values in heard_rows]
 
     def forward(
-        self, ids: torch.Tensor, position: int, caches: list[RecognizerCache]
+        self, ids: torch.Tensor, position: int, caches: list[RecognizerCache], wanted: Sequence[int] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Read ids (B, R) at `position`.
 
-        Returns logits (B, R, V) float32, and where in the sound the last row looks: (B, S) float32, the mean over
-        the alignment heads.
+        Returns logits (B, R, V) float32, of the rows `wanted` or of all, and where in the sound the last row looks:
+        (B, S) float32, the mean over the alignment heads.
         """
         rows = ids.shape[1]
         x = self.embed_tokens(ids) + self.embed_positions.weight[position : position + rows]
@@ -140,6 +140,8 @@ class Recognizer(nn.Module):
             looks += [
                 weights[:, head, -1] for layer_number, head in self.config.alignment_heads if layer_number == number
             ]
+        if wanted is not None:
+            x = x[:, list(wanted)]
         logits = linear(self.layer_norm(x), self.embed_tokens.weight)
         return logits.float(), torch.stack(looks).mean(0)
 
@@ -153,8 +155,8 @@ class Recognizer(nn.Module):
         caches = self.start(heard)
         start = [*before, *c.start_ids]
         ids = torch.tensor([start] * len(heard), device=heard.device)
-        logits, looks = self(ids, 0, caches)
-        no_speech = logits[:, len(before)].softmax(-1)[:, c.no_speech_id].tolist()
+        logits, looks = self(ids, 0, caches, (len(before), -1))
+        no_speech = logits[:, 0].softmax(-1)[:, c.no_speech_id].tolist()
         scores, position = logits[:, -1] + first, len(start)
         open_windows = list(range(len(heard)))
         chosen: list[list[int]] = [[] for _ in open_windows]
