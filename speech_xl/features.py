@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 import scipy.fft
+import scipy.sparse
 
 from speech_xl.config import HOP_LENGTH, N_FFT, EncoderConfig
 from speech_xl.mel_filters import mel_filters
@@ -114,12 +115,23 @@ def log_mel(samples: np.ndarray, num_mel_bins: int) -> np.ndarray:
     cut = np.lib.stride_tricks.sliding_window_view(padded, N_FFT, axis=1)[:, ::HOP_LENGTH][:, :frames]
     spectrum = scipy.fft.rfft(cut * _hann(), axis=-1, overwrite_x=True)  # (B, T, 201) complex64
     power = spectrum.real**2 + spectrum.imag**2
-    mel = np.matmul(mel_filters(num_mel_bins), power.transpose(0, 2, 1))  # (B, num_mel_bins, T)
+    mel = _sparse_filters(num_mel_bins) @ power.reshape(-1, power.shape[-1]).T  # (num_mel_bins, B * T)
+    mel = np.ascontiguousarray(mel.reshape(num_mel_bins, len(power), -1).swapaxes(0, 1))
     log: np.ndarray = np.log10(np.maximum(mel, _FLOOR, out=mel), out=mel)
     np.maximum(log, log.max(axis=(1, 2), keepdims=True) - _RANGE, out=log)
     log += 4.0
     log /= 4.0
     return log
+
+
+@lru_cache(maxsize=4)
+def _sparse_filters(num_mel_bins: int) -> scipy.sparse.csr_array:
+    """The mel filters, of which one number in forty is not zero.
+
+    A dense product would go through numpy's BLAS, whose threads wait for work by spinning, and so take the cores from
+    the model that runs beside this.
+    """
+    return scipy.sparse.csr_array(mel_filters(num_mel_bins))
 
 
 @lru_cache(maxsize=1)
