@@ -30,7 +30,7 @@ def filled_memory(model: SpeechModel, seconds: float, ratio: Ratio) -> AudioMemo
     """What hearing `seconds` of sound at `ratio` would leave, its keys and values drawn at random."""
     tokens, prefix = tokens_in(model.config, seconds), tuple(model.prompt.prefix_ids)
     plans = list(Scheduler(model.interval, FixedRatio(ratio), len(prefix), horizon=model.horizon).plan_all(tokens))
-    spans = join_spans(plans)
+    spans = join_spans([plan.past for plan in plans])
     edges = np.linspace(0, seconds, tokens + 1, dtype=np.float32)
     d, slots = model.config.decoder, len(prefix) + len(spans)
     rng = np.random.default_rng(0)

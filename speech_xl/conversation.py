@@ -8,7 +8,6 @@ page listen to. It knows no framework and no user interface.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import time
 from collections import deque
@@ -31,7 +30,7 @@ from speech_xl.prefetch import HeardWindows, WindowReader, samples_per_level
 from speech_xl.prompt import LONGEST_ANSWER
 from speech_xl.recognition import Word
 from speech_xl.sampling import GREEDY, Sampling
-from speech_xl.schedule import FixedRatio, IntervalPlan, Ratio, Scheduler, format_bytes
+from speech_xl.schedule import FixedRatio, IntervalPlan, PastInterval, Ratio, Scheduler, format_bytes
 from speech_xl.slices import check_said
 from speech_xl.summarizers import choose_summarizer
 
@@ -106,7 +105,7 @@ class Listening:
         with model.lock:
             self._state = model.backend.start(list(self._prefix))
         self._front_end = model.new_front_end()
-        self._plans: list[IntervalPlan] = []
+        self._past: list[PastInterval] = []
         self._times = [np.zeros((0, 2), np.float32)]  # of all speech tokens, ...
         self._waiting = self._times[0]  # ... and of those that are queued
         self._words: deque[tuple[int, Word]] = deque()  # each one's first token, and the word: those that wait
@@ -141,7 +140,7 @@ class Listening:
             yield from self._close_intervals(self._queued)
             if self._told_seconds < self._heard_seconds - 0.01:  # the end is silent
                 yield self._progress(None)
-            self._memory = self._make_memory(self._state, self._plans, self._scheduler.tokens, self._reader.sha256)
+            self._memory = self._make_memory(self._state, self._past, self._scheduler.tokens, self._reader.sha256)
         finally:
             self._reader.close()
             release_free_memory()
@@ -165,10 +164,9 @@ class Listening:
                 self._model.backend.close_intervals(self._state, batch)
                 for plan in batch:
                     self._scheduler.advance(plan)
-                # A summarizer's selection grows with its memory; what is kept of a plan must not.
-                self._plans += [dataclasses.replace(plan, selection=None) for plan in batch]
+                self._past += [plan.past for plan in batch]
                 self._queued -= sum(plan.tokens for plan in batch)
-            if len(self._plans) % INTERVALS_PER_RELEASE < len(batch):
+            if len(self._past) % INTERVALS_PER_RELEASE < len(batch):
                 release_free_memory()
             for plan in batch:
                 yield self._progress(plan)
@@ -221,10 +219,10 @@ class Listening:
         past = min(max(0, past), len(self._energy))
         self._energy, self._energy_start = self._energy[past:], self._energy_start + past
 
-    def _make_memory(self, state: object, plans: list[IntervalPlan], tokens: int, digest: str) -> AudioMemory:
+    def _make_memory(self, state: object, past: list[PastInterval], tokens: int, digest: str) -> AudioMemory:
         with self._model.lock:
             size = self._model.backend.memory_bytes(state)
-        last = max((int(p.speech_positions[-1]) for p in plans), default=-1)
+        last = max((p.last_position for p in past), default=-1)
         warnings = (*self._reader.warnings, *self._model.position_warnings(last + 1))
         if self._budget is not None and size > self._budget:
             has_recognizer = self._model.config.recognizer is not None
@@ -235,9 +233,9 @@ class Listening:
             )
         return AudioMemory(
             state=state,
-            spans=join_spans(plans),
+            spans=join_spans(past),
             times=np.concatenate(self._times)[:tokens],
-            ratios=tuple(p.ratio for p in plans),
+            ratios=tuple(p.ratio for p in past),
             interval=self._model.interval,
             prefix=self._prefix,
             recording=RecordingSource(
@@ -254,12 +252,12 @@ class Listening:
         """A memory of what has been heard so far, the open interval included; listening goes on unharmed."""
         with self._model.lock:
             state = self._model.backend.fork(self._state)
-            plans, tokens = list(self._plans), self._scheduler.tokens
+            past, tokens = list(self._past), self._scheduler.tokens
             for batch in interval_batches(list(copy.copy(self._scheduler).plan_all(self._queued))):
                 self._model.backend.close_intervals(state, batch)
-                plans += batch
+                past += [plan.past for plan in batch]
             tokens += self._queued
-        return self._make_memory(state, plans, tokens, digest="")
+        return self._make_memory(state, past, tokens, digest="")
 
     @property
     def memory(self) -> AudioMemory:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from speech_xl.backend import State
 from speech_xl.errors import MemoryFileError, OutputError
-from speech_xl.schedule import IntervalPlan, ListedRatios, Ratio, Scheduler, slots_kept
+from speech_xl.schedule import ListedRatios, PastInterval, Ratio, Scheduler, slots_kept
 from speech_xl.summarizers import SUMMARIZERS
 from speech_xl.whole_file import whole_file
 
@@ -197,7 +197,7 @@ class MemoryHeader:
         plan, found, before = SUMMARIZERS[self.summarizer].plan, [np.zeros((0, 2), np.int64)], 0
         for tokens, ratios in self._schedules():
             scheduler = Scheduler(self.interval, ListedRatios(ratios or (None,)), len(self.prefix), plan)
-            found.append(before + join_spans(list(scheduler.plan_all(tokens))))
+            found.append(before + join_spans([plan.past for plan in scheduler.plan_all(tokens)]))
             before += tokens
         return np.concatenate(found)
 
@@ -258,12 +258,12 @@ def are_times(times: np.ndarray, tokens: int, seconds: float) -> bool:
     )
 
 
-def join_spans(plans: list[IntervalPlan]) -> np.ndarray:
+def join_spans(past: Sequence[PastInterval]) -> np.ndarray:
     """(M, 2) int64: the speech tokens that each slot of the memory stands for."""
-    if not any(p.evicted for p in plans):
-        return np.concatenate([np.zeros((0, 2), np.int64), *[p.spans for p in plans]])
-    spans, prefix = np.zeros((0, 2), np.int64), plans[0].base
-    for p in plans:
+    if not any(p.evicted for p in past):
+        return np.concatenate([np.zeros((0, 2), np.int64), *[p.spans for p in past]])
+    spans, prefix = np.zeros((0, 2), np.int64), past[0].base
+    for p in past:
         start = p.evict_from - prefix if p.evicted else 0
         spans = np.concatenate([spans[:start], spans[start + p.evicted :], p.spans])
     return spans

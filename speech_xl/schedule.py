@@ -18,6 +18,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -132,6 +133,17 @@ def format_bytes(count: int) -> str:
     return f"{count}B"
 
 
+class PastInterval(NamedTuple):
+    """What is needed of an interval's plan once it was heard; hours of them are kept."""
+
+    base: int
+    ratio: Ratio
+    last_position: int  # of its last speech token
+    spans: np.ndarray  # (m, 2) int64
+    evict_from: int
+    evicted: int
+
+
 @dataclass(frozen=True)
 class IntervalPlan:
     """What one interval computes and what it leaves behind.
@@ -173,6 +185,12 @@ class IntervalPlan:
     def kept(self) -> int:
         """Memory slots that this interval adds, m_i."""
         return len(self.slot_positions) - self.evicted
+
+    @property
+    def past(self) -> PastInterval:
+        """What is needed of this plan afterwards."""
+        last = int(self.speech_positions[-1])
+        return PastInterval(self.base, self.ratio, last, self.spans, self.evict_from, self.evicted)
 
     def pooled_tokens(self) -> np.ndarray:
         """(K, ratio) int64: the interval's tokens that each SST stands for, backwards from the last one.

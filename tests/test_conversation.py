@@ -82,11 +82,11 @@ def test_freed_memory_is_given_back_while_listening_and_at_its_end(
     tiny_speech_model: SpeechModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    monkeypatch.setattr(conversation, "release_free_memory", lambda: calls.append(len(listening._plans)))
+    monkeypatch.setattr(conversation, "release_free_memory", lambda: calls.append(len(listening._past)))
     listening = Listening(tiny_speech_model, write_sound(tmp_path / "talk.wav", 40.0), 8)
     list(listening)
     every = conversation.INTERVALS_PER_RELEASE
-    assert calls == [*range(every, len(listening._plans) + 1, every), len(listening._plans)] and len(calls) > 2
+    assert calls == [*range(every, len(listening._past) + 1, every), len(listening._past)] and len(calls) > 2
 
 
 def test_freed_memory_leaves_the_process() -> None:

@@ -63,7 +63,7 @@ def test_window_has_the_slots_of_the_others_and_forgets_the_middle(tokens: int, 
         base = plan.base - plan.evicted
         assert plan.speech_positions.tolist() == list(range(base, base + plan.tokens))
         assert plan.slot_positions.tolist() == list(range(base, plan.base + plan.kept))
-    spans = join_spans(plans)
+    spans = join_spans([plan.past for plan in plans])
     assert spans.shape == (memory_slots(tokens, 16, ratio), 2)
     assert (spans[:, 1] - spans[:, 0] == 1).all() and (np.diff(spans[:, 0]) > 0).all()
     assert spans[-1, 1] == tokens
