@@ -116,7 +116,8 @@ def answer(model: SpeechModel, heard: Heard, item: Item, method: Method) -> Resu
     if item.text is not None:
         scores = score_transcript(said, item.text)
     else:
-        scores = score_answer(said, item.answer or "", item.choices, item.span, evidence, item.letters)
+        span = None if method == CASCADE else item.span  # a text has no seconds to be right about
+        scores = score_answer(said, item.answer or "", item.choices, span, evidence, item.letters)
     return Result(
         method=method,
         id=item.id,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from evaluation import run
 from evaluation.__main__ import main
 from evaluation.alternatives import compare, where_cascade_wins
 from evaluation.data import Data, DataError, Item, read_data
@@ -173,6 +175,18 @@ def test_a_difference_that_one_recording_makes_is_not_clear() -> None:
     assert "It is behind, though not clearly, in exact match" in said  # one recording has no interval
     assert said.endswith("No memory of this run takes as few bytes as the cascade.\n")
     assert where_cascade_wins(make_rows(alone, [CASCADE], results), alone, results) == ""
+
+
+def test_the_cascade_is_not_judged_by_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "ask_item", lambda *_: ("stone", None))
+    memory = SimpleNamespace(seconds=9.0, bytes=512, recording=SimpleNamespace(sha256=""))
+    item = Item("1", Path("a.wav"), "question", answer="stone", span=(1.0, 2.0))
+    scores = {
+        method: run.answer(None, run.Heard(memory, 1.0), item, method).scores
+        for method in (RAW, CASCADE)  # type: ignore[arg-type]
+    }
+    assert scores[RAW]["evidence"] == (0.0, 1.0) and scores[RAW]["exact"] == scores[CASCADE]["exact"] == (1.0, 1.0)
+    assert "evidence" not in scores[CASCADE]
 
 
 def test_costs_stand_beside_each_kind() -> None:
