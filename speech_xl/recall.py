@@ -65,16 +65,16 @@ def recalled_words(model: SpeechModel, memory: AudioMemory, intervals: Sequence[
     prompt, prefix = model.prompt, len(memory.prefix)
     per_token = WORDS_PER_SPEECH_TOKEN if model.config.recognizer is None else 1  # there, words are what was heard
     for at, wanted in enumerate(intervals):
-        if wanted.number not in memory.recalled:
-            missing = [i for i in intervals[at:] if i.number not in memory.recalled][:INTERVALS_AT_ONCE]
+        if wanted.tokens not in memory.recalled:
+            missing = [i for i in intervals[at:] if i.tokens not in memory.recalled][:INTERVALS_AT_ONCE]
             limits = [per_token * (i.tokens[1] - i.tokens[0]) for i in missing]
             with model.lock:
                 said = model.backend.answer_spans(
                     memory.state, prefix, [i.slots for i in missing], prompt.transcribe_ids, prompt.end_ids, max(limits)
                 )
             for interval, ids, limit in zip(missing, said, limits, strict=True):
-                memory.recalled[interval.number] = ids[:limit]
-        yield memory.recalled[wanted.number]
+                memory.recalled[interval.tokens] = ids[:limit]
+        yield memory.recalled[wanted.tokens]
 
 
 def can_recall(model: SpeechModel, memory: AudioMemory) -> bool:

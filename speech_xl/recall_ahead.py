@@ -63,7 +63,7 @@ class RecallAhead:
                 memory = self._memories[-1]()
                 if memory is not None:
                     intervals = intervals_between(memory, 0.0, memory.seconds)
-                    if missing := [i for i in intervals if i.number not in memory.recalled][:AT_ONCE]:
+                    if missing := [i for i in intervals if i.tokens not in memory.recalled][:AT_ONCE]:
                         return memory, missing
                 self._memories.pop()
             self._thread = None

@@ -28,7 +28,7 @@ from speech_xl import recall_ahead
 from speech_xl.fair_lock import FairLock
 
 recall_ahead.can_recall = lambda model, memory: True
-recall_ahead.intervals_between = lambda *_: [types.SimpleNamespace(number=0)]
+recall_ahead.intervals_between = lambda *_: [types.SimpleNamespace(tokens=(0, 1))]
 recall_ahead.recalled_words = lambda *_: []  # never gets anywhere
 class Memory:
     intervals, seconds, recalled = 1, 1.0, {}
@@ -81,7 +81,7 @@ def test_all_intervals_are_recalled_as_a_question_would(
         model.ahead.add(memory)
     wait()
     for memory in (first, second):
-        assert [memory.recalled[i.number] for i in intervals] == words
+        assert [memory.recalled[i.tokens] for i in intervals] == words
 
 
 def test_nothing_is_recalled_while_somebody_needs_the_model(
