@@ -426,6 +426,16 @@ def test_a_name_that_is_no_text_is_shown_by_its_bytes(run, recording: Path, tmp_
     assert code == 0 and "caf\\udce9.wav" in out
 
 
+def test_a_name_does_nothing_to_a_terminal(run, recording: Path, tmp_path: Path) -> None:
+    path = tmp_path / "\x1b[2J\u202ered\n.wav"
+    path.write_bytes(recording.read_bytes())
+    said = [run(*words)[1] for words in (["listen", path], ["info", path], ["info", path.with_suffix(".sxl")])]
+    said.append(refused(run("ask", path.with_name("\x1b]0;title\a.wav"), "a?")))
+    said.append(refused(run("info", path.with_name("\x9b2J.sxl"))))
+    assert [line for text in said for line in text.splitlines() if not line.isprintable()] == []
+    assert all("\\x1b[2J\\u202ered\\n." in text for text in said[:3]) and "\\x1b]0;title\\x07.wav" in said[3]
+
+
 def test_an_unknown_tensor_is_named(run, recording: Path, tmp_path: Path) -> None:
     model = save_checkpoint(tmp_path / "model", tiny_config())
     weights = load_file(model / "model.safetensors")
