@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import lru_cache
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
@@ -91,9 +90,7 @@ def _check_recognizer(r: RecognizerConfig, e: EncoderConfig, require: Callable[[
     require(e.d_model % r.decoder_attention_heads == 0, "d_model must be a multiple of decoder_attention_heads")
     ids = (*r.start_ids, *r.suppressed_ids, *r.begin_suppressed_ids, r.end_id, r.no_speech_id)
     ids = ids if r.previous_id is None else (*ids, r.previous_id)
-    require(
-        all(0 <= i < r.vocab_size for i in ids), "the recognizer's ids must lie below its vocab_size"
-    )
+    require(all(0 <= i < r.vocab_size for i in ids), "the recognizer's ids must lie below its vocab_size")
     require(
         0 < len(r.start_ids) < r.max_target_positions,
         "recognizer.start_ids must hold some ids, and leave room for text",
@@ -108,7 +105,7 @@ def _check_recognizer(r: RecognizerConfig, e: EncoderConfig, require: Callable[[
 
 def _check_types(made: Any, where: str = "") -> None:
     """That every field holds what its annotation says, at any depth: JSON may hold anything."""
-    for name, kind in _kinds(type(made)).items():
+    for name, kind in get_type_hints(type(made)).items():
         value = getattr(made, name)
         if not _fits(value, kind):
             said = repr(value)
@@ -116,11 +113,6 @@ def _check_types(made: Any, where: str = "") -> None:
             raise CheckpointError(f"config.json: {where}{name} must be {_in_words(kind)}, not {said}.")
         if dataclasses.is_dataclass(value):
             _check_types(value, f"{name}.")
-
-
-@lru_cache
-def _kinds(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -42,7 +42,9 @@ def save_shards(
         dcp.save(state, checkpoint_id=temporary)
     except dcp.CheckpointException as error:  # raised in all of them: what each that failed says
         reason = next(iter(error.failures.values()))[0]
-        raise OutputError(f"{temporary} cannot be written ({reason}); make room and run the same command again.") from error
+        raise OutputError(
+            f"{temporary} cannot be written ({reason}); make room and run the same command again."
+        ) from error
     if is_main:
         older = folder.shards()
         os.replace(temporary, folder.path / f"state-{step}")

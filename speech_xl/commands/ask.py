@@ -15,7 +15,7 @@ from speech_xl.conversation import ask, ask_together
 from speech_xl.documents import answer_document
 from speech_xl.errors import QuestionError
 from speech_xl.memory import AudioMemory
-from speech_xl.plain_text import one_line
+from speech_xl.plain_text import harmless, one_line
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -58,14 +58,14 @@ def main(words: list[str], prog: str) -> int:
     if len(questions) == 1 and not arguments.json:
         asking = ask(model, memory, questions[0], longest, *span)
         for piece in asking:
-            print(piece, end="", flush=True)
+            print(harmless(piece), end="", flush=True)
         answers.append(asking.answer)
         print_rest(memory, asking.answer, longest)
     else:
         for answer in ask_together(model, memory, questions, longest, *span):
             answers.append(answer)
             if not arguments.json:
-                print(f"{one_line(answer.question)} {answer.answer}", end="")
+                print(f"{one_line(answer.question)} {harmless(answer.answer)}", end="")
                 print_rest(memory, answer, longest)
     for warning in dict.fromkeys(w for a in answers for w in a.warnings):
         print(one_line(warning), file=sys.stderr)

@@ -122,9 +122,7 @@ def keep(events: Generator[Event, None, None], results: Results, total: int, lef
                 results.add(event)
                 for line in (line for line in event if line["kind"] == SKIPPED):
                     skipped += 1
-                    tqdm.write(
-                        f"skipped {one_line(line['recording'])}: {one_line(line['reason'])}", file=sys.stderr
-                    )
+                    tqdm.write(f"skipped {one_line(line['recording'])}: {one_line(line['reason'])}", file=sys.stderr)
             speed = seconds / max(1e-9, time.monotonic() - started)
             bar.set_postfix_str(f"{clock(seconds)} heard, {speed:.0f}x real time, {skipped} skipped", refresh=False)
 
