@@ -6,16 +6,15 @@ import argparse
 import importlib.util
 import os
 import sys
-import warnings
-from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry; read when gradio is imported
 
+from space.address import THIS_MACHINE, bind
 from space.page import build_page, look
-from space.shelf import LEASE_DAYS, Shelf
+from space.shelf_flags import add_shelf, shelf_of
+from speech_xl.arguments import positive
 from speech_xl.backend import BACKENDS
 from speech_xl.errors import SpeechXLError
-from speech_xl.fetching import cache_folder
 from speech_xl.model import SpeechModel
 
 LARGEST_UPLOAD = "2gb"  # some hours of uncompressed sound
@@ -28,41 +27,40 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=None, help="default: 7860, or the next free one")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
     parser.add_argument("--auth", metavar="NAME:PASSWORD", help="ask visitors for this name and password")
-    parser.add_argument("--max-hours", type=float, default=10.0, help="longest recording that is accepted")
     parser.add_argument(
-        "--shelf", type=Path, metavar="FOLDER", help="where visitors keep memories (default: the user's cache)"
+        "--max-hours", type=positive("hours"), default=10.0, metavar="N", help="longest recording that is accepted"
     )
-    parser.add_argument(
-        "--shelf-days", type=float, default=LEASE_DAYS, help="how long a memory that nobody opens is kept"
-    )
+    add_shelf(parser)
     parser.add_argument("--model", help="small, nano, a checkpoint folder or a Hub id (default: small, else nano)")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS))
     arguments = parser.parse_args()
+    name, colon, password = (arguments.auth or "").partition(":")
+    if arguments.auth is not None and not (name and colon and password):
+        print("--auth needs a name and a password, like visitor:secret.", file=sys.stderr)
+        return 2
     try:
-        shelf = Shelf(arguments.shelf or cache_folder() / "shelf", arguments.shelf_days)
+        if arguments.host is not None or arguments.port is not None:  # gradio would look for minutes, and fail
+            bind(arguments.host or THIS_MACHINE[0], arguments.port or 0).close()
+        shelf = shelf_of(arguments)
         model = SpeechModel.load(arguments.model, arguments.backend)
     except SpeechXLError as error:
         print(error, file=sys.stderr)
         return 2
     if model.note:
         print(model.note, file=sys.stderr)
-    name, colon, password = (arguments.auth or "").partition(":")
-    if arguments.auth and not (name and colon and password):
-        print("--auth needs a name and a password, like visitor:secret.", file=sys.stderr)
-        return 2
     # A choice of models reads folders of this machine, so only a page for this machine alone offers it.
-    is_private = not arguments.share and arguments.host in (None, "localhost", "127.0.0.1")
+    is_private = not arguments.share and arguments.host in (None, *THIS_MACHINE)
     is_private = is_private and not {"SPACE_ID", "GRADIO_SERVER_NAME", "GRADIO_SHARE"} & set(os.environ)
     page = build_page(model, arguments.max_hours, can_choose=is_private, shelf=shelf)
-    # Agents have no session: docs/space.md says which endpoint is theirs.
-    warnings.filterwarnings("ignore", message="This MCP server includes a tool that has a gr.State input")
+    # Gradio's endpoint for agents knows no login, and would show itself to everybody.
+    for_agents = not arguments.auth and importlib.util.find_spec("mcp") is not None
     page.queue(default_concurrency_limit=4, max_size=64).launch(
         server_name=arguments.host,
         server_port=arguments.port,
         share=arguments.share,
         auth=(name, password) if arguments.auth else None,
         max_file_size=LARGEST_UPLOAD,
-        mcp_server=importlib.util.find_spec("mcp") is not None,
+        mcp_server=for_agents,
         **look(),
     )
     return 0

@@ -11,7 +11,6 @@ import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import Request
 from mcp.server.lowlevel import Server
@@ -29,7 +28,7 @@ from server.job import Job
 from server.memories import describe
 from server.messages import conversation_of
 from server.service import Service
-from server.settings import MIB, THIS_MACHINE
+from server.settings import MIB
 from server.turn import Turn, open_source, source_of
 from speech_xl.transcript import transcribe
 
@@ -157,7 +156,6 @@ class Agents:
         """ApiError for what is refused before the protocol sees it, in the shapes of the other routes."""
         request = Request(scope, receive)
         self._service.keys(request)
-        self._check_origin(request)
         body = await LimitedRequest(request, self._limit).body()
         read = iter([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -165,9 +163,3 @@ class Agents:
             return next(read, None) or await receive()
 
         await self.manager.handle_request(scope, replay, send)
-
-    def _check_origin(self, request: Request) -> None:
-        """ApiError 403 for a page in somebody's browser that would ask a server without keys."""
-        origin = request.headers.get("origin")
-        if origin is not None and not self._service.settings.keys and urlsplit(origin).hostname not in THIS_MACHINE:
-            raise ApiError(403, "Pages of other sites are not served without an API key.", "invalid_origin")

@@ -1,13 +1,18 @@
-"""API keys, and whose memories are whose. It knows no memories."""
+"""API keys, and whose memories are whose. It knows no memories.
+
+Where there are no keys, a page of another site in the browser of somebody on this machine must not be taken for them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+from urllib.parse import urlsplit
 
 from fastapi import Request
 
 from server.errors import ApiError
+from space.address import THIS_MACHINE
 
 EVERYBODY = "everybody"  # the owner where the server has no keys
 
@@ -18,10 +23,14 @@ def owner_of(key: str) -> str:
 
 
 class Keys:
-    """The server's keys. As a dependency of a route: the owner whose key a request carries; 401 for any other."""
+    """The server's keys. As a dependency of a route: the owner whose key a request carries; 401 for any other.
 
-    def __init__(self, keys: tuple[str, ...]):
+    `is_private`: only this machine reaches the server.
+    """
+
+    def __init__(self, keys: tuple[str, ...], is_private: bool = False):
         self._owners = [owner_of(key) for key in keys]
+        self._is_private = is_private
 
     def owner(self, key: str) -> str | None:
         """Whose key it is; None if it is nobody's."""
@@ -31,6 +40,7 @@ class Keys:
 
     def __call__(self, request: Request) -> str:
         if not self._owners:
+            self._check_site(request)
             return EVERYBODY
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
@@ -39,6 +49,26 @@ class Keys:
         if owner is None:
             raise _refuse("This API key is not known here; check it.")
         return owner
+
+    def _check_site(self, request: Request) -> None:
+        """ApiError 403 for another site's page, which names itself, or whose name has been made to lead here."""
+        origin = request.headers.get("origin")
+        if origin is not None and not _is_here(origin):
+            raise ApiError(403, "Pages of other sites are not served without an API key.", "invalid_origin")
+        host = request.headers.get("host", "")
+        if self._is_private and not _is_here(f"//{host}"):
+            raise ApiError(
+                403,
+                f"Without an API key this server answers as localhost alone, not as {host[:60]!r}.",
+                "invalid_host",
+            )
+
+
+def _is_here(url: str) -> bool:
+    try:
+        return urlsplit(url).hostname in THIS_MACHINE
+    except ValueError:  # no address at all
+        return False
 
 
 def _refuse(sentence: str) -> ApiError:

@@ -13,12 +13,15 @@ from typing import Any
 import uvicorn
 
 from server.app import build_app
-from server.settings import AUDIO_URLS, THIS_MACHINE, Settings
-from speech_xl.arguments import parse_bytes
+from server.settings import AUDIO_URLS, Settings
+from space.address import THIS_MACHINE, bind
+from space.shelf_flags import add_shelf, shelf_of
+from speech_xl.arguments import parse_bytes, positive
 from speech_xl.backend import BACKENDS
-from speech_xl.errors import OutputError, ScheduleError, SpeechXLError
+from speech_xl.errors import ScheduleError, SpeechXLError
 from speech_xl.fetching import cache_folder
 from speech_xl.model import SpeechModel
+from speech_xl.plain_text import one_line
 from speech_xl.schedule import format_bytes
 from speech_xl.storage import MEMORY_BITS
 
@@ -39,16 +42,6 @@ def count(text: str) -> int:
     if not re.fullmatch("[1-9][0-9]{0,5}", text):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from 1 to 999999")
     return int(text)
-
-
-def hours(text: str) -> float:
-    """A positive number, for argparse."""
-    try:
-        if 0 < float(text) < 1e6:
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of hours")
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -81,7 +74,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         ("--store-budget", amount, usual.store_bytes, "bytes of all memories on disk"),
         ("--ram-budget", amount, usual.resident_bytes, "bytes of memories held ready in RAM, and of any one of them"),
         ("--max-upload", amount, usual.upload_bytes, "bytes of one recording"),
-        ("--max-hours", hours, usual.hours, "hours of one recording"),
+        ("--max-hours", positive("hours"), usual.hours, "hours of one recording"),
         ("--listening", count, usual.listening, "recordings heard at a time"),
         ("--answering", count, usual.answering, "questions answered and transcripts read at a time"),
         ("--waiting", count, usual.waiting, "more of each that may wait; others are told to come back"),
@@ -97,6 +90,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--page", action="store_true", help="the page and its MCP endpoint at /page, in the same process"
     )
+    add_shelf(parser)
     return parser
 
 
@@ -106,6 +100,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     return Settings(
         store=arguments.store or cache_folder() / "memories",
         keys=tuple(key.strip() for key in keys if key.strip()),
+        is_private=arguments.host in THIS_MACHINE,
         store_bytes=arguments.store_budget,
         resident_bytes=arguments.ram_budget,
         upload_bytes=arguments.max_upload,
@@ -117,15 +112,10 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     )
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens there; OutputError where that cannot be. Before a model is loaded, so that it is said at once."""
-    try:
-        return socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
-        )
-    except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{host}:{port} cannot be listened on ({reason}); give another --host or --port.") from None
+def check_page(arguments: argparse.Namespace) -> None:
+    """ScheduleError for flags of a page that is not served."""
+    if not arguments.page and (arguments.shelf is not None or arguments.shelf_days is not None):
+        raise ScheduleError("--shelf and --shelf-days are the page's; add --page, or leave them out.")
 
 
 class Server(uvicorn.Server):
@@ -143,13 +133,15 @@ def main(words: list[str] | None = None, prog: str = "speech-xl serve") -> int:
     arguments = build_parser(prog).parse_args(words)
     settings = settings_of(arguments)
     try:
+        check_page(arguments)
+        shelf = shelf_of(arguments) if arguments.page else None
         with bind(arguments.host, arguments.port) as listener:
             model = SpeechModel.load(arguments.model, arguments.backend, arguments.memory_bits)
             app = build_app(model, settings)
-            if arguments.page:
+            if shelf is not None:
                 from server.page import add_page  # gradio takes seconds to import
 
-                app = add_page(app, model, settings)
+                app = add_page(app, model, settings, shelf)
             if model.note:
                 print(model.note, file=sys.stderr)
             if not settings.keys and arguments.host not in THIS_MACHINE:
@@ -158,7 +150,7 @@ def main(words: list[str] | None = None, prog: str = "speech-xl serve") -> int:
                     file=sys.stderr,
                 )
             address = f"http://{arguments.host}:{listener.getsockname()[1]}/v1"
-            print(f"{model.config.name} answers at {address}; Ctrl-C ends it.", file=sys.stderr, flush=True)
+            print(f"{one_line(model.config.name)} answers at {address}; Ctrl-C ends it.", file=sys.stderr, flush=True)
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_LEAVE)
             Server(config).run(sockets=[listener])
     except SpeechXLError as error:

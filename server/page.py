@@ -13,18 +13,21 @@ import gradio as gr
 from server.auth import Keys
 from server.settings import Settings
 from space.page import build_page, look
+from space.shelf import Shelf
 from speech_xl.model import SpeechModel
 
 PATH = "/page"
 
 
-def add_page(app: FastAPI, model: SpeechModel, settings: Settings) -> FastAPI:
-    """The application with the page at PATH. Where there are keys, one of them is the password, whatever the name.
+def add_page(app: FastAPI, model: SpeechModel, settings: Settings, shelf: Shelf) -> FastAPI:
+    """The application with the page at PATH; its visitors keep memories on `shelf`, which the API does not reach.
+
+    Where there are keys, one of them is the password, whatever the name.
 
     Gradio's endpoint for agents cannot log in, so there they have the API's own alone.
     """
     keys = Keys(settings.keys)
-    page = build_page(model, settings.hours).queue(default_concurrency_limit=4, max_size=64)
+    page = build_page(model, settings.hours, shelf=shelf).queue(default_concurrency_limit=4, max_size=64)
     return gr.mount_gradio_app(
         app,
         page,

@@ -20,7 +20,7 @@ class Service:
 
     def __init__(self, model: SpeechModel, settings: Settings):
         self.model, self.settings = model, settings
-        self.keys = Keys(settings.keys)
+        self.keys = Keys(settings.keys, settings.is_private)
         self.metrics = Metrics()
         self.listening = Workers("listening", settings.listening, settings.waiting)
         self.answering = Workers("answering", settings.answering, settings.waiting)

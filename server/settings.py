@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIB, GIB = 2**20, 2**30
-THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 AUDIO_URLS = ("none", "public", "any")  # addresses that recordings are fetched from; public: none of a private network
 
 
@@ -16,6 +15,7 @@ class Settings:
 
     store: Path  # the folder that memories are kept in
     keys: tuple[str, ...] = ()  # API keys; none: everybody who reaches the server is one and the same owner
+    is_private: bool = False  # only this machine reaches the server
     store_bytes: int = 10 * GIB  # of .sxl files on disk, of all owners together
     resident_bytes: int = 2 * GIB  # of keys and values held ready; no single memory may be larger
     upload_bytes: int = 2 * GIB  # of one uploaded or fetched file

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from typing import Any
 
 import gradio as gr
@@ -162,6 +163,8 @@ class Endpoints:
 
 def add_endpoints(handlers: Handlers, session: gr.State) -> None:
     """Call inside the page's Blocks."""
+    # Agents have no session: docs/space.md says which endpoints are theirs.
+    warnings.filterwarnings("ignore", message="This MCP server includes a tool that has a gr.State input")
     endpoints = Endpoints(handlers)
     with gr.Group(visible=False):
         file = gr.File(label="file", type="filepath")

@@ -5,8 +5,10 @@ Times are clock.py's. It knows no commands.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from speech_xl.errors import QuestionError, ScheduleError
@@ -37,6 +39,20 @@ def parse_tokens(text: str) -> int:
     if not re.fullmatch("[1-9][0-9]{0,5}", text):
         raise QuestionError(f"{text[:40]!r} is no number of tokens; give a whole number such as 256.")
     return int(text)
+
+
+def positive(unit: str) -> Callable[[str], float]:
+    """For argparse: a number of `unit` ("hours") above 0 and below a million."""
+
+    def parse(text: str) -> float:
+        try:
+            if 0 < float(text) < 1e6:
+                return float(text)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of {unit}")
+
+    return parse
 
 
 def read_questions(path: Path) -> list[str]:

@@ -7,9 +7,17 @@ these classes: it keeps its traceback.
 
 from __future__ import annotations
 
+from speech_xl.plain_text import one_line
+
 
 class SpeechXLError(Exception):
-    """Base of every error whose message is meant for the person at the keyboard."""
+    """Base of every error whose message is meant for the person at the keyboard.
+
+    Messages quote names of files and words of other programs; what they do to a terminal is taken out of them here.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class RecordingError(SpeechXLError):
@@ -48,5 +56,5 @@ class MissingPackageError(SpeechXLError):
         """`what` needs `package`, which the extra of pyproject.toml brings."""
         return cls(
             f"{what} needs the package {package}, which is not installed; install Speech-XL with its extra {extra!r}: "
-            f"pip install '.[{extra}]' in its source folder."
+            f"pip install '.[{extra}]' in its source folder, or the same behind the name of its wheel's file."
         )

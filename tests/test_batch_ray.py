@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 
 from speech_xl.batch import on_ray, work
 from speech_xl.cli import main
-from speech_xl.errors import BackendError, OutputError
+from speech_xl.commands.batch import build_parser, parse_cluster, without_guess
+from speech_xl.errors import BackendError, OutputError, ScheduleError
 from speech_xl.memory import read_header
 from tests.tiny import write_sound
 
@@ -122,3 +123,31 @@ def test_the_ray_of_the_environment_is_taken_without_an_address(monkeypatch: pyt
     monkeypatch.setitem(os.environ, "RAY_ADDRESS", "10.0.0.1:6379")
     assert on_ray.Cluster("", None, 0).place == "10.0.0.1:6379"
     assert on_ray.Cluster("local", None, 0).place == "local"
+
+
+@pytest.mark.parametrize(
+    ("words", "ray", "inputs"),
+    [
+        (["--ray", "talks/", "--output", "out"], "", ["talks/"]),
+        (["--ray", "talks", "more/**/*.m4a", "--output", "out"], "", ["talks", "more/**/*.m4a"]),
+        (["talks", "--ray", "--output", "out"], "", ["talks"]),
+        (["talks", "--output", "out", "--ray"], "", ["talks"]),
+        (["--output", "out", "--ray", "10.0.0.1:6379", "talks"], "10.0.0.1:6379", ["talks"]),
+        (["--ray", "auto", "talks", "--output", "out"], "auto", ["talks"]),
+        (["talks", "--output", "out", "--ray=head:6379"], "head:6379", ["talks"]),
+    ],
+)
+def test_only_an_address_behind_ray_is_taken_for_one(words: list[str], ray: str, inputs: list[str]) -> None:
+    arguments = build_parser("speech-xl batch").parse_args(without_guess(words))
+    assert (arguments.ray, arguments.input) == (ray, inputs)
+
+
+@pytest.mark.parametrize("address", ["talks/", "ray://head:10001", "head", "http://head:6379"])
+def test_an_address_that_is_none_is_a_sentence(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = build_parser("speech-xl batch")
+    with pytest.raises(ScheduleError, match=r"no address that a batch can join; give the HOST:PORT"):
+        parse_cluster(parser.parse_args(["talks", "--output", "out", f"--ray={address}"]))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ScheduleError, match="no address that a batch can join"):
+        parse_cluster(parser.parse_args(["talks", "--output", "out", "--ray"]))
+    assert parse_cluster(parser.parse_args(["talks", "--output", "out", "--ray", "local"])).place == "local"

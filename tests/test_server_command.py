@@ -19,6 +19,7 @@ from server.app import build_app
 from server.command import KEYS_VARIABLE, build_parser, settings_of
 from server.page import add_page
 from server.settings import Settings
+from space.shelf import Shelf
 from speech_xl.cli import main
 from speech_xl.model import SpeechModel
 from tests.serving import LONGEST_WAIT, input_audio, messages, talk
@@ -85,6 +86,9 @@ def test_what_cannot_be_served(capsys: pytest.CaptureFixture, tiny_checkpoint: P
     (tmp_path / "file").write_text("")
     words = ["--port", 0, "--model", tiny_checkpoint, "--backend", "torch", "--store", tmp_path / "file"]
     assert "--store" in refused(capsys, *words)
+    assert "--shelf" in refused(capsys, "--port", 0, "--page", "--shelf", tmp_path / "file")
+    for words in (["--shelf", tmp_path], ["--shelf-days", 3]):
+        assert "add --page" in refused(capsys, "--port", 0, *words)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +100,7 @@ def test_what_cannot_be_served(capsys: pytest.CaptureFixture, tiny_checkpoint: P
         ["--waiting", "9" * 5000],
         ["--max-hours", "nan"],
         ["--max-hours", "0"],
+        ["--shelf-days", "-1"],
         ["--audio-urls", "all"],
         ["--memory-bits", "3"],
         ["--nothing"],
@@ -132,12 +137,14 @@ def test_flags_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_the_page_beside_the_api(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
     settings = Settings(store=tmp_path / "memories", keys=("secret",))
-    client = TestClient(add_page(build_app(tiny_speech_model, settings), tiny_speech_model, settings))
+    shelf = Shelf(tmp_path / "shelf")
+    client = TestClient(add_page(build_app(tiny_speech_model, settings), tiny_speech_model, settings, shelf))
     assert client.get("/v1/models").status_code == 401 and client.get("/health").status_code == 200
     assert client.get("/v1/nothing").json()["error"]["message"]
     assert client.get("/page/config").status_code == 401
     for password, status in (("wrong", 400), ("secret", 200)):
         assert client.post("/page/login", data={"username": "me", "password": password}).status_code == status
-    assert client.get("/page/config").status_code == 200
+    page = client.get("/page/config")
+    assert page.status_code == 200 and "Keep on shelf" in page.text
     # Gradio's endpoint for agents shows itself to everybody and cannot log in: it is there only where there are no keys.
     assert client.get("/page/gradio_api/mcp/schema").status_code == 404

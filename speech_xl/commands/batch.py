@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ from speech_xl.clock import clock
 from speech_xl.commands.options import add_longest, add_memory, add_model, parse_memory
 from speech_xl.errors import QuestionError, RecordingError, ScheduleError
 from speech_xl.model import check_choice
-from speech_xl.plain_text import plain_text
+from speech_xl.plain_text import one_line
 from speech_xl.prompt import Prompt
 from speech_xl.summarizers import choose_summarizer
 from speech_xl.whole_file import whole_file
 
 CORPUS = "corpus.jsonl"
+ADDRESS = re.compile(r"auto|local|(ray://)?[^/\s]+:[0-9]+")  # of a Ray; other words behind --ray are INPUT
 ABOUT_RECORDINGS = re.compile(r"(which|what|how many|do any) (of the )?(recordings|files)\b", re.IGNORECASE)
 SPANS_SHOWN = 3  # of each recording that a question about the corpus finds; the file has all
 
@@ -54,14 +56,29 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     add_longest(parser)
     add_model(parser)
     add_memory(parser)
-    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="work on Ray (default: one of its own)")
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="work on Ray: at HOST:PORT, auto or local (default: RAY_ADDRESS, else one of this machine's own)",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="Ray actors (default: as many as fit)")
     parser.add_argument("--num-gpus", type=float, metavar="N", help="GPUs of each Ray actor (default: none)")
     return parser
 
 
+def without_guess(words: Sequence[str]) -> list[str]:
+    """The command's words; a `--ray` before a word that is no address of a Ray takes none, so that the word is INPUT."""
+    taken = list(words)
+    for at, (word, following) in enumerate(pairwise(words)):
+        if word == "--ray" and not ADDRESS.fullmatch(following):
+            taken[at] = "--ray="
+    return taken
+
+
 def parse_cluster(arguments: argparse.Namespace) -> Cluster | None:
-    """Ray's settings from the flags; None without --ray. ScheduleError for numbers that cannot be."""
+    """Ray's settings from the flags; None without --ray. ScheduleError for an address or numbers that cannot be."""
     if arguments.ray is None:
         if arguments.workers is not None or arguments.num_gpus is not None:
             raise ScheduleError("--workers and --num-gpus are for Ray; add --ray, or leave them out.")
@@ -70,7 +87,13 @@ def parse_cluster(arguments: argparse.Namespace) -> Cluster | None:
         raise ScheduleError(f"{arguments.workers} workers do nothing; give one or more.")
     if arguments.num_gpus is not None and not 0 <= arguments.num_gpus < 1000:
         raise ScheduleError(f"A worker cannot have {arguments.num_gpus:g} GPUs; give a number such as 1.")
-    return Cluster(arguments.ray, arguments.workers, arguments.num_gpus or 0.0)
+    cluster = Cluster(arguments.ray, arguments.workers, arguments.num_gpus or 0.0)
+    if not ADDRESS.fullmatch(cluster.place) or cluster.place.startswith("ray://"):
+        raise ScheduleError(
+            f"{cluster.place} is no address that a batch can join; give the HOST:PORT of a Ray's head, on a machine of its "
+            "cluster, or --ray alone."
+        )
+    return cluster
 
 
 def find_settings(arguments: argparse.Namespace) -> tuple[Settings, Prompt]:
@@ -122,9 +145,7 @@ def keep(events: Generator[Event, None, None], results: Results, total: int, lef
                 results.add(event)
                 for line in (line for line in event if line["kind"] == SKIPPED):
                     skipped += 1
-                    tqdm.write(
-                        f"skipped {plain_text(line['recording'])}: {plain_text(line['reason'])}", file=sys.stderr
-                    )
+                    tqdm.write(f"skipped {one_line(line['recording'])}: {one_line(line['reason'])}", file=sys.stderr)
             speed = seconds / max(1e-9, time.monotonic() - started)
             bar.set_postfix_str(f"{clock(seconds)} heard, {speed:.0f}x real time, {skipped} skipped", refresh=False)
 
@@ -136,15 +157,15 @@ def search_corpus(results: Results, recordings: Sequence[Recording], questions: 
     with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for found in search(transcripts, questions):
             file.write(json.dumps(found) + "\n")
-            print(plain_text(found["question"]), *map(describe, found["recordings"]), sep="\n  ")
-    print(f"{path}: {len(questions)} questions")
+            print(one_line(found["question"]), *map(describe, found["recordings"]), sep="\n  ")
+    print(one_line(f"{path}: {len(questions)} questions"))
 
 
 def describe(found: dict[str, Any]) -> str:
     """A recording that was found, with its first spans, as a line of text."""
     spans = [f"[{clock(span['start'])}-{clock(span['end'])}]" for span in found["spans"]]
     more = len(spans) - SPANS_SHOWN
-    return " ".join([plain_text(found["recording"]), *spans[:SPANS_SHOWN], *([f"and {more} more"] if more > 0 else [])])
+    return " ".join([one_line(found["recording"]), *spans[:SPANS_SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
 
 def report(results: Results, recordings: Sequence[Recording], questions: Sequence[str]) -> None:
@@ -159,7 +180,8 @@ def report(results: Results, recordings: Sequence[Recording], questions: Sequenc
     if not heard:
         raise RecordingError("None of the recordings could be heard; the reasons stand above.")
     path = results.folder / RESULTS
-    print(f"{path}: {heard} of {len(recordings)} recordings heard, {answers} answers, {skipped} skipped")
+    done = f"{heard} of {len(recordings)} recordings heard, {answers} answers, {skipped} skipped"
+    print(one_line(f"{path}: {done}"))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -173,7 +195,7 @@ def run(arguments: argparse.Namespace) -> None:
         terms_of(question)
     for question in filter(ABOUT_RECORDINGS.match, questions):
         print(
-            f"{plain_text(question)} is asked of one recording at a time; --corpus-questions searches all.",
+            f"{one_line(question)} is asked of one recording at a time; --corpus-questions searches all.",
             file=sys.stderr,
         )
     output = Path(arguments.output).absolute()
@@ -195,7 +217,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(words: list[str], prog: str) -> int:
     """Run the command -> its exit code; 130 if it was stopped."""
-    arguments = build_parser(prog).parse_args(words)
+    arguments = build_parser(prog).parse_args(without_guess(words))
     try:
         run(arguments)
     except KeyboardInterrupt:
