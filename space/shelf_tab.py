@@ -19,7 +19,7 @@ from space.handlers import Handlers
 from space.joined import join_opened
 from space.session import Session
 from space.shelf import DAY, Kept, Shelf, new_secret
-from space.talk import PRIVATE, Talk, fetch
+from space.talk import PRIVATE, Talk, fetch, offer
 from speech_xl.clock import clock
 from speech_xl.errors import OutputError, RecordingError, SpeechXLError
 from speech_xl.schedule import format_bytes
@@ -159,6 +159,7 @@ def build_shelf(
     table.select(tab.open, [secret, session], [table, *talk.asked, *talk.heard], **PRIVATE).success(
         lambda: gr.Tabs(selected="ask"), None, tabs, **PRIVATE
     )
+    table.select(lambda s: offer(s.model if s else tab.handlers.model, False), session, talk.offered, **PRIVATE)
     fetch(table.download(tab.download, [secret, session], [talk.file, session], **PRIVATE), talk.file)
     table.edit(tab.rename, secret, table, **PRIVATE)
     table.delete(tab.delete, secret, table, **PRIVATE)
