@@ -26,8 +26,8 @@ from speech_xl.schedule import format_bytes
 
 STORAGE_KEY = "speech-xl-shelf"
 EMPTY = (
-    "Nothing is kept yet. Hear a recording on the first tab, then press Keep on shelf: its memory, its words and its time "
-    "line stay here, without the sound, until you delete them or have not opened them for {days:g} days."
+    "Nothing is kept yet. Listen to a recording on the first tab, then press Keep on shelf: its memory, its words and its "
+    "time line stay here, without the sound, until you delete them or have not opened them for {days:g} days."
 )
 
 
@@ -113,7 +113,7 @@ def draw(entries: list[Kept], fingerprint: str, days: float) -> str:
     rows = "".join(_row(kept, kept.header.fingerprint == fingerprint, days) for kept in entries)
     head = "".join(f'<th scope="col">{n}</th>' for n in ("name", "length", "kept", "size", "ratio"))
     total = sum(kept.bytes for kept in entries)
-    together = '<button type="button" data-do="join">Open the ticked ones together</button>' if len(entries) > 1 else ""
+    together = '<button type="button" data-do="join">Open ticked memories together</button>' if len(entries) > 1 else ""
     note = f"{len(entries)} kept, {format_bytes(total)}. A memory that nobody opens for {days:g} days is deleted."
     return (
         f'<p class="sxl-note">{note}</p><div class="sxl-row-buttons">{together}</div><div class="sxl-scroll" tabindex="0" role="region" aria-label="Kept memories">'
@@ -150,7 +150,9 @@ def build_shelf(
     tab: ShelfHandlers, secret: gr.BrowserState, session: gr.State, talk: Talk, tabs: gr.Tabs, page: gr.Blocks
 ) -> None:
     """The tab, and the first tab's Keep button. What is opened is shown on the first tab."""
-    gr.Markdown("Memories that you have kept. They answer without the audio, also after this page was started again.")
+    gr.Markdown(
+        "Memories that you have kept. They answer without the audio, and are still here after this page has been restarted."
+    )
     table = gr.HTML(
         draw([], "", tab.shelf.days), elem_id="sxl-shelf", padding=False, js_on_load="sxlShelf(element, trigger)"
     )
