@@ -38,6 +38,15 @@ CODES = {
     ScheduleError: "invalid_compression",
 }
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, an account's share of it, one file
+PARTS = ("text", "input_audio", "audio_url")  # the types that a message's part may have
+TYPES_TRIED = ("str", "int", "float", "list[str]", "parts")  # names of pydantic's, and a tag of fields.py
+REASONS = {  # in place of pydantic's words for its own notions
+    "union_tag_invalid": f"A part's type must be one of {', '.join(PARTS)}",
+    "union_tag_not_found": f"A part needs a type: {', '.join(PARTS)}",
+    "extra_forbidden": "There is no such field; leave it out",
+    "missing": "This field is needed",
+    "too_short": "At least one is needed",
+}
 LONGEST_ECHO = 200  # characters
 CLIENT_LEFT = 499  # nobody reads it; it is what the metrics show
 FAILED = "The server failed; its log says why. Try again, and tell whoever runs it if it happens again."
@@ -86,11 +95,22 @@ def refusal(error: Exception) -> ApiError:
 def invalid_fields(error: ValidationError) -> ApiError:
     """The first thing that is wrong with a body, without the value, which may be an hour of base64."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = shortened(".".join(map(str, first["loc"])))
-    reason = shortened(first["msg"].removeprefix("Value error, ").removeprefix("Invalid JSON: ").rstrip("."))
+    where = shortened(".".join(fields_of(first["loc"])))
+    reason = REASONS.get(first["type"]) or first["msg"].removeprefix("Value error, ").removeprefix("Invalid JSON: ")
+    reason = shortened(reason.rstrip("."))
     if first["type"] == "json_invalid":
         return ApiError(400, f"The body cannot be read as JSON: {reason}.", "invalid_json")
     return ApiError(400, f"{where}: {reason}." if where else f"{reason}.", "invalid_value", where or None)
+
+
+def fields_of(place: tuple[int | str, ...]) -> list[str]:
+    """The names and numbers of a body's fields on the way to a place in it; pydantic also names which type it tried."""
+    names: list[str] = []
+    for at, part in enumerate(place):
+        is_type = part in TYPES_TRIED or (at > 0 and part in PARTS and isinstance(place[at - 1], int))
+        if not is_type:
+            names.append(str(part))
+    return names
 
 
 def shortened(text: str) -> str:

@@ -165,7 +165,7 @@ class FileRequest(BaseModel):
                 fields.setdefault(name, []).append(value)
             else:
                 fields[name] = value
-        return cls.model_validate(fields | {"speech_xl": Extras.model_validate(extras)})
+        return cls.model_validate(fields | {"speech_xl": extras})
 
     @field_validator("temperature")
     @classmethod

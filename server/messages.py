@@ -36,7 +36,7 @@ def conversation_of(messages: Sequence[ChatMessage]) -> Conversation:
         if len(message.audio) > 1:
             raise _refuse("A message may hold one recording; ask about others in requests of their own.")
         if message.audio and message.role != "user":
-            raise _refuse("Recordings belong into the user's messages.")
+            raise _refuse("Recordings belong in the user's messages.")
     audio = next((message.audio[0] for message in reversed(messages) if message.audio), None)
     system = "\n".join(m.text for m in messages if m.role in ("system", "developer") and m.text)
     turns = [m for m in messages[:-1] if m.role in LABELS and m.text]

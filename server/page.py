@@ -28,6 +28,8 @@ def add_page(app: FastAPI, model: SpeechModel, settings: Settings, shelf: Shelf)
     """
     keys = Keys(settings.keys)
     page = build_page(model, settings.hours, shelf=shelf).queue(default_concurrency_limit=4, max_size=64)
+    # Gradio refuses paths that nobody uploaded to a page that has been launched, and takes any of this machine's before.
+    page.has_launched = True
     return gr.mount_gradio_app(
         app,
         page,

@@ -62,7 +62,7 @@ def limits(model: SpeechModel) -> str:
         return doubt
     return (
         f"Its language model has {parameters / 1e6:,.0f} million parameters. It finds and repeats what was said; it does not "
-        f"reason, count or sum up, and it mixes up names and numbers. {doubt}"
+        f"reason, count or summarize, and it mixes up names and numbers. {doubt}"
     )
 
 

@@ -93,8 +93,8 @@ function sxlWatch(element, changed) {
 let sxlSought = "";
 function sxlSearch(text) {
   sxlSought = (text || "").trim().toLowerCase();
-  const ranges = [];
-  for (const card of sxlCards()) {
+  const ranges = [], cards = sxlCards();
+  for (const card of cards) {
     const words = card.querySelector("span").firstChild;
     const said = words ? words.data.toLowerCase() : "";
     card.hidden = !said.includes(sxlSought);
@@ -106,6 +106,10 @@ function sxlSearch(text) {
     }
   }
   for (const heading of document.querySelectorAll("#sxl-transcript .sxl-heading")) heading.hidden = !!sxlSought;
+  const shown = cards.filter((card) => !card.hidden).length;
+  const found = document.querySelector("#sxl-found");
+  const said = shown ? `${shown} of ${cards.length} segments` : "No segment has these words.";
+  if (found) found.textContent = sxlSought && cards.length ? said : "";
   if (window.Highlight) CSS.highlights.set("sxl-sought", new Highlight(...ranges));
 }
 document.addEventListener("input", (event) => {

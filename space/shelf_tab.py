@@ -19,15 +19,15 @@ from space.handlers import Handlers
 from space.joined import join_opened
 from space.session import Session
 from space.shelf import DAY, Kept, Shelf, new_secret
-from space.talk import PRIVATE, Talk, fetch
+from space.talk import PRIVATE, Talk, fetch, offer
 from speech_xl.clock import clock
 from speech_xl.errors import OutputError, RecordingError, SpeechXLError
 from speech_xl.schedule import format_bytes
 
 STORAGE_KEY = "speech-xl-shelf"
 EMPTY = (
-    "Nothing is kept yet. Hear a recording on the first tab, then press Keep on shelf: its memory, its words and its time "
-    "line stay here, without the sound, until you delete them or have not opened them for {days:g} days."
+    "Nothing is kept yet. Listen to a recording on the first tab, then press Keep on shelf: its memory, its words and its "
+    "time line stay here, without the sound, until you delete them or have not opened them for {days:g} days."
 )
 
 
@@ -114,7 +114,7 @@ def draw(entries: list[Kept], fingerprint: str, days: float) -> str:
     rows = "".join(_row(kept, kept.header.fingerprint == fingerprint, days) for kept in entries)
     head = "".join(f'<th scope="col">{n}</th>' for n in ("name", "length", "kept", "size", "ratio"))
     total = sum(kept.bytes for kept in entries)
-    together = '<button type="button" data-do="join">Open the ticked ones together</button>' if len(entries) > 1 else ""
+    together = '<button type="button" data-do="join">Open ticked memories together</button>' if len(entries) > 1 else ""
     note = f"{len(entries)} kept, {format_bytes(total)}. A memory that nobody opens for {days:g} days is deleted."
     return (
         f'<p class="sxl-note">{note}</p><div class="sxl-row-buttons">{together}</div><div class="sxl-scroll" tabindex="0" role="region" aria-label="Kept memories">'
@@ -151,7 +151,9 @@ def build_shelf(
     tab: ShelfHandlers, secret: gr.BrowserState, session: gr.State, talk: Talk, tabs: gr.Tabs, page: gr.Blocks
 ) -> None:
     """The tab, and the first tab's Keep button. What is opened is shown on the first tab."""
-    gr.Markdown("Memories that you have kept. They answer without the audio, also after this page was started again.")
+    gr.Markdown(
+        "Memories that you have kept. They answer without the audio, and are still here after this page has been restarted."
+    )
     table = gr.HTML(
         draw([], "", tab.shelf.days), elem_id="sxl-shelf", padding=False, js_on_load="sxlShelf(element, trigger)"
     )
@@ -160,6 +162,7 @@ def build_shelf(
     table.select(tab.open, [secret, session], [table, *talk.asked, *talk.heard], **PRIVATE).success(
         lambda: gr.Tabs(selected="ask"), None, tabs, **PRIVATE
     )
+    table.select(lambda s: offer(s.model if s else tab.handlers.model, False), session, talk.offered, **PRIVATE)
     fetch(table.download(tab.download, [secret, session], [talk.file, session], **PRIVATE), talk.file)
     table.edit(tab.rename, secret, table, **PRIVATE)
     table.delete(tab.delete, secret, table, **PRIVATE)

@@ -31,6 +31,7 @@ class Talk:
     fitted: list[Any]  # what `fit` fits to a model
     heard: list[Any]  # what Handlers.draw draws
     asked: list[Any]  # the conversation: chat, evidence
+    offered: list[Any]  # what `offer` fits to a recording
     keep: gr.Button
     status: gr.Markdown
     file: gr.File  # what the browser is to fetch
@@ -42,8 +43,15 @@ def fit(model: SpeechModel) -> tuple[gr.Dropdown, gr.Textbox, gr.Dataset]:
     return (
         gr.Dropdown(compression_choices(model), value=usual_compression(model)),
         gr.Textbox(placeholder=questions[0]),
-        gr.Dataset(label=_suggestions_label(model), samples=[[q] for q in questions]),
+        gr.Dataset(label=_suggestions_label(model), samples=[[q] for q in questions], visible=True),
     )
+
+
+def offer(model: SpeechModel, is_example: bool) -> tuple[gr.Textbox, gr.Dataset]:
+    """The question box and the suggestions: questions about the example are offered with the example alone."""
+    is_fitting = is_example or bool(model.config.suggestions)
+    placeholder = suggested_questions(model.config)[0] if is_fitting else "Ask about what was said"
+    return gr.Textbox(placeholder=placeholder), gr.Dataset(visible=is_fitting)
 
 
 def _suggestions_label(model: SpeechModel) -> str:
@@ -109,6 +117,9 @@ def build_talk(handlers: Handlers, session: gr.State, has_shelf: bool) -> Talk:
         return handlers.prepare(str(EXAMPLE), None, session, request)
 
     example.click(prepare_example, session, prepared, **AT_ONCE).success(*listening, **one_at_a_time)
+    offered = [question, suggestions]
+    for button, is_example in ((start, False), (example, True)):
+        button.click(lambda s, e=is_example: offer(s.model if s else handlers.model, e), session, offered, **AT_ONCE)
     # The newest of file and microphone is what Listen hears.
     upload.upload(lambda: None, None, microphone, **PRIVATE)
     microphone.stop_recording(lambda: None, None, upload, **PRIVATE)
@@ -127,7 +138,7 @@ def build_talk(handlers: Handlers, session: gr.State, has_shelf: bool) -> Talk:
     for button, kind in {download: "sxl", markdown: "md", as_json: "json", **saved}.items():
         # Made when it is asked for, and fetched by the browser at once.
         fetch(button.click(lambda s, k=kind: handlers.download(k, s), session, file, **PRIVATE), file)
-    return Talk([compression, question, suggestions], heard, asked, keep, status, file)
+    return Talk([compression, question, suggestions], heard, asked, offered, keep, status, file)
 
 
 def fetch(event: gr.events.Dependency, file: gr.File) -> None:
@@ -206,7 +217,8 @@ def _conversation(model: SpeechModel) -> tuple[gr.Textbox, gr.Button, gr.Chatbot
 
 def _transcript(handlers: Handlers, session: gr.State, line: gr.HTML) -> tuple[gr.HTML, dict[gr.Button, str]]:
     """-> the transcript, and the buttons that save it, with the kind of file that each makes."""
-    gr.HTML('<h2 class="sxl-title">Transcript</h2>', padding=False)
+    found = '<span id="sxl-found" role="status"></span>'  # page.js says what the search found
+    gr.HTML(f'<div class="sxl-titled"><h2 class="sxl-title">Transcript</h2>{found}</div>', padding=False)
     with gr.Row(elem_classes="sxl-search"):
         gr.Textbox(  # page.js listens to both: no server is asked
             label="Search the transcript",

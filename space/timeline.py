@@ -80,8 +80,8 @@ def _heat(answer: Answer, total: float) -> str:
         return ""
     width = answer.heard_seconds / len(answer.heat) / total * WIDTH
     parts = "".join(
-        f'<rect class="evidence" x="{i * width:.1f}" y="{HEIGHT - LANE}" width="{max(width, 4):.1f}" height="{LANE}" '
-        f'opacity="{0.25 + 0.75 * part:.2f}"/>'
+        f'<rect class="evidence" x="{i * width:.2f}" y="{HEIGHT - LANE}" width="{width:.2f}" height="{LANE}" '
+        f'opacity="{0.25 + 0.75 * part:.2f}" shape-rendering="crispEdges"/>'
         for i, part in enumerate(answer.heat)
         if part >= LEAST_HEAT
     )

@@ -56,5 +56,5 @@ class MissingPackageError(SpeechXLError):
         """`what` needs `package`, which the extra of pyproject.toml brings."""
         return cls(
             f"{what} needs the package {package}, which is not installed; install Speech-XL with its extra {extra!r}: "
-            f"pip install '.[{extra}]' in its source folder, or the same behind the name of its wheel's file."
+            f"pip install '.[{extra}]' in its source folder, or 'NAME.whl[{extra}]' where you have its wheel."
         )

@@ -33,7 +33,7 @@ def check_span(start: float | None, end: float | None, seconds: float | None) ->
         outside = clock(first if first >= seconds else last)
         raise QuestionError(f"{outside} is outside the recording, which ends at {clock(math.ceil(seconds))}.")
     if first >= last:
-        raise QuestionError(f"Nothing lies between {clock(first)} and {clock(last)}; give an end behind the start.")
+        raise QuestionError(f"Nothing lies between {clock(first)} and {clock(last)}; give an end after the start.")
     return first, last if seconds is None else min(last, seconds)
 
 

@@ -20,6 +20,7 @@ from openai import OpenAI
 from server.app import build_app
 from server.service import Service
 from server.settings import Settings
+from space.shelf import Shelf
 from speech_xl.model import SpeechModel
 from tests.tiny import sound
 
@@ -43,8 +44,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(model: SpeechModel, store: Path, **limits: Any) -> Iterator[Server]:
-    app = build_app(model, Settings(store=store, **limits))
+def serving(model: SpeechModel, store: Path, has_page: bool = False, **limits: Any) -> Iterator[Server]:
+    settings = Settings(store=store, **limits)
+    app = build_app(model, settings)
+    if has_page:
+        from server.page import add_page  # gradio takes seconds to import
+
+        app = add_page(app, model, settings, Shelf(store / "shelf"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -250,7 +250,7 @@ def test_a_span_is_asked_from_a_recording_or_a_memory(run, recording: Path, tmp_
 @pytest.mark.parametrize(
     ("span", "sentence"),
     [
-        (["--from", "0:05", "--to", "0:02"], "behind the start"),
+        (["--from", "0:05", "--to", "0:02"], "after the start"),
         (["--from", "1:00"], "outside"),
         (["--to", "0:20"], "outside"),
         (["--from", "soon"], "M:SS"),

@@ -41,8 +41,8 @@ def test_a_span_is_inside_its_recording() -> None:
     [
         (7.3, None, 7.3, "outside"),
         (1, 9, 7.3, "outside"),
-        (3, 2, None, "behind the start"),
-        (2, 2, 7.3, "behind"),
+        (3, 2, None, "after the start"),
+        (2, 2, 7.3, "after"),
         (-1, None, 7.3, "negative"),
         (math.nan, 3, 7.3, "negative"),
     ],

@@ -107,7 +107,7 @@ def test_a_key_reaches_its_own_memories_alone(server: Server) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "sentence"),
     [
-        ("ask", {"recording": RECORDING}, "question: Field required"),
+        ("ask", {"recording": RECORDING}, "question: This field is needed"),
         ("ask", {"recording": RECORDING, "question": " "}, "no text"),
         ("ask", {"question": "a?"}, "no recording"),
         ("ask", {"recording": "data:audio/wav;base64,???", "question": "a?"}, "not valid base64"),

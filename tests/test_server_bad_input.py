@@ -114,8 +114,8 @@ def test_data_urls_that_are_none(server: Server, url: str) -> None:
         ({"messages": messages("a?")}, 400, "no recording"),
         ({"messages": messages("x" * 5000, input_audio(WAV))}, 400, "5000 characters"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "role"),
-        ({"messages": messages("a?", {"type": "image_url", "image_url": {"url": "x"}})}, 400, "image_url"),
-        ({"messages": messages("a?", {"type": "x" * 100_000})}, 400, "Input tag"),
+        ({"messages": messages("a?", {"type": "image_url", "image_url": {"url": "x"}})}, 400, "type must be one of"),
+        ({"messages": messages("a?", {"type": "x" * 100_000})}, 400, "type must be one of"),
         ({"messages": messages("a?", {"type": "input_audio"})}, 400, "input_audio"),
         ({"messages": [{"role": "user", "content": 5}]}, 400, "content"),
         ({"messages": [{"role": "assistant", "content": [input_audio(WAV)]}, *messages("a?")]}, 400, "user's messages"),
@@ -144,7 +144,7 @@ def test_data_urls_that_are_none(server: Server, url: str) -> None:
         ({"speech_xl": {"from": "soon"}}, 400, "no time"),
         ({"speech_xl": {"from": -1}}, 400, "no time"),
         ({"speech_xl": {"from": 9}}, 400, "outside the recording"),
-        ({"speech_xl": {"from": 1, "to": 0.5}}, 400, "behind the start"),
+        ({"speech_xl": {"from": 1, "to": 0.5}}, 400, "after the start"),
         ({"speech_xl": {"rate": 8}}, 400, "rate"),
         ({"speech_xl": {"memory": "mem_" + "0" * 32}}, 400, "not both"),
         ({"speech_xl": 5}, 400, "speech_xl"),
@@ -152,6 +152,37 @@ def test_data_urls_that_are_none(server: Server, url: str) -> None:
 )
 def test_fields_that_cannot_be(server: Server, change: dict[str, Any], status: int, sentence: str) -> None:
     assert sentence in refused(server, status, json=GOOD | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "sentence"),
+    [
+        ({"stop": 5}, "stop", "should be a valid string"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "valid array"),
+        ({"messages": messages("a?", {"text": "b"})}, "messages.0.content.0", "A part needs a type: text, input_audio"),
+        (
+            {"messages": messages("a?", {"type": "input_audio", "input_audio": {"data": 5, "format": "wav"}})},
+            "messages.0.content.0.input_audio.data",
+            "valid string",
+        ),
+        ({"messages": messages("a?", {"type": "text"})}, "messages.0.content.0.text", "This field is needed"),
+        ({"messages": []}, "messages", "At least one is needed"),
+        ({"speech_xl": {"ratio": []}}, "speech_xl.ratio", "valid integer"),
+        ({"speech_xl": {"rate": 8}}, "speech_xl.rate", "There is no such field"),
+    ],
+)
+def test_a_refusal_names_the_field_as_the_client_wrote_it(
+    server: Server, change: dict[str, Any], field: str, sentence: str
+) -> None:
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=GOOD | change, timeout=LONGEST_WAIT)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == field
+    assert error["message"].startswith(f"{field}: ") and sentence in error["message"]
+
+
+def test_a_field_of_a_form_is_named_as_in_json(server: Server) -> None:
+    answer = httpx.post(f"{server.url}/v1/memories", files={"file": WAV}, data={"speech_xl[rate]": "8"})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "speech_xl.rate"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ A recording of chirps is heard by a random model: what it says means nothing, bu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def test_cards_are_searched_played_and_downloaded(
         page.get_by_label("Search the transcript").fill(last.upper())
         playwright.expect(cards.last).to_be_visible()
         playwright.expect(cards.first).to_be_hidden()
+        playwright.expect(page.locator("#sxl-found")).to_have_text(re.compile(rf"^\d+ of {cards.count()} segments$"))
         shoot(page, "transcript")
         cards.last.scroll_into_view_if_needed()
         cards.last.click()
@@ -67,10 +69,29 @@ def test_cards_are_searched_played_and_downloaded(
             press(page, "SRT")
         saved.value.save_as(tmp_path / "talk.srt")
         assert saved.value.suggested_filename == "talk.srt" and last in (tmp_path / "talk.srt").read_text()
+        page.get_by_label("Search the transcript").fill("nobody says this")
+        playwright.expect(page.locator("#sxl-found")).to_have_text("No segment has these words.")
+        page.get_by_label("Search the transcript").fill("")
+        playwright.expect(page.locator("#sxl-found")).to_be_empty()
         press(page, "Transcribe from memory")
         page.get_by_text("From the memory").wait_for()
         press(page, "As heard")
         page.get_by_text("As recognised while listening").wait_for()
+
+
+def test_questions_about_the_example_are_offered_with_the_example_alone(
+    browser: playwright.Browser, address: str, talk: Path
+) -> None:
+    with visit(browser, address) as page:
+        offered = page.locator("#sxl-suggestions")
+        playwright.expect(offered).to_be_visible()
+        hear(page, talk)
+        playwright.expect(offered).to_be_hidden()
+        playwright.expect(page.get_by_placeholder("Ask about what was said")).to_be_visible()
+        press(page, "Example")
+        playwright.expect(offered).to_be_visible()
+        playwright.expect(page.get_by_placeholder(load_example().suggestions[0])).to_be_visible()
+        press(page, "Cancel")
 
 
 def test_the_transcript_follows_the_player_unless_told_not_to(
