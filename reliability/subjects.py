@@ -136,6 +136,8 @@ def train(inputs: Path) -> Subject:
             return None
         if name.endswith("metrics.csv"):
             return b"".join(line for line in data.splitlines(keepends=True) if b"speech_tokens_per_second" not in line)
+        if name.endswith("adapter_config.json"):  # where the stage's start lies
+            return re.sub(rb'"base_model_name_or_path": "[^"]*"', b"", data)
         return re.sub(rb'"seconds": \d+', b'"seconds": 0', data) if name.endswith("done.json") else data
 
     growing = ("run/stages/*/metrics.csv",)

@@ -250,6 +250,22 @@ def test_a_kill_before_the_first_saved_state_leaves_no_trace(
     assert len(path.read_text().splitlines()) == 1 + sum(map(len, found.values()))
 
 
+def test_a_done_stages_state_goes_when_a_kill_left_it(
+    model: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageFolder, "drop_state", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(model, tmp_path, recipe(save_minutes=1e-6), talks)
+    (stage,) = (tmp_path / "stages").iterdir()
+    assert (stage / "done.json").exists() and (stage / "state.pt").exists()
+    train(model, tmp_path, recipe(save_minutes=1e-6), talks)
+    assert not (stage / "state.pt").exists()
+
+
 def test_what_was_set_aside_goes_when_a_kill_left_it(tmp_path: Path) -> None:
     (tmp_path / "model.old").mkdir()  # killed between the two renames
     (tmp_path / "model.partial").mkdir()
