@@ -83,14 +83,15 @@ def main() -> None:
 
     def mutate(data: bytes, largest: int, seed: int) -> bytes:
         dice = random.Random(seed)
-        if dice.random() < OWN_CHANGES:
+        if target.mutate is not None and dice.random() < OWN_CHANGES:
             try:
                 made = target.mutate(data, dice)
                 if len(made) <= largest:
                     return made
             except (ValueError, TypeError, RecursionError, OverflowError):
                 pass
-        return atheris.Mutate(data, largest)
+        by_bytes: bytes = atheris.Mutate(data, largest)
+        return by_bytes
 
     limit_memory()
     atheris.Setup([sys.argv[0], *flags, str(corpus)], feed, **({"custom_mutator": mutate} if target.mutate else {}))

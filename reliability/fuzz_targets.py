@@ -253,9 +253,9 @@ async def post(app: Callable, path: str, kind: str, body: bytes) -> int:
     status = 0
 
     async def receive() -> dict:
-        for message in sent:
-            return message
-        await asyncio.Event().wait()  # a client that stays
+        if (message := next(sent, None)) is None:
+            await asyncio.Event().wait()  # a client that stays
+        return message or {}
 
     async def send(message: dict) -> None:
         nonlocal status
