@@ -74,7 +74,7 @@ def _audio(folder: Path) -> Target:
             made = io.BytesIO()
             sf.write(made, samples, rate, format=kind)
             seeds.append(made.getvalue())
-    seeds += [seeds[4] * 2, seeds[6] * 2, seeds[0][:200], b""]  # joined, cut off
+    seeds += [seeds[4] * 2, seeds[6] * 2, seeds[0][:6000], b""]  # joined, cut off
     return Target(
         seeds, feed, words=("RIFF", "WAVE", "fmt ", "data", "OggS", "fLaC", "ID3", "Xing", "FORM", "COMM", "ds64")
     )
