@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
 import statistics
@@ -185,7 +186,13 @@ def serving(model: str, output: Path, keys: list[str]) -> Iterator[tuple[str, in
     command = [sys.executable, "-m", "speech_xl", "serve", "--model", model, "--backend", "torch", "--port", "0"]
     command += ["--store", str(output / "store"), *(word for key in keys for word in ("--api-key", key))]
     log = output / "server.txt"
-    with log.open("w") as said, subprocess.Popen(command, cwd=ROOT, stderr=said, stdout=said) as process:
+    environment = {
+        name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"
+    }  # all cores, as users do
+    with (
+        log.open("w") as said,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stderr=said, stdout=said) as process,
+    ):
         try:
             while not (found := re.search(r"http://\S+", log.read_text())):
                 if process.poll() is not None:
