@@ -74,7 +74,7 @@ def _audio(folder: Path) -> Target:
             made = io.BytesIO()
             sf.write(made, samples, rate, format=kind)
             seeds.append(made.getvalue())
-    seeds += [seeds[4] * 2, seeds[6] * 2, seeds[0][:200], b""]  # joined, cut off
+    seeds += [seeds[4] * 2, seeds[6] * 2, seeds[0][:6000], b""]  # joined, cut off
     return Target(
         seeds, feed, words=("RIFF", "WAVE", "fmt ", "data", "OggS", "fLaC", "ID3", "Xing", "FORM", "COMM", "ds64")
     )
@@ -253,9 +253,9 @@ async def post(app: Callable, path: str, kind: str, body: bytes) -> int:
     status = 0
 
     async def receive() -> dict:
-        for message in sent:
-            return message
-        await asyncio.Event().wait()  # a client that stays
+        if (message := next(sent, None)) is None:
+            await asyncio.Event().wait()  # a client that stays
+        return message or {}
 
     async def send(message: dict) -> None:
         nonlocal status

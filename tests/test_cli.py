@@ -277,7 +277,7 @@ def test_a_transcript_has_one_document_and_three_forms(run, recording: Path, tmp
         code, out, _ = run("transcribe", memory, "-o", tmp_path / name)
         text = (tmp_path / name).read_text()
         assert code == 0 and out == "" and text.startswith(start) and text.count("-->") == len(segments)
-        assert run("transcribe", memory, "--format", name[-3:])[1] == text
+        assert run("transcribe", memory, "--format", name[-3:])[1] == harmless(text)
     part = json.loads(run("transcribe", memory, "--format", "json", "--from", "2", "--to", "0:03")[1])["segments"]
     assert part == [s for s in segments if s["start"] < 3 and s["end"] > 2]
 

@@ -175,7 +175,7 @@ def test_evidence_joins_neighbours_and_puts_the_strongest_first() -> None:
 
 def test_a_weight_that_is_no_number_is_no_evidence() -> None:
     times = np.stack([np.arange(4), np.arange(1, 5)], axis=1)
-    weights = np.array([np.nan, 0.5, np.nan, np.nan], np.float32)  # of a memory whose numbers go beyond float32
+    weights = np.array([np.nan, 0.5, np.inf, np.nan], np.float32)  # of a memory whose numbers go beyond float32
     assert [(e.start, e.end) for e in find_evidence(weights, times)] == [(1, 2)]
     assert max(evidence_heat(weights, times, 4.0)) == 1
     nothing = np.full(4, np.nan, np.float32)

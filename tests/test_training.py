@@ -9,19 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from speech_xl.checkpoints import check_checkpoint
 from speech_xl.config import SSTConfig
-from speech_xl.config_file import load_config
-from speech_xl.errors import OutputError
 from tests.tiny_training import SST, STAGE, TALKS, hearing_checkpoint, metrics, recipe, tensors, train, write_lines
 from torch_backend.backend import Backend
 from training import loop, network
 from training.__main__ import main
-from training.export import export, folder_of, publish
 from training.runner import Runner
-from training.state import StageFolder
 
 
 @pytest.fixture(scope="module")
@@ -248,40 +243,6 @@ def test_a_kill_before_the_first_saved_state_leaves_no_trace(
     whole, found = (metrics(tmp_path / name) for name in ("whole", "killed"))
     assert found["loss"] == whole["loss"]
     assert len(path.read_text().splitlines()) == 1 + sum(map(len, found.values()))
-
-
-def test_what_was_set_aside_goes_when_a_kill_left_it(tmp_path: Path) -> None:
-    (tmp_path / "model.old").mkdir()  # killed between the two renames
-    (tmp_path / "model.partial").mkdir()
-    with folder_of(tmp_path / "model"):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_a_checkpoint_that_cannot_be_written_is_one_sentence(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr("training.export.save_file", full)
-    with pytest.raises(OutputError, match=r"new cannot be written .*No space left"):
-        export({}, load_config(model), model, tmp_path / "new")
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"model cannot be written \(Not a directory\)"):
-        publish(model, tmp_path / "file" / "model")
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_state_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise RuntimeError("[enforce fail at inline_container.cc:815] . PytorchStreamWriter failed writing file")
-
-    folder = StageFolder(tmp_path / "stage", 5)
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OutputError, match="make room"):
-        folder.save({})
-    assert list(folder.path.iterdir()) == []
 
 
 def test_a_wrong_start_is_one_sentence(model: Path, talks: Path, tmp_path: Path) -> None:

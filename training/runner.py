@@ -102,6 +102,8 @@ class Runner:
             self.output / "stages" / f"{stage.name}-{stage_fingerprint(facts)[:12]}", self.recipe.save_minutes
         )
         if folder.is_done:
+            if self.accelerator.is_main_process:
+                folder.drop_state()
             self._say(f"Stage {stage.name} is done already: {folder.model}")
             return folder.model
         config = load_config(source)
