@@ -95,6 +95,19 @@ def test_it_answers_says_where_and_when_nothing_was_said(model: SpeechModel, sta
     assert asking.answer.answer == "not mentioned"
 
 
+def test_mlx_hears_and_answers_the_same(model: SpeechModel, start: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mlx.core")
+    samples, rate = sf.read(start, dtype="float32")
+    sf.write(tmp_path / "welcome.wav", samples[: 8 * rate], rate)
+    found = []
+    for one in (model, SpeechModel.load(str(model.folder), "mlx")):
+        memory, heard = listen(one, tmp_path / "welcome.wav", 4)
+        asking = ask(one, memory, 'What follows "welcome to the spring"?')
+        list(asking)
+        found.append((heard, asking.answer.answer, [s.text for s in transcribe(one, memory)]))
+    assert found[0] == found[1] and all(found[0])
+
+
 @pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
 def test_it_hears_numbers_that_are_called_out(model: SpeechModel, tmp_path: Path) -> None:
     """Whisper base drops or mishears many of them; the trained recogniser writes them as words."""
