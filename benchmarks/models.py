@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +124,9 @@ def random_mlx(config: ModelConfig, bits: int) -> Backend:
 
     from mlx_backend.backend import Backend as MLXBackend
     from mlx_backend.model import SpeechXL
+    from mlx_backend.worker import Worker
 
-    worker = ThreadPoolExecutor(1, thread_name_prefix="mlx")
+    worker = Worker()
 
     def build() -> Any:
         mx.random.seed(0)
@@ -140,4 +140,4 @@ def random_mlx(config: ModelConfig, bits: int) -> Backend:
         mx.eval(model.parameters())
         return model
 
-    return MLXBackend(worker.submit(build).result(), config, worker, bits)
+    return MLXBackend(worker.run(build), config, worker, bits)

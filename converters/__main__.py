@@ -23,7 +23,7 @@ from speech_xl.backend import install_hint, is_installed
 from speech_xl.config_check import LAYOUTS
 from speech_xl.errors import BackendError, CheckpointError, SpeechXLError
 from speech_xl.hub import hub_client
-from speech_xl.plain_text import plain_text
+from speech_xl.plain_text import one_line
 from speech_xl.schedule import format_bytes
 
 
@@ -67,7 +67,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
 def say(line: str) -> None:
     """Print, whoever reads: a closed pipe stops neither the conversion nor an upload, and names may be no text."""
     try:
-        print(plain_text(line), flush=True)
+        print(one_line(line), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -91,7 +91,8 @@ def report(plan: Plan, folders: list[Path], out: Path) -> None:
         print("The source has no tokenizer; put its tokenizer.json into the output before asking.", file=sys.stderr)
     strange = [name for name, reason in plan.unused if reason == NO_REASON]
     if strange:
-        print(f"{len(strange)} tensors are no part of a known {plan.family}, {strange[0]} first.", file=sys.stderr)
+        said = f"{len(strange)} tensors are no part of a known {plan.family}, {strange[0]} first."
+        print(one_line(said), file=sys.stderr)
 
 
 def packing_of(arguments: argparse.Namespace) -> Packing | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, dequantize
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, dequantize
 from gguf.constants import GGML_QUANT_SIZES
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -24,6 +24,9 @@ from converters.source import Stored, first_line
 from speech_xl.errors import CheckpointError
 
 MAGIC = b"GGUF"
+LONGEST_LIST = (
+    2**22
+)  # entries of a list in the metadata: the library makes several objects of each; vocabularies have 2**18
 # (regular expression for their whole name, transformers' name)
 NAMES = (
     (r"token_embd\.weight", "model.embed_tokens.weight"),
@@ -97,6 +100,19 @@ def unpermuted(numbers: torch.Tensor, heads: int) -> torch.Tensor:
     return pairs.transpose(1, 2).reshape(numbers.shape)
 
 
+class BoundedReader(GGUFReader):
+    """The library's reader, which by itself believes whatever length a list claims, and makes entries until memory is full."""
+
+    def _get_field_parts(self, offset: int, kind: int) -> tuple[int, list[Any], list[int], list[GGUFValueType]]:
+        if (
+            kind == GGUFValueType.ARRAY
+        ):  # type of the entries, four bytes; their number, eight; entries of a byte or more
+            length = int(self._get(offset + 4, np.uint64)[0])
+            if length > min(LONGEST_LIST, len(self.data) - offset):
+                raise ValueError(f"a list of {length} entries")
+        return super()._get_field_parts(offset, kind)
+
+
 class GGUFFile:
     """One opened file, as a source of a conversion. CheckpointError if it is damaged, cut off or unknown."""
 
@@ -106,7 +122,7 @@ class GGUFFile:
             if file.read(4) != MAGIC:
                 raise CheckpointError(f"{path} is no GGUF file; copy or download it again.")
         try:
-            self._reader = GGUFReader(path)
+            self._reader = BoundedReader(path)
             self._values = {name: part.contents() for name, part in self._reader.fields.items()}
         except Exception as error:  # the library fails in many ways on damaged files
             if "is not a valid GGMLQuantizationType" in str(error):

@@ -31,7 +31,7 @@ SPEECH, TEXT = "whisper:", "decoder:"
 def translate(config: Json, stored: frozenset[str]) -> ModelConfig:
     """`config` holds both configurations, as audio_config and text_config."""
     encoder, text = whisper_encoder(section(config, "audio_config")), section(config, "text_config")
-    stack = next(s for s in STACKS if encoder.max_source_positions % s == 0)
+    stack = next((s for s in STACKS if encoder.max_source_positions % s == 0), 1)
     return ModelConfig(
         encoder=encoder,
         adapter=AdapterConfig(stack=stack, hidden_size=field(text, "hidden_size"), bias=True),

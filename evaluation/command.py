@@ -21,6 +21,7 @@ from speech_xl.arguments import parse_ratio
 from speech_xl.backend import BACKENDS
 from speech_xl.errors import SpeechXLError
 from speech_xl.model import SpeechModel
+from speech_xl.plain_text import one_line
 from speech_xl.storage import MEMORY_BITS
 from speech_xl.summarizers import SUMMARIZERS
 from speech_xl.whole_file import hold_folder, whole_file
@@ -71,10 +72,10 @@ def _answer_all(
     run = Run(model.config.name, model.fingerprint, model.backend.name, arguments.memory_bits)
     results = ResultsFile(run, arguments.output, data)
     if results.changed:
-        print(results.changed, file=sys.stderr)
+        print(one_line(results.changed), file=sys.stderr)
     with tqdm(total=len(methods) * len(data.items), unit="item", file=sys.stderr) as bar:
         for method, item in evaluate(model, data, methods, results):
-            bar.set_postfix_str(f"{method.label}, {item.audio.name}", refresh=False)
+            bar.set_postfix_str(f"{method.label}, {one_line(item.audio.name)}", refresh=False)
             bar.update()
     about = (
         f"Model {run.model} ({run.fingerprint[:12]}), backend {run.backend} on {model.backend.device}, memory of "

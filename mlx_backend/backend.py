@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mlx_backend.attention import Pooled
 from mlx_backend.decoder import Intervals
 from mlx_backend.memory import KeyValues, TextCache
 from mlx_backend.model import SpeechXL
+from mlx_backend.worker import Worker
 from speech_xl.backend import Recognition, Step
 from speech_xl.config import ModelConfig
 from speech_xl.sampling import Choose
@@ -49,7 +49,7 @@ class Backend:
 
     name = "mlx"
 
-    def __init__(self, model: SpeechXL, config: ModelConfig, worker: ThreadPoolExecutor, memory_bits: int = 16):
+    def __init__(self, model: SpeechXL, config: ModelConfig, worker: Worker, memory_bits: int = 16):
         self.model = model
         self.config = config
         self._worker = worker
@@ -61,7 +61,7 @@ class Backend:
     @classmethod
     def load(cls, folder: Path, config: ModelConfig, memory_bits: int = 16, dtype: mx.Dtype | None = None) -> Backend:
         """Load every safetensors file of a checked checkpoint folder."""
-        worker = ThreadPoolExecutor(1, thread_name_prefix="mlx")
+        worker = Worker()
 
         def build() -> SpeechXL:
             on_gpu = mx.default_device() == mx.gpu
@@ -82,10 +82,10 @@ class Backend:
             mx.eval(model.parameters())
             return model
 
-        return cls(worker.submit(build).result(), config, worker, memory_bits)
+        return cls(worker.run(build), config, worker, memory_bits)
 
     def _run(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return self._worker.submit(work, *arguments).result()
+        return self._worker.run(work, *arguments)
 
     def _empty(self) -> list[KeyValues]:
         d, turned = self.config.decoder, self.model.decoder.turned

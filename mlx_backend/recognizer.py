@@ -174,10 +174,10 @@ class Recognizer(nn.Module):
             if position == c.max_target_positions:
                 break
             going_on = [row for row, token in enumerate(tokens) if token != c.end_id]
-            if len(going_on) < len(open_windows):
-                open_windows = [open_windows[row] for row in going_on]
+            if 0 < len(going_on) < len(open_windows):
                 for cache in caches:
                     cache.keep(going_on)
+            open_windows = [open_windows[row] for row in going_on]
             if open_windows:
                 ids = mx.array([[tokens[row]] for row in going_on])
                 logits, looks = self(ids, position, caches)

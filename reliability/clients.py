@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
 import statistics
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openai
@@ -69,13 +71,15 @@ class Client:
         """The answer to a question about its recording, which is sent along or named by its memory."""
         parts = [] if by_memory else [input_audio(self.recording)]
         extra = {"speech_xl": {"memory": self.memory}} if by_memory else {}
-        said = self.api.chat.completions.create(
+        completions: Any = self.api.chat.completions  # whose types know nothing of a field beside OpenAI's
+        said = completions.create(
             model=self.model, messages=messages(question, *parts), stream=stream, extra_body=extra
         )
         if stream:
             return "".join(chunk.choices[0].delta.content or "" for chunk in said if chunk.choices)
         self.memory = said.speech_xl["memory"]
-        return said.choices[0].message.content
+        answer: str = said.choices[0].message.content
+        return answer
 
     def transcribe(self) -> str:
         """The transcript of its recording, which is sent along."""
@@ -172,8 +176,8 @@ class Crowd:
 
 def resident_mib(process: int) -> float:
     """MiB of RAM that a process has now (Linux)."""
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
 
 
 @contextmanager
@@ -182,7 +186,13 @@ def serving(model: str, output: Path, keys: list[str]) -> Iterator[tuple[str, in
     command = [sys.executable, "-m", "speech_xl", "serve", "--model", model, "--backend", "torch", "--port", "0"]
     command += ["--store", str(output / "store"), *(word for key in keys for word in ("--api-key", key))]
     log = output / "server.txt"
-    with log.open("w") as said, subprocess.Popen(command, cwd=ROOT, stderr=said, stdout=said) as process:
+    environment = {
+        name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"
+    }  # all cores, as users do
+    with (
+        log.open("w") as said,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stderr=said, stdout=said) as process,
+    ):
         try:
             while not (found := re.search(r"http://\S+", log.read_text())):
                 if process.poll() is not None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from reliability.findings import Report
 
@@ -22,6 +23,7 @@ LONGEST_INPUT = 64 * 1024  # bytes
 HANG = 60  # seconds for one input, on a busy machine
 MOST_RESIDENT = 4096  # MiB: two for the input, and what the frameworks take
 MOST_STARTS = 20
+IN_MEMORY = Path("/dev/shm")  # where Linux keeps files in memory: every input is one for a moment
 RUNS = re.compile(rb"^#(\d+)\s", re.MULTILINE)
 COVERAGE = re.compile(rb"cov: (\d+)")
 
@@ -36,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def fuzz(name: str, folder: Path, seed: int, minutes: float, inputs: int | None, report: Report) -> dict[str, float]:
     """Run one target -> what was done."""
     folder.mkdir(parents=True)
+    with TemporaryDirectory(prefix="speech-xl-fuzz-", dir=IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None) as work:
+        return _fuzz(name, folder, Path(work), seed, minutes, inputs, report)
+
+
+def _fuzz(
+    name: str, folder: Path, work: Path, seed: int, minutes: float, inputs: int | None, report: Report
+) -> dict[str, float]:
     end = time.monotonic() + 60 * minutes
     runs = starts = coverage = 0
     used = os.times().children_user
@@ -50,7 +59,7 @@ def fuzz(name: str, folder: Path, seed: int, minutes: float, inputs: int | None,
             f"-rss_limit_mb={MOST_RESIDENT}",
             f"-artifact_prefix={folder}/ended-{starts}-",
         ]
-        command = [sys.executable, "-m", "reliability.fuzz_process", name, str(folder), *flags]
+        command = [sys.executable, "-m", "reliability.fuzz_process", name, str(folder), str(work), *flags]
         ended = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True)
         (folder / f"said-{starts}.txt").write_bytes(ended.stdout + ended.stderr)
         found = RUNS.findall(ended.stderr)

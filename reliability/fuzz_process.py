@@ -1,4 +1,4 @@
-"""One fuzzer in a process of its own: `python -m reliability.fuzz_process TARGET FOLDER FLAGS...`, flags as libFuzzer's.
+"""One fuzzer in a process of its own: `python -m reliability.fuzz_process TARGET FOLDER WORK FLAGS...`, flags as libFuzzer's.
 
 What the target raises is noted and fuzzing goes on; a crash, a hang or too much memory ends the process, and libFuzzer
 keeps the input. Python code of this project is watched for new paths.
@@ -55,13 +55,13 @@ def limit_memory() -> None:
 
 
 def main() -> None:
-    """Feed one target until the time is over; words: the target, its folder, the fuzzer's flags."""
-    name, folder, flags = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+    """Feed one target until the time is over; words: the target, its folder, one for its files, the fuzzer's flags."""
+    name, folder, work, flags = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]
     with atheris.instrument_imports(include=WATCHED, enable_loader_override=False):
         from reliability.fuzz_targets import TARGETS
         from speech_xl.errors import SpeechXLError
 
-        target = TARGETS[name](folder / "work")
+        target = TARGETS[name](work)
     corpus = folder / "corpus"
     corpus.mkdir(exist_ok=True)
     for number, seed in enumerate(target.seeds):
@@ -83,14 +83,15 @@ def main() -> None:
 
     def mutate(data: bytes, largest: int, seed: int) -> bytes:
         dice = random.Random(seed)
-        if dice.random() < OWN_CHANGES:
+        if target.mutate is not None and dice.random() < OWN_CHANGES:
             try:
                 made = target.mutate(data, dice)
                 if len(made) <= largest:
                     return made
             except (ValueError, TypeError, RecursionError, OverflowError):
                 pass
-        return atheris.Mutate(data, largest)
+        by_bytes: bytes = atheris.Mutate(data, largest)
+        return by_bytes
 
     limit_memory()
     atheris.Setup([sys.argv[0], *flags, str(corpus)], feed, **({"custom_mutator": mutate} if target.mutate else {}))

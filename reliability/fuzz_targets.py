@@ -74,7 +74,7 @@ def _audio(folder: Path) -> Target:
             made = io.BytesIO()
             sf.write(made, samples, rate, format=kind)
             seeds.append(made.getvalue())
-    seeds += [seeds[4] * 2, seeds[6] * 2, seeds[0][:200], b""]  # joined, cut off
+    seeds += [seeds[4] * 2, seeds[6] * 2, seeds[0][:6000], b""]  # joined, cut off
     return Target(
         seeds, feed, words=("RIFF", "WAVE", "fmt ", "data", "OggS", "fLaC", "ID3", "Xing", "FORM", "COMM", "ds64")
     )
@@ -123,10 +123,10 @@ def sxl(folder: Path) -> Target:
 
 
 def config(folder: Path) -> Target:
-    """A checkpoint's config.json, and the checkpoint where it fits its weights."""
+    """A checkpoint's config.json, with base parts and without, and the checkpoint where it fits its weights."""
     import math
 
-    from speech_xl.checkpoints import expected_tensors
+    from speech_xl.checkpoints import SHIPPED, expected_tensors
     from speech_xl.config_file import load_config
     from speech_xl.describe import describe_checkpoint
     from speech_xl.model import SpeechModel
@@ -141,11 +141,11 @@ def config(folder: Path) -> Target:
         path = folders[b'"recognizer": {' in data]
         (path / "config.json").write_bytes(data)
         found = load_config(path)
-        if sum(map(math.prod, expected_tensors(found).values())) < LARGEST_WEIGHTS:
+        if not found.parts and sum(map(math.prod, expected_tensors(found).values())) < LARGEST_WEIGHTS:
             describe_checkpoint(path)
             SpeechModel.load(str(path), "torch")
 
-    return Target(seeds, feed, mutate_json)
+    return Target([*seeds, (SHIPPED / "small" / "config.json").read_bytes()], feed, mutate_json)
 
 
 def foreign(folder: Path) -> Target:
@@ -253,9 +253,9 @@ async def post(app: Callable, path: str, kind: str, body: bytes) -> int:
     status = 0
 
     async def receive() -> dict:
-        for message in sent:
-            return message
-        await asyncio.Event().wait()  # a client that stays
+        if (message := next(sent, None)) is None:
+            await asyncio.Event().wait()  # a client that stays
+        return message or {}
 
     async def send(message: dict) -> None:
         nonlocal status

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from speech_xl import cli
 from tests.tiny import save_checkpoint, tiny_config, write_sound
 
 MOST_RESIDENT = 2 * 2**20  # KiB that a command may take beside what this process has
+CONTROLS = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)  # but tab, \r and \n
 CANARY = "canary"  # what a hostile file writes where it is executed
 
 
@@ -72,6 +76,8 @@ class House:
             self.report.find(f"{what}: {complaint}")
         else:
             self.counts["refused" if ended.code else "ended well"] += 1
+        if strange := sorted(set(CONTROLS.findall(ended.output + ended.errors))):
+            self.report.find(f"{what}: the terminal gets {strange}")
         if found := sorted(path for path in self.folder.rglob(CANARY)):
             self.report.find(f"{what}: code was executed, it wrote {found[0]}")
             found[0].unlink()
@@ -113,8 +119,9 @@ def names(house: House) -> None:
     house.speech_xl("batch of all names", words, house.folder, (0,))
     lines = (house.folder / "out" / "results.jsonl").read_text().splitlines()
     heard = [json.loads(line)["recording"] for line in lines if json.loads(line)["kind"] == "memory"]
-    if len(heard) != len(os.listdir(talks)):
-        house.report.find(f"batch heard {len(heard)} of {len(os.listdir(talks))} recordings with hostile names")
+    shown = [name for name in os.listdir(talks) if not name.startswith(".")]  # hidden files are not meant
+    if len(heard) != len(shown):
+        house.report.find(f"batch heard {len(heard)} of {len(shown)} recordings with hostile names")
 
 
 def files(house: House) -> None:

@@ -81,9 +81,9 @@ def server_findings(checkpoint: Path, folder: Path) -> Iterator[str]:
         body = {"model": model.config.name, "messages": messages("what?", input_audio(day, "flac"))}
         yield from call(f"{HOURS} h in base64", "POST", "/v1/chat/completions", 413, json=body)
         deep = "[" * 100_000
-        for body in (deep, json.dumps({"model": deep}), '{"a":' * 50_000):
-            yield from call("nested JSON", "POST", "/v1/chat/completions", range(400, 500), content=body)
-        for identifier in ("..", "%2e%2e%2fx", "mem_" + "0" * 31 + "/..", "mem_\n"):
+        for text in (deep, json.dumps({"model": deep}), '{"a":' * 50_000):
+            yield from call("nested JSON", "POST", "/v1/chat/completions", range(400, 500), content=text)
+        for identifier in ("..", "%2e%2e%2fx", "mem_" + "0" * 31 + "%2f%2e%2e", "mem_%0a"):
             yield from call("a memory's name", "GET", f"/v1/memories/{identifier}", range(400, 500))
     if (folder / "canary").exists():
         yield "the server unpickled a file"

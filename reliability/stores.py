@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from reliability.fuzz_targets import BOUNDARY, form, post
 from reliability.subjects import Subject
@@ -31,7 +32,8 @@ def page(inputs: Path) -> Subject:
         model = SpeechModel.load(str(checkpoint), "torch")
         session = Session(model)
         visit = session.run
-        visit.folder = SimpleNamespace(name=words[0], cleanup=lambda: None)
+        folder: Any = SimpleNamespace(name=words[0], cleanup=lambda: None)
+        visit.folder = folder
         listening = Listening(model, recording)
         visit.events = list(listening)
         visit.memory = listening.memory

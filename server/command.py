@@ -21,6 +21,7 @@ from speech_xl.backend import BACKENDS
 from speech_xl.errors import ScheduleError, SpeechXLError
 from speech_xl.fetching import cache_folder
 from speech_xl.model import SpeechModel
+from speech_xl.plain_text import one_line
 from speech_xl.schedule import format_bytes
 from speech_xl.storage import MEMORY_BITS
 
@@ -149,7 +150,7 @@ def main(words: list[str] | None = None, prog: str = "speech-xl serve") -> int:
                     file=sys.stderr,
                 )
             address = f"http://{arguments.host}:{listener.getsockname()[1]}/v1"
-            print(f"{model.config.name} answers at {address}; Ctrl-C ends it.", file=sys.stderr, flush=True)
+            print(f"{one_line(model.config.name)} answers at {address}; Ctrl-C ends it.", file=sys.stderr, flush=True)
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_LEAVE)
             Server(config).run(sockets=[listener])
     except SpeechXLError as error:

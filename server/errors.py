@@ -34,6 +34,7 @@ CODES = {
     QuestionError: "invalid_question",
     ScheduleError: "invalid_compression",
 }
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, an account's share of it, one file
 PARTS = ("text", "input_audio", "audio_url")  # the types that a message's part may have
 TYPES_TRIED = ("str", "int", "float", "list[str]", "parts")  # names of pydantic's, and a tag of fields.py
 REASONS = {  # in place of pydantic's words for its own notions
@@ -73,7 +74,7 @@ def refusal(error: Exception) -> ApiError:
     """What a client is told of an exception."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, OutputError) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+    if isinstance(error, OutputError) or (isinstance(error, OSError) and error.errno in NO_ROOM):
         return ApiError(507, "The server's disk has no room for this; try again later.", "no_space")
     if isinstance(error, SpeechXLError):
         code = next((code for kind, code in CODES.items() if isinstance(error, kind)), None)
@@ -126,5 +127,11 @@ def add_handlers(app: FastAPI) -> None:
     async def handle(request: Request, error: Exception) -> JSONResponse:
         return respond(error)
 
+    async def handle_disk(request: Request, error: OSError) -> JSONResponse:
+        if error.errno not in NO_ROOM:
+            raise error  # a defect: its traceback belongs into the log
+        return respond(error)
+
+    app.add_exception_handler(OSError, handle_disk)
     for kind in (ApiError, SpeechXLError, ValidationError, HTTPException, ClientDisconnect, Exception):
         app.add_exception_handler(kind, handle)

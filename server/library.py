@@ -180,7 +180,7 @@ class Library:
                 if can_hear or not path.exists():  # thrown away meanwhile
                     return None
                 raise
-            self.resident.put((owner, identifier), memory)
+            self._hold((owner, identifier), memory)
         return memory
 
     def keep(self, key: Key, memory: AudioMemory) -> Kept:
@@ -191,7 +191,7 @@ class Library:
         except (ApiError, OutputError) as error:
             reason = str(error) if isinstance(error, ApiError) else "The server's disk has no room for this memory."
             return Kept(memory, None, reused=False, warnings=(f"{reason} It will be heard again next time.",))
-        self.resident.put(key, memory)
+        self._hold(key, memory)
         return Kept(memory, key[1], reused=False)
 
     def take_in(self, owner: str, recording: Recording) -> str:
@@ -202,8 +202,12 @@ class Library:
         name = self.identify(memory.recording.sha256 or recording.sha256, memory.ratio, memory.summarizer)
         self.check_size(memory.bytes)
         self.store.copy(owner, name, recording.path)
-        self.resident.put((owner, name), memory)
+        self._hold((owner, name), memory)
         return name
+
+    def _hold(self, key: Key, memory: AudioMemory) -> None:
+        self.resident.put(key, memory)
+        self.model.ahead.add(memory)
 
     def entry(self, owner: str, identifier: str) -> Entry:
         """What a memory's file says; ApiError 404 if this owner has none of that name."""

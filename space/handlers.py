@@ -191,7 +191,8 @@ class Handlers(Worker):
                 raise RecordingError(nothing_to_ask(session))
             text = f"Of the first {clock(memory.seconds)}: " if partly else ""
             said = {"role": "assistant", "content": text}
-            box = ""  # emptied once: the next question may be typed while this one is answered
+            # The box is emptied once: the next question may be typed while this one is answered.
+            yield "", chat, gr.skip(), gr.skip(), gr.skip()
             for piece in self.answer(session.model, run, memory, question):
                 if isinstance(piece, Answer):
                     answer = piece
@@ -199,8 +200,7 @@ class Handlers(Worker):
                 if run.is_over:
                     return
                 said = {"role": "assistant", "content": said["content"] + piece}
-                yield box, [*chat, said], gr.skip(), gr.skip(), gr.skip()
-                box = gr.skip()
+                yield gr.skip(), [*chat, said], gr.skip(), gr.skip(), gr.skip()
         except SpeechXLError as error:
             chat = [*chat, {"role": "assistant", "content": str(error)}]
             yield question, chat, pictures.evidence_buttons(()), gr.skip(), gr.skip()
@@ -216,7 +216,7 @@ class Handlers(Worker):
         player = gr.skip()
         if answer.evidence and is_playable and not run.is_playing:
             player = gr.Audio(playback_position=answer.evidence[0].start)
-        yield box, [*chat, said], reasons, self._timeline(run), player
+        yield gr.skip(), [*chat, said], reasons, self._timeline(run), player
 
     def retry(self, chat: list[dict[str, Any]], session: Session | None) -> Iterator[tuple[Any, ...]]:
         """Ask the last question again, in place of its old answer."""

@@ -70,7 +70,8 @@ class ShelfHandlers:
             name, memory, events = join_opened(session.model, opened)
         session.forget()
         run = session.run
-        run.title, run.events, run.memory = name, events, memory
+        run.title, run.events = name, events
+        self.handlers.make_ready(session.model, run, memory)
         status = f"{escape(name)}: {clock(memory.seconds)}, from your shelf. Ask; the audio is not needed."
         return self.table(secret), [], pictures.evidence_buttons(()), *self.handlers.draw(session, status)
 

@@ -82,7 +82,7 @@ class Worker:
             raise RecordingError("Choose a recording first: drop a file, record one, or take the example.")
         name = pictures.shown_name(path)
         if Path(path).suffix.lower() == ".sxl":
-            run.memory = load_memory(Path(path), session.model)
+            self.make_ready(session.model, run, load_memory(Path(path), session.model))
             yield f"{name}: a memory of {clock(run.memory.seconds)}. Ask; the audio is not needed."
             return
         ratio, budget = parse_compression(compression)
@@ -96,7 +96,7 @@ class Worker:
         if memory is None:
             yield CANCELLED
             return
-        run.memory = memory
+        self.make_ready(session.model, run, memory)
         notes = " ".join(memory.warnings)
         heard_time = clock(memory.seconds)
         yield f"{name}: {heard_time} heard, all of it. Ask as often as you like. {escape(notes)}".strip()
@@ -128,6 +128,12 @@ class Worker:
         finally:
             hearing.close()
         return load_memory(kept, model)
+
+    def make_ready(self, model: SpeechModel, run: Run, memory: AudioMemory) -> None:
+        """All of a recording has been heard, or its memory opened."""
+        run.memory = memory
+        if self._borrowed is None:
+            model.ahead.add(memory)
 
     def _check_length(self, seconds: float | None) -> None:
         if seconds is not None and seconds > self.max_hours * 3600:

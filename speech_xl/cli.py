@@ -14,6 +14,7 @@ import sys
 from speech_xl import __version__
 from speech_xl.commands import COMMANDS
 from speech_xl.errors import MissingPackageError, SpeechXLError
+from speech_xl.plain_text import one_line
 
 PROG = "speech-xl"
 
@@ -64,5 +65,6 @@ def main(words: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes last goes nowhere
         return 0
     except OSError as error:  # a name too long, a folder that may not be entered, a full disk
-        print(f"{error.filename or 'A file'}: {error.strerror or error}; name another one.", file=sys.stderr)
+        said = f"{error.filename or 'A file'}: {error.strerror or error}; name another one."
+        print(one_line(said), file=sys.stderr)
         return 2

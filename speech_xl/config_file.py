@@ -53,8 +53,8 @@ def from_dict(data: dict[str, Any]) -> ModelConfig:
             raise CheckpointError(f"config.json: {where} lacks {', '.join(missing)}.")
         try:
             return cls(**{k: _tuples(v) for k, v in values.items()})
-        except TypeError as error:  # a field of another type than the checks of the whole calculate with
-            raise CheckpointError(f"config.json: {where} has a field of the wrong type ({error}).") from None
+        except RecursionError:
+            raise CheckpointError(f"config.json: {where} is nested too deep.") from None
 
     if not isinstance(data, dict):
         raise CheckpointError("config.json must hold one JSON object.")

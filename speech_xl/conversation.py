@@ -106,6 +106,7 @@ class Listening:
             self._state = model.backend.start(list(self._prefix))
         self._front_end = model.new_front_end()
         self._past: list[PastInterval] = []
+        self._recalled: dict[tuple[int, int], list[int]] = {}  # of all memories of this recording
         self._times = [np.zeros((0, 2), np.float32)]  # of all speech tokens, ...
         self._waiting = self._times[0]  # ... and of those that are queued
         self._words: deque[tuple[int, Word]] = deque()  # each one's first token, and the word: those that wait
@@ -246,6 +247,7 @@ class Listening:
             summarizer=self.summarizer.name,
             bytes=size,
             warnings=tuple(map(plain_text, warnings)),
+            recalled=self._recalled,
         )
 
     def snapshot(self) -> AudioMemory:

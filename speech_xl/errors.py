@@ -11,9 +11,17 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from speech_xl.plain_text import one_line
+
 
 class SpeechXLError(Exception):
-    """Base of every error whose message is meant for the person at the keyboard."""
+    """Base of every error whose message is meant for the person at the keyboard.
+
+    Messages quote names of files and words of other programs; what they do to a terminal is taken out of them here.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class RecordingError(SpeechXLError):

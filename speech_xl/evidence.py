@@ -30,10 +30,10 @@ def find_evidence(weights: np.ndarray, slot_times: np.ndarray) -> list[Evidence]
 
     weights (M,) float: attention to each memory slot, prefix left out; slot_times (M, 2): its start and end in
     seconds, see AudioMemory. A slot without any duration is no evidence: some models keep tokens of the padding
-    behind the recording's end.
+    behind the recording's end. Nor is a weight that is no number, which a damaged memory's numbers may lead to.
     The weights of the result sum to at most 1.
     """
-    weights = np.where(slot_times[:, 0] < slot_times[:, 1], weights, 0)
+    weights = np.where((slot_times[:, 0] < slot_times[:, 1]) & np.isfinite(weights), weights, 0)
     if not len(weights) or weights.max() <= 0:
         return []
     strong = np.flatnonzero(weights >= LEAST_SHARE * weights.max())
@@ -61,7 +61,7 @@ def evidence_heat(weights: np.ndarray, slot_times: np.ndarray, seconds: float) -
     for; slots below LEAST_SHARE of the strongest are background, as there. () where there is no evidence.
     """
     durations = slot_times[:, 1] - slot_times[:, 0]
-    weights = np.where(durations > 0, weights, 0)
+    weights = np.where((durations > 0) & np.isfinite(weights), weights, 0)
     if not len(weights) or weights.max() <= 0 or seconds <= 0:
         return ()
     strong = np.flatnonzero(weights >= LEAST_SHARE * weights.max())

@@ -18,6 +18,11 @@ class FairLock:
         self._waiting: deque[threading.Lock] = deque()  # each is released when its owner's turn comes
         self._held = False
 
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody has it now."""
+        return self._held
+
     def __enter__(self) -> None:
         with self._guard:
             if not self._held:

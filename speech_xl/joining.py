@@ -42,15 +42,15 @@ def join_memories(model: SpeechModel, memories: Sequence[AudioMemory]) -> AudioM
     parts = tuple(part for memory in memories for part in parts_of(memory))
     state, prefix = memories[0].state, len(memories[0].prefix)
     spans, times = [memories[0].spans], [memories[0].times]
-    tokens, seconds, intervals = memories[0].tokens, memories[0].seconds, memories[0].intervals
+    tokens, seconds = memories[0].tokens, memories[0].seconds
     recalled = dict(memories[0].recalled)
     with model.lock:
         for memory in memories[1:]:
             state = model.backend.join(state, memory.state, prefix)
             spans.append(memory.spans + tokens)
             times.append((memory.times.astype(np.float64) + seconds).astype(np.float32))
-            recalled |= {intervals + number: ids for number, ids in memory.recalled.items()}
-            tokens, seconds, intervals = tokens + memory.tokens, seconds + memory.seconds, intervals + memory.intervals
+            recalled |= {(first + tokens, stop + tokens): ids for (first, stop), ids in memory.recalled.items()}
+            tokens, seconds = tokens + memory.tokens, seconds + memory.seconds
         size = model.backend.memory_bytes(state)
     declared = [part.recording.seconds for part in parts]
     source = RecordingSource(

@@ -66,8 +66,9 @@ class AudioMemory:
     bytes: int  # of keys and values, prefix included
     warnings: tuple[str, ...] = ()  # what a listener should know of the recording, a sentence each
     text_position: int | None = None  # of a slice: where text behind it starts; None: right behind all slots
-    recalled: dict[int, list[int]] = field(default_factory=dict, compare=False, repr=False)  # interval -> token ids of
-    # its words, once somebody asked for them
+    # An interval's speech tokens [first, past the last) -> token ids of its words, once somebody asked for them. A snapshot
+    # shares them with what comes after it: an interval that was still open then has other tokens later.
+    recalled: dict[tuple[int, int], list[int]] = field(default_factory=dict, compare=False, repr=False)
     parts: tuple[MemoryPart, ...] = ()  # of a joined memory, see joining.py: its recordings, whose seconds go on
     readings: WeakValueDictionary[Any, AudioMemory] = field(
         default_factory=WeakValueDictionary, compare=False, repr=False

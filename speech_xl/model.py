@@ -14,6 +14,7 @@ from speech_xl.errors import ScheduleError
 from speech_xl.fair_lock import FairLock
 from speech_xl.front_end import front_end_factory
 from speech_xl.prompt import LONGEST_ANSWER, Prompt
+from speech_xl.recall_ahead import RecallAhead
 from speech_xl.schedule import Ratio, check_ratio, memory_slots, ratio_for_budget
 from speech_xl.summarizers import interval_of, ratios_of
 from speech_xl.together import Together
@@ -34,8 +35,8 @@ def check_choice(config: ModelConfig, ratio: Ratio | str, budget: int | None) ->
 
 class SpeechModel:
     """A loaded model: configuration, prompt and backend. `lock` admits one caller to the backend at a time,
-    in order of arrival; `together` answers what is asked of one memory at once. `note`: a line for the user about which
-    model this is, if there is one to say.
+    in order of arrival; `together` answers what is asked of one memory at once, and `ahead` recalls what will be asked about.
+    `note`: a line for the user about which model this is, if there is one to say.
     """
 
     def __init__(self, folder: Path, config: ModelConfig, prompt: Prompt, backend: Backend, note: str | None = None):
@@ -48,6 +49,7 @@ class SpeechModel:
         self.note = note
         self.lock = FairLock()
         self.together = Together(self)
+        self.ahead = RecallAhead(self)
 
     @classmethod
     def load(cls, model: str | None = None, backend: str = "auto", memory_bits: int = 16) -> SpeechModel:

@@ -64,19 +64,23 @@ def recalled_words(model: SpeechModel, memory: AudioMemory, intervals: Sequence[
     """Token ids of each interval's words, a batch of intervals at a time. What was recalled once is kept."""
     prompt, prefix = model.prompt, len(memory.prefix)
     per_token = WORDS_PER_SPEECH_TOKEN if model.config.recognizer is None else 1  # there, words are what was heard
-    for at in range(0, len(intervals), INTERVALS_AT_ONCE):
-        batch = intervals[at : at + INTERVALS_AT_ONCE]
-        missing = [interval for interval in batch if interval.number not in memory.recalled]
-        if missing:
+    for at, wanted in enumerate(intervals):
+        if wanted.tokens not in memory.recalled:
+            missing = [i for i in intervals[at:] if i.tokens not in memory.recalled][:INTERVALS_AT_ONCE]
             limits = [per_token * (i.tokens[1] - i.tokens[0]) for i in missing]
             with model.lock:
                 said = model.backend.answer_spans(
                     memory.state, prefix, [i.slots for i in missing], prompt.transcribe_ids, prompt.end_ids, max(limits)
                 )
             for interval, ids, limit in zip(missing, said, limits, strict=True):
-                memory.recalled[interval.number] = ids[:limit]
-        for interval in batch:
-            yield memory.recalled[interval.number]
+                memory.recalled[interval.tokens] = ids[:limit]
+        yield memory.recalled[wanted.tokens]
+
+
+def can_recall(model: SpeechModel, memory: AudioMemory) -> bool:
+    """Whether questions about a memory are answered from recalled words."""
+    untrained = memory.summarizer != SSTs.name and any(ratio is not None for ratio in memory.ratios)
+    return bool(model.config.sst and model.config.sst.recall) and memory.text_position is None and not untrained
 
 
 def recall(
@@ -88,10 +92,10 @@ def recall(
     question's figures are spelled as these words have them. `memory` itself and the question as it is if a rule without
     training compressed it, or the checkpoint does not recall.
     """
-    most = model.config.sst.recall if model.config.sst else 0
-    untrained = memory.summarizer != SSTs.name and any(ratio is not None for ratio in memory.ratios)
-    if not most or memory.text_position is not None or untrained:
+    if not can_recall(model, memory):
         return memory, question
+    assert model.config.sst is not None
+    most = model.config.sst.recall
     intervals = intervals_between(memory, *span)
     if len(intervals) > most or asked_numbers(question):
         intervals = choose(model, memory, question, intervals, most)

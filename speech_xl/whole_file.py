@@ -31,15 +31,21 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     OutputError where it cannot be written.
     """
+    with writing(path), _hidden_folder(path) as folder:
+        temporary = folder / path.name
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would leave 0600
+        yield temporary
+        temporary.chmod(mode)
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What a disk refuses in the block, a full one say, is an OutputError that names `path`."""
     try:
-        with _hidden_folder(path) as folder:
-            temporary = folder / path.name
-            temporary.touch()
-            mode = temporary.stat().st_mode  # as the user's umask has it; safetensors would leave 0600
-            yield temporary
-            temporary.chmod(mode)
-            os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:  # a full disk is a SafetensorError
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path} cannot be written ({reason}); choose another folder.") from error
 
@@ -120,11 +126,9 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def do_with(path: Path, action: Callable[[], T]) -> T:
-    """What `action` returns; an OSError of it is an OutputError that names `path`."""
-    try:
+    """What `action` returns; see `writing`."""
+    with writing(path):
         return action()
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another folder.") from None
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:

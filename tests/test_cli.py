@@ -20,6 +20,7 @@ from speech_xl.arguments import parse_bytes, read_questions
 from speech_xl.cli import main
 from speech_xl.config import SSTConfig
 from speech_xl.errors import QuestionError, ScheduleError
+from speech_xl.plain_text import harmless
 from tests.tiny import END, save_checkpoint, sound, tiny_config, write_sound
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
@@ -271,12 +272,12 @@ def test_a_transcript_has_one_document_and_three_forms(run, recording: Path, tmp
     segments = document["segments"]
     assert segments and all(list(s) == ["start", "end", "text"] and s["text"] for s in segments)
     assert json.loads(run("transcribe", recording, "--format", "json")[1])["segments"] == segments
-    assert run("transcribe", memory)[1].splitlines() == [s["text"] for s in segments]
+    assert run("transcribe", memory)[1].splitlines() == [harmless(s["text"]) for s in segments]
     for name, start in (("talk.srt", "1\n00:00:0"), ("talk.vtt", "WEBVTT\n\n00:00:0")):
         code, out, _ = run("transcribe", memory, "-o", tmp_path / name)
         text = (tmp_path / name).read_text()
         assert code == 0 and out == "" and text.startswith(start) and text.count("-->") == len(segments)
-        assert run("transcribe", memory, "--format", name[-3:])[1] == text
+        assert run("transcribe", memory, "--format", name[-3:])[1] == harmless(text)
     part = json.loads(run("transcribe", memory, "--format", "json", "--from", "2", "--to", "0:03")[1])["segments"]
     assert part == [s for s in segments if s["start"] < 3 and s["end"] > 2]
 
@@ -424,6 +425,16 @@ def test_a_name_that_is_no_text_is_shown_by_its_bytes(run, recording: Path, tmp_
     assert code == 0 and "caf\\udce9.sxl" in out
     code, out, _ = run("info", path.with_suffix(".sxl"))
     assert code == 0 and "caf\\udce9.wav" in out
+
+
+def test_a_name_does_nothing_to_a_terminal(run, recording: Path, tmp_path: Path) -> None:
+    path = tmp_path / "\x1b[2J\u202ered\n.wav"
+    path.write_bytes(recording.read_bytes())
+    said = [run(*words)[1] for words in (["listen", path], ["info", path], ["info", path.with_suffix(".sxl")])]
+    said.append(refused(run("ask", path.with_name("\x1b]0;title\a.wav"), "a?")))
+    said.append(refused(run("info", path.with_name("\x9b2J.sxl"))))
+    assert [line for text in said for line in text.splitlines() if not line.isprintable()] == []
+    assert all("\\x1b[2J\\u202ered\\n." in text for text in said[:3]) and "\\x1b]0;title\\x07.wav" in said[3]
 
 
 def test_an_unknown_tensor_is_named(run, recording: Path, tmp_path: Path) -> None:

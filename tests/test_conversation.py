@@ -173,6 +173,15 @@ def test_evidence_joins_neighbours_and_puts_the_strongest_first() -> None:
     assert [(e.start, e.end) for e in heard_less] == [(6.4, 8.32)]
 
 
+def test_a_weight_that_is_no_number_is_no_evidence() -> None:
+    times = np.stack([np.arange(4), np.arange(1, 5)], axis=1)
+    weights = np.array([np.nan, 0.5, np.inf, np.nan], np.float32)  # of a memory whose numbers go beyond float32
+    assert [(e.start, e.end) for e in find_evidence(weights, times)] == [(1, 2)]
+    assert max(evidence_heat(weights, times, 4.0)) == 1
+    nothing = np.full(4, np.nan, np.float32)
+    assert find_evidence(nothing, times) == [] and evidence_heat(nothing, times, 4.0) == ()
+
+
 def test_levels_cover_every_sample() -> None:
     levels = Levels(10)
     for n in (3, 12, 9, 11):

@@ -52,6 +52,13 @@ def test_a_decoders_strange_numbers(change: dict, copied: Path, tmp_path: Path, 
     assert refusal(capsys, copied, tmp_path / "out")
 
 
+@pytest.mark.parametrize("positions", [0.5, 7, 0, -1500, True, "1500"], ids=str)
+def test_a_whispers_strange_positions(positions: object, tmp_path: Path, capsys) -> None:
+    whisper, decoder = families.whisper(tmp_path / "whisper"), families.qwen2(tmp_path / "qwen2")
+    edit(whisper, max_source_positions=positions)
+    assert refusal(capsys, whisper, tmp_path / "out", "--decoder", str(decoder))
+
+
 @pytest.mark.parametrize("ends", [-1, 2**40, 10**30, "x", 3.0, {"a": 1}, [["a"]]], ids=str)
 def test_strange_end_tokens(ends: object, copied: Path, tmp_path: Path, capsys) -> None:
     (copied / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))

@@ -81,6 +81,9 @@ def damage(path: Path, how: str) -> None:
         data = data[: len(data) - 2000]
     elif how == "cut in the metadata":
         data = data[:200]
+    elif how == "a list without end":
+        place = data.index(b"tokenizer.ggml.token_type") + len("tokenizer.ggml.token_type") + 4 + 4
+        data = data[:place] + struct.pack("<Q", 2**60) + data[place + 8 :]
     else:  # the type of a tensor that no version of the library knows
         place = data.index(b"token_embd.weight") + len("token_embd.weight") + 4 + 2 * 8
         data = data[:place] + struct.pack("<I", 9999) + data[place + 4 :]
@@ -93,6 +96,7 @@ def damage(path: Path, how: str) -> None:
         ("magic", "no GGUF file"),
         ("cut off", "cut off"),
         ("cut in the metadata", "cut off"),
+        ("a list without end", "damaged"),
         ("type", "unknown quantization"),
     ],
 )

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from torch_backend import linear as module
-from torch_backend.linear import FEW_ROWS, LARGE, Linear, linear
+from torch_backend.linear import LARGE, ROWS, Linear, linear
 
 INPUTS = 512
 OUTPUTS = LARGE // INPUTS  # the least that is large
 
 
-@pytest.mark.parametrize("shape", [(1,), (1, 1), (2, 1), (1, 3), (2, 2), (FEW_ROWS + 1,), (0,)])
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (2, 1), (1, 3), (2, 2), (5,), (3, 11), (ROWS[-1] + 1,), (0,)])
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("outputs", [OUTPUTS, 3])
 def test_it_is_the_usual_product(shape: tuple[int, ...], has_bias: bool, outputs: int) -> None:
@@ -34,7 +34,7 @@ def test_its_gradients_are_the_usual_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "rows, dtype, is_usual", [(1, torch.float32, False), (5, torch.float32, True), (1, torch.float64, True)]
+    "rows, dtype, is_usual", [(1, torch.float32, False), (ROWS[-1] + 1, torch.float32, True), (1, torch.float64, True)]
 )
 def test_what_gains_nothing_takes_the_usual_product(
     rows: int, dtype: torch.dtype, is_usual: bool, monkeypatch: pytest.MonkeyPatch
@@ -46,6 +46,8 @@ def test_what_gains_nothing_takes_the_usual_product(
         def linear(x: torch.Tensor, *rest: torch.Tensor | None) -> torch.Tensor:
             calls.append(1)
             return F.linear(x, *rest)
+
+        pad = F.pad
 
     monkeypatch.setattr(module, "F", Usual)
     linear(torch.ones(rows, INPUTS, dtype=dtype), torch.ones(OUTPUTS, INPUTS, dtype=dtype))

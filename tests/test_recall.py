@@ -14,6 +14,7 @@ from speech_xl.config import SAMPLING_RATE
 from speech_xl.config_check import check
 from speech_xl.conversation import Listening, ask
 from speech_xl.errors import CheckpointError, QuestionError
+from speech_xl.joining import join_memories
 from speech_xl.memory import AudioMemory
 from speech_xl.model import SpeechModel
 from speech_xl.recall import choose, intervals_between, recall, recalled_words
@@ -93,7 +94,7 @@ def test_few_intervals_are_all_recalled_without_looking(
     monkeypatch.setattr(model.backend, "answer", None)
     first = intervals_between(memory, *whole(memory))[0]
     recalled = recall(model, memory, QUESTION, (first.start, first.end))[0]
-    assert set(memory.recalled) >= {first.number}
+    assert set(memory.recalled) >= {first.tokens}
     assert len(recalled.times) and recalled.times[:, 0].min() >= first.start - 0.01
 
 
@@ -113,7 +114,7 @@ def test_a_number_is_read_where_it_was_said_as_it_was_said(
     intervals = intervals_between(memory, *whole(memory))
     words = [model.prompt.text_ids(f" word {n} and so on") for n in range(len(intervals))]
     words[-1] = model.prompt.text_ids(" it was Four, seven that")
-    memory = dataclasses.replace(memory, recalled={i.number: ids for i, ids in zip(intervals, words, strict=True)})
+    memory = dataclasses.replace(memory, recalled={i.tokens: ids for i, ids in zip(intervals, words, strict=True)})
     assert choose(model, memory, "what is order 47?", intervals, 3) == intervals[-2:]
     assert choose(model, memory, "what is order 48?", intervals, 3) == intervals[:3]
     asked = recall(model, memory, "what is order 47?", whole(memory))[1]
@@ -124,8 +125,8 @@ def test_a_number_is_read_where_it_was_said_as_it_was_said(
 def test_only_what_a_called_out_number_announces_is_read(model: SpeechModel, memory: AudioMemory) -> None:
     intervals = intervals_between(memory, *whole(memory))
     said = [" it is so. Two", " nine. Four seven. A small", " one for me. Four", " eight. A large one. And"]
-    words = dict(zip((i.number for i in intervals), map(model.prompt.text_ids, said), strict=False))
-    memory = dataclasses.replace(memory, recalled={i.number: words.get(i.number, []) for i in intervals})
+    words = dict(zip((i.tokens for i in intervals), map(model.prompt.text_ids, said), strict=False))
+    memory = dataclasses.replace(memory, recalled={i.tokens: words.get(i.tokens, []) for i in intervals})
     read, asked = recall(model, memory, "what is order 47?", whole(memory))
     ids = model.prompt.text_ids(" Four seven. A small one for me.")
     assert asked == "what is order Four seven?" and len(read.times) == read.tokens == len(ids)
@@ -172,3 +173,31 @@ def test_recall_needs_words(tmp_path: Path) -> None:
         check(dataclasses.replace(config, sst=dataclasses.replace(config.sst, recall=2)))
     with pytest.raises(CheckpointError, match="whole number from 0"):
         check(with_recall(-1))
+
+
+def test_words_recalled_while_listening_serve_what_comes_after_it(
+    model: SpeechModel, memory: AudioMemory, path: Path
+) -> None:
+    """But not those of an interval that went on."""
+    listening = Listening(model, path, 4)
+    events = iter(listening)
+    next(events)
+    early = listening.snapshot()
+    list(transcribe(model, early))
+    open_interval = intervals_between(early, *whole(early))[-1]
+    list(events)
+    later = listening.memory
+    assert {i.tokens for i in intervals_between(early, *whole(early))} <= set(later.recalled)
+    assert open_interval.tokens not in {i.tokens for i in intervals_between(later, *whole(later))}
+    assert list(transcribe(model, later)) == list(transcribe(model, memory))
+
+
+def test_words_of_parts_serve_their_whole(
+    model: SpeechModel, memory: AudioMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sst = dataclasses.replace(model.config.sst, horizon=0)
+    monkeypatch.setattr(model, "config", dataclasses.replace(model.config, sst=sst))
+    words = list(recalled_words(model, memory, intervals_between(memory, *whole(memory))))
+    joined = join_memories(model, [memory, memory])
+    monkeypatch.setattr(model.backend, "answer_spans", None)
+    assert list(recalled_words(model, joined, intervals_between(joined, *whole(joined)))) == words * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,20 @@ def test_greedy_reading_equals_transformers_and_the_backends_each_other(pair, be
             np.testing.assert_allclose(found.attention, heads.numpy(), atol=1e-4)
             assert found.mean_log_prob == pytest.approx(chosen.mean().item(), abs=1e-4)
             assert found.no_speech == pytest.approx(logits[0].softmax(-1)[r.no_speech_id].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_windows_may_all_end_at_the_same_token(pair, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ours, twin = pair
+    mel = np.repeat(windows(0, 1), count, axis=0)
+    first, *more = ours.recognize(mel)[0].ids
+    assert more
+    for backend in (ours, twin):
+        recognizer = backend.model.speech.recognizer
+        monkeypatch.setattr(recognizer, "config", dataclasses.replace(CONFIG.recognizer, end_id=first))
+        readings = backend.recognize(mel)
+        assert [reading.ids for reading in readings] == [[]] * count
+        assert all(len(reading.attention) == 1 for reading in readings)
 
 
 def test_transformers_generate_reads_the_same(pair) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from reliability.hostile_page import running
 from reliability.mutations import mutate_json, mutate_safetensors
-from reliability.subjects import Subject
+from reliability.subjects import Subject, in_order
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,6 +71,27 @@ def test_lines_may_be_cut_short_and_not_wrong(text: str, wrong: list[str], files
     (disturbed / "a.txt").write_text(text)
     growing = Subject("none", lambda folder: [], growing=("a.txt",))
     assert growing.half_written(disturbed, whole, {}) == wrong
+
+
+def test_lines_that_do_not_count_may_differ_and_be_cut(files: tuple[Path, Path]) -> None:
+    def counts(name: str, data: bytes) -> bytes:
+        return b"".join(line for line in data.splitlines(keepends=True) if b"speed" not in line)
+
+    whole, disturbed = files
+    subject = Subject("none", lambda folder: [], counts, growing=("*.txt",))
+    (whole / "a.txt").write_text("one\nspeed 12\ntwo\n")
+    for text, wrong in (("one\nspeed 7\ntw", []), ("one\nspeed 7", []), ("one\nspe", []), ("on\n", ["a.txt"])):
+        (disturbed / "a.txt").write_text(text)
+        assert subject.half_written(disturbed, whole, {}) == wrong
+
+
+def test_a_memory_is_the_same_in_whichever_order_its_header_is_written() -> None:
+    def written(names: str) -> bytes:
+        header = json.dumps({"__metadata__": dict.fromkeys(names, "x")}).encode()
+        return len(header).to_bytes(8, "little") + header + b"data"
+
+    assert in_order(written("abc")) == in_order(written("cab")) != in_order(written("abd"))
+    assert in_order(b"no header") == b"no header"
 
 
 def test_an_older_folder_may_still_be_there_but_whole(files: tuple[Path, Path]) -> None:

@@ -278,6 +278,7 @@ def test_a_defect_shows_nothing_of_itself() -> None:
         answer = client.get(f"/{kind}")
         assert answer.status_code == status and "secret" not in answer.text
         assert answer.json()["error"]["type"] == "server_error"
+    assert TestClient(app).get("/full").status_code == 507  # and no traceback in the log: a full disk is no defect
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,20 @@ def test_an_answer_given_while_listening_keeps_its_evidence(
     redraws.close()
 
 
+def test_a_question_is_seen_in_the_conversation_before_anything_is_computed(
+    tiny_speech_model: SpeechModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, handlers = Session(tiny_speech_model), Handlers(tiny_speech_model, 1.0)
+    list(handlers.hear(str(write_sound(tmp_path / "talk.wav", 60)), "8", session))
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_speech_model.backend, "answer", None)
+        asked = handlers.ask(QUESTION, [], session)
+        box, chat, *rest = next(asked)
+    assert box == "" and chat == [{"role": "user", "content": QUESTION}] and rest == [gr.skip()] * 3
+    boxes = [box for box, *_ in asked]
+    assert boxes and boxes == [gr.skip()] * len(boxes)  # another question may be typed
+
+
 def test_a_session_that_ends_in_mid_listening_leaves_nothing(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
     session, handlers = Session(tiny_speech_model), Handlers(tiny_speech_model, 1.0)
     hearing = handlers.hear(str(write_sound(tmp_path / "talk.wav", 60)), "8", session)

@@ -12,14 +12,11 @@ import torch
 
 from speech_xl.checkpoints import check_checkpoint
 from speech_xl.config import SSTConfig
-from speech_xl.errors import OutputError
 from tests.tiny_training import SST, STAGE, TALKS, hearing_checkpoint, metrics, recipe, tensors, train, write_lines
 from torch_backend.backend import Backend
 from training import loop, network
 from training.__main__ import main
-from training.export import replace_folder
 from training.runner import Runner
-from training.state import StageFolder
 
 
 @pytest.fixture(scope="module")
@@ -246,24 +243,6 @@ def test_a_kill_before_the_first_saved_state_leaves_no_trace(
     whole, found = (metrics(tmp_path / name) for name in ("whole", "killed"))
     assert found["loss"] == whole["loss"]
     assert len(path.read_text().splitlines()) == 1 + sum(map(len, found.values()))
-
-
-def test_what_was_set_aside_goes_when_a_kill_left_it(tmp_path: Path) -> None:
-    (tmp_path / "model.old").mkdir()  # killed between the two renames
-    (tmp_path / "model.partial").mkdir()
-    replace_folder(tmp_path / "model.partial", tmp_path / "model")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_a_state_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise RuntimeError("[enforce fail at inline_container.cc:815] . PytorchStreamWriter failed writing file")
-
-    folder = StageFolder(tmp_path / "stage", 5)
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OutputError, match="make room"):
-        folder.save({})
-    assert list(folder.path.iterdir()) == []
 
 
 def test_a_wrong_start_is_one_sentence(model: Path, talks: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from speech_xl.errors import SpeechXLError
+from speech_xl.plain_text import one_line
 
 
 def main(command: list[str] | None = None, prog: str = "python -m training") -> int:
@@ -42,7 +43,8 @@ def main(command: list[str] | None = None, prog: str = "python -m training") -> 
         print(error, file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder that may not be entered
-        print(f"{error.filename or 'A file'}: {error.strerror or error}; name another output folder.", file=sys.stderr)
+        said = f"{error.filename or 'A file'}: {error.strerror or error}; name another output folder."
+        print(one_line(said), file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the first step, or twice
         pass

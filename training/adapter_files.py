@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from training.export import replace_folder
+from training.export import folder_of
 from training.lora import LoraLinear
 from training.recipe import LoraConfig, RecipeError
 from training.sharding import share_of, whole
@@ -56,14 +56,11 @@ def factors_of(adapters: dict[str, LoraLinear], keeps: bool = True) -> Factors:
 
 
 def save_adapter(factors: Factors, config: LoraConfig, base: str, folder: Path) -> None:
-    """Write an adapter folder. `base` is what it was trained on, in words or as a path."""
-    temporary = folder.with_name(folder.name + ".partial")
-    temporary.mkdir(parents=True, exist_ok=True)
+    """Write an adapter folder. `base` is what it was trained on, in words or as a path. OutputError where that cannot be."""
     tensors: dict[str, torch.Tensor] = {}
     for name, (a, b) in factors.items():
         layer = PREFIX + their_name(name)
         tensors |= {f"{layer}.lora_A.weight": a.contiguous(), f"{layer}.lora_B.weight": b.contiguous()}
-    save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -77,8 +74,9 @@ def save_adapter(factors: Factors, config: LoraConfig, base: str, folder: Path) 
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    (temporary / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    replace_folder(temporary, folder)
+    with folder_of(folder) as temporary:
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        (temporary / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def read_adapter(folder: Path) -> tuple[int, float, Factors]:

@@ -21,6 +21,7 @@ from speech_xl.checkpoints import fingerprint
 from speech_xl.config import ModelConfig, SSTConfig
 from speech_xl.config_file import load_config
 from speech_xl.errors import CheckpointError
+from speech_xl.plain_text import one_line
 from speech_xl.prompt import Prompt
 from training.adapter_files import WEIGHTS, factors_of, read_adapter, save_adapter, start_from
 from training.batch import Batcher
@@ -101,6 +102,8 @@ class Runner:
             self.output / "stages" / f"{stage.name}-{stage_fingerprint(facts)[:12]}", self.recipe.save_minutes
         )
         if folder.is_done:
+            if self.accelerator.is_main_process:
+                folder.drop_state()
             self._say(f"Stage {stage.name} is done already: {folder.model}")
             return folder.model
         config = load_config(source)
@@ -172,7 +175,7 @@ class Runner:
         return tqdm(recordings, unit="recording", desc="hearing", disable=is_quiet, delay=2, leave=False)
 
     def _say(self, sentence: str) -> None:
-        self.accelerator.print(sentence, flush=True)
+        self.accelerator.print(one_line(sentence), flush=True)
 
 
 def multiplies_bfloat16(precision: str | None) -> bool:

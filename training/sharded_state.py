@@ -15,6 +15,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.optim import Optimizer
 
+from speech_xl.errors import OutputError
 from training.sharding import share_of
 from training.state import StageFolder
 
@@ -24,22 +25,26 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's
 def save_shards(
     folder: StageFolder, step: int, elapsed: float, trained: dict[str, nn.Parameter], optimizer: Optimizer
 ) -> None:
-    """Write `folder`/state-STEP and drop older ones; all processes call this together."""
+    """Write `folder`/state-STEP and drop older ones; all processes call this together. OutputError if one of them cannot."""
     temporary = folder.path / "shards.partial"
     is_main = dist.get_rank() == 0
     if is_main:
         shutil.rmtree(temporary, ignore_errors=True)
     dist.barrier()
     moments = {name: optimizer.state[p] for name, p in trained.items() if p in optimizer.state}
-    dcp.save(
-        {
-            "step": step,
-            "elapsed": elapsed,
-            "parameters": {n: p.detach() for n, p in trained.items()},
-            "moments": moments,
-        },
-        checkpoint_id=temporary,
-    )
+    state = {
+        "step": step,
+        "elapsed": elapsed,
+        "parameters": {n: p.detach() for n, p in trained.items()},
+        "moments": moments,
+    }
+    try:
+        dcp.save(state, checkpoint_id=temporary)
+    except dcp.CheckpointException as error:  # raised in all of them: what each that failed says
+        reason = next(iter(error.failures.values()))[0]
+        raise OutputError(
+            f"{temporary} cannot be written ({reason}); make room and run the same command again."
+        ) from error
     if is_main:
         older = folder.shards()
         os.replace(temporary, folder.path / f"state-{step}")

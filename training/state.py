@@ -80,6 +80,10 @@ class StageFolder:
         """Mark the stage as done; its state is no longer needed."""
         with whole_file(self.path / "done.json") as temporary:
             temporary.write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
+        self.drop_state()
+
+    def drop_state(self) -> None:
+        """Delete the state of a stage that is done; also one that a kill has left."""
         (self.path / "state.pt").unlink(missing_ok=True)
         for path in self.shards():
             shutil.rmtree(path)

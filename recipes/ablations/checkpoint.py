@@ -19,7 +19,7 @@ from speech_xl.config import DecoderConfig, EncoderConfig, ModelConfig, PromptCo
 from speech_xl.config_file import load_config, save_config
 from torch_backend.decoder import Decoder
 from torch_backend.model import SpeechXL
-from training.export import replace_folder
+from training.export import folder_of
 from training.network import read_tensors
 
 BEGIN, ANSWER, END, UNKNOWN = "<|begin|>", "<|answer|>", "<|end|>", "<|unknown|>"
@@ -109,9 +109,7 @@ def fresh(tensor: torch.Tensor) -> torch.Tensor:
 
 def _write(folder: Path, config: ModelConfig, tokenizer: Tokenizer, tensors: dict[str, torch.Tensor]) -> None:
     """The folder is either whole or absent."""
-    temporary = folder.with_name(folder.name + ".partial")
-    temporary.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.contiguous() for name, t in tensors.items()}, temporary / "model.safetensors")
-    save_config(config, temporary)
-    tokenizer.save(str(temporary / "tokenizer.json"))
-    replace_folder(temporary, folder)
+    with folder_of(folder) as temporary:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary / "model.safetensors")
+        save_config(config, temporary)
+        tokenizer.save(str(temporary / "tokenizer.json"))

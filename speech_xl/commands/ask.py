@@ -15,6 +15,7 @@ from speech_xl.conversation import ask, ask_together
 from speech_xl.documents import answer_document
 from speech_xl.errors import QuestionError
 from speech_xl.memory import AudioMemory
+from speech_xl.plain_text import harmless, one_line
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -57,17 +58,17 @@ def main(words: list[str], prog: str) -> int:
     if len(questions) == 1 and not arguments.json:
         asking = ask(model, memory, questions[0], longest, *span)
         for piece in asking:
-            print(piece, end="", flush=True)
+            print(harmless(piece), end="", flush=True)
         answers.append(asking.answer)
         print_rest(memory, asking.answer, longest)
     else:
         for answer in ask_together(model, memory, questions, longest, *span):
             answers.append(answer)
             if not arguments.json:
-                print(f"{answer.question} {answer.answer}", end="")
+                print(f"{one_line(answer.question)} {harmless(answer.answer)}", end="")
                 print_rest(memory, answer, longest)
     for warning in dict.fromkeys(w for a in answers for w in a.warnings):
-        print(warning, file=sys.stderr)
+        print(one_line(warning), file=sys.stderr)
     if arguments.json:
         print(json.dumps(answer_document(arguments.recording, model, memory, listen_seconds, answers), indent=2))
     return 0
@@ -77,7 +78,7 @@ def print_rest(memory: AudioMemory, answer: Answer, longest: int) -> None:
     """Behind an answer: where it comes from, and whether it was cut."""
     for evidence in answer.evidence[:1]:
         recording, start = memory.part_at(evidence.start)
-        name = f"{recording.path} " if memory.parts else ""
+        name = f"{one_line(recording.path)} " if memory.parts else ""
         print(f"  [{name}{clock(start)}-{clock(start + evidence.end - evidence.start)}]", end="")
     print(flush=True)
     if answer.finish_reason == "length":

@@ -28,7 +28,7 @@ from speech_xl.clock import clock
 from speech_xl.commands.options import add_longest, add_memory, add_model, parse_memory
 from speech_xl.errors import QuestionError, RecordingError, ScheduleError
 from speech_xl.model import check_choice
-from speech_xl.plain_text import plain_text
+from speech_xl.plain_text import one_line
 from speech_xl.prompt import Prompt
 from speech_xl.summarizers import choose_summarizer
 from speech_xl.whole_file import whole_file
@@ -145,9 +145,7 @@ def keep(events: Generator[Event, None, None], results: Results, total: int, lef
                 results.add(event)
                 for line in (line for line in event if line["kind"] == SKIPPED):
                     skipped += 1
-                    tqdm.write(
-                        f"skipped {plain_text(line['recording'])}: {plain_text(line['reason'])}", file=sys.stderr
-                    )
+                    tqdm.write(f"skipped {one_line(line['recording'])}: {one_line(line['reason'])}", file=sys.stderr)
             speed = seconds / max(1e-9, time.monotonic() - started)
             bar.set_postfix_str(f"{clock(seconds)} heard, {speed:.0f}x real time, {skipped} skipped", refresh=False)
 
@@ -159,15 +157,15 @@ def search_corpus(results: Results, recordings: Sequence[Recording], questions: 
     with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for found in search(transcripts, questions):
             file.write(json.dumps(found) + "\n")
-            print(plain_text(found["question"]), *map(describe, found["recordings"]), sep="\n  ")
-    print(f"{path}: {len(questions)} questions")
+            print(one_line(found["question"]), *map(describe, found["recordings"]), sep="\n  ")
+    print(one_line(f"{path}: {len(questions)} questions"))
 
 
 def describe(found: dict[str, Any]) -> str:
     """A recording that was found, with its first spans, as a line of text."""
     spans = [f"[{clock(span['start'])}-{clock(span['end'])}]" for span in found["spans"]]
     more = len(spans) - SPANS_SHOWN
-    return " ".join([plain_text(found["recording"]), *spans[:SPANS_SHOWN], *([f"and {more} more"] if more > 0 else [])])
+    return " ".join([one_line(found["recording"]), *spans[:SPANS_SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
 
 def report(results: Results, recordings: Sequence[Recording], questions: Sequence[str]) -> None:
@@ -182,7 +180,8 @@ def report(results: Results, recordings: Sequence[Recording], questions: Sequenc
     if not heard:
         raise RecordingError("None of the recordings could be heard; the reasons stand above.")
     path = results.folder / RESULTS
-    print(f"{path}: {heard} of {len(recordings)} recordings heard, {answers} answers, {skipped} skipped")
+    done = f"{heard} of {len(recordings)} recordings heard, {answers} answers, {skipped} skipped"
+    print(one_line(f"{path}: {done}"))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -196,7 +195,7 @@ def run(arguments: argparse.Namespace) -> None:
         terms_of(question)
     for question in filter(ABOUT_RECORDINGS.match, questions):
         print(
-            f"{plain_text(question)} is asked of one recording at a time; --corpus-questions searches all.",
+            f"{one_line(question)} is asked of one recording at a time; --corpus-questions searches all.",
             file=sys.stderr,
         )
     output = Path(arguments.output).absolute()

@@ -7,6 +7,7 @@ import argparse
 from speech_xl.commands.options import add_model
 from speech_xl.doctor import examine
 from speech_xl.errors import BackendError
+from speech_xl.plain_text import one_line
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -21,9 +22,9 @@ def main(words: list[str], prog: str) -> int:
     arguments = build_parser(prog).parse_args(words)
     found = []
     for finding in examine(arguments.model, arguments.backend):
-        print(f"{finding.subject}: {finding.text}", flush=True)
+        print(one_line(f"{finding.subject}: {finding.text}"), flush=True)
         if finding.advice:
-            print(f"  -> {finding.advice}", flush=True)
+            print(one_line(f"  -> {finding.advice}"), flush=True)
             found.append(finding.subject)
     if found:
         raise BackendError(f"Look at {', '.join(found)}: what to do stands above.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from speech_xl.checkpoints import SHIPPED, SHIPPED_NAMES
 from speech_xl.describe import describe
+from speech_xl.plain_text import one_line
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -20,5 +21,5 @@ def main(words: list[str], prog: str) -> int:
     """Run the command -> its exit code."""
     name = build_parser(prog).parse_args(words).path
     path = SHIPPED / name if name in SHIPPED_NAMES else Path(name)
-    print("\n".join(f"{subject}: {value}" for subject, value in describe(path)))
+    print("\n".join(one_line(f"{subject}: {value}") for subject, value in describe(path)))
     return 0

@@ -9,6 +9,7 @@ from speech_xl.clock import clock
 from speech_xl.commands.options import add_model, check_memory_path, load_model
 from speech_xl.joining import join_memories
 from speech_xl.memory import load_memory, save_memory
+from speech_xl.plain_text import one_line
 from speech_xl.schedule import format_bytes
 
 
@@ -31,5 +32,6 @@ def main(words: list[str], prog: str) -> int:
     memory = join_memories(model, [load_memory(path, model) for path in arguments.memories])
     save_memory(memory, output, model)
     count = len(arguments.memories)
-    print(f"{output}: {count} memories, {clock(memory.seconds)}, {memory.slots} slots, {format_bytes(memory.bytes)}")
+    kept = f"{clock(memory.seconds)}, {memory.slots} slots, {format_bytes(memory.bytes)}"
+    print(one_line(f"{output}: {count} memories, {kept}"))
     return 0

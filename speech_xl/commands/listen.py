@@ -10,6 +10,7 @@ from speech_xl.clock import clock
 from speech_xl.commands.options import add_memory, add_model, check_memory_path, hear, load_model
 from speech_xl.errors import RecordingError
 from speech_xl.memory import save_memory
+from speech_xl.plain_text import one_line
 from speech_xl.schedule import format_bytes
 
 
@@ -33,7 +34,8 @@ def main(words: list[str], prog: str) -> int:
     model = load_model(arguments)
     memory, _ = hear(model, arguments.recording, arguments)
     for warning in memory.warnings:
-        print(warning, file=sys.stderr)
+        print(one_line(warning), file=sys.stderr)
     save_memory(memory, output, model)
-    print(f"{output}: {clock(memory.seconds)} heard, {memory.slots} slots, {format_bytes(memory.bytes)}")
+    kept = f"{clock(memory.seconds)} heard, {memory.slots} slots, {format_bytes(memory.bytes)}"
+    print(one_line(f"{output}: {kept}"))
     return 0

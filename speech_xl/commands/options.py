@@ -15,6 +15,7 @@ from speech_xl.conversation import Listening
 from speech_xl.errors import OutputError, QuestionError, ScheduleError
 from speech_xl.memory import AudioMemory, load_memory
 from speech_xl.model import DEFAULT, SpeechModel
+from speech_xl.plain_text import one_line
 from speech_xl.prompt import LONGEST_ANSWER
 from speech_xl.schedule import Ratio, format_bytes
 from speech_xl.slices import check_span
@@ -130,5 +131,5 @@ def get_memory(
     else:
         memory, took = load_memory(recording, model), 0.0
     for warning in memory.warnings:
-        print(warning, file=sys.stderr)
+        print(one_line(warning), file=sys.stderr)
     return memory, took

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from speech_xl.commands.options import add_memory, add_model, add_span, get_memory, load_model, parse_span
 from speech_xl.documents import transcript_document
 from speech_xl.errors import OutputError
+from speech_xl.plain_text import harmless
 from speech_xl.transcript import FORMATS, text_lines, transcribe
 from speech_xl.whole_file import whole_file
 
@@ -52,5 +53,5 @@ def main(words: list[str], prog: str) -> int:
             temporary.write_text(text, encoding="utf-8")
         return 0
     for line in lines:
-        print(line, flush=True)
+        print(harmless(line), flush=True)
     return 0
