@@ -24,7 +24,7 @@ def main() -> int:
     """Parse the flags, build the page and serve it -> the exit code."""
     parser = argparse.ArgumentParser(description="Speech-XL: ask recordings of any length, in the browser.")
     parser.add_argument("--host", default=None, help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=None, help="default: 7860, or the next free one")
+    parser.add_argument("--port", type=int, default=None, help="default: 7860, or the next free one; 0: any free one")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
     parser.add_argument("--auth", metavar="NAME:PASSWORD", help="ask visitors for this name and password")
     parser.add_argument(
@@ -40,7 +40,9 @@ def main() -> int:
         return 2
     try:
         if arguments.host is not None or arguments.port is not None:  # gradio would look for minutes, and fail
-            bind(arguments.host or THIS_MACHINE[0], arguments.port or 0).close()
+            with bind(arguments.host or THIS_MACHINE[0], arguments.port or 0) as free:
+                if arguments.port == 0:  # any free one, which gradio does not find by itself
+                    arguments.port = free.getsockname()[1]
         shelf = shelf_of(arguments)
         model = SpeechModel.load(arguments.model, arguments.backend)
     except SpeechXLError as error:

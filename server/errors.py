@@ -6,12 +6,9 @@ client none of it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
-from collections.abc import Iterator
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -122,15 +119,6 @@ def respond(error: Exception) -> JSONResponse:
     """The response for any exception."""
     refused = refusal(error)
     return JSONResponse(refused.body, refused.status, refused.headers)
-
-
-@contextlib.contextmanager
-def without_folder(folder: Path) -> Iterator[None]:
-    """Errors about a file say its name alone: where it lies on this machine is no client's business."""
-    try:
-        yield
-    except SpeechXLError as error:
-        raise type(error)(str(error).replace(f"{folder}/", "")) from error
 
 
 def add_handlers(app: FastAPI) -> None:

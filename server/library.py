@@ -12,7 +12,7 @@ import json
 import threading
 from dataclasses import dataclass
 
-from server.errors import ApiError, without_folder
+from server.errors import ApiError
 from server.hearing import Hearing, Kept, Seat
 from server.metrics import Metrics
 from server.recordings import Recording
@@ -24,7 +24,7 @@ from speech_xl.audio import probe
 from speech_xl.clock import clock
 from speech_xl.config import SAMPLING_RATE
 from speech_xl.conversation import Listening
-from speech_xl.errors import MemoryFileError, OutputError, ScheduleError
+from speech_xl.errors import MemoryFileError, OutputError, ScheduleError, without_folder
 from speech_xl.memory import AudioMemory, load_memory, save_memory
 from speech_xl.model import DEFAULT, SpeechModel
 from speech_xl.schedule import Ratio, format_bytes, memory_slots

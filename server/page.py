@@ -36,6 +36,7 @@ def add_page(app: FastAPI, model: SpeechModel, settings: Settings, shelf: Shelf)
         path=PATH,
         auth=(lambda name, password: keys.owner(password) is not None) if settings.keys else None,
         max_file_size=settings.upload_bytes,
+        show_error=False,  # what is meant for a visitor is shown all the same
         mcp_server=not settings.keys,
         **look(),
     )

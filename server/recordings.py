@@ -19,8 +19,9 @@ from typing import IO
 
 from starlette.datastructures import FormData, UploadFile
 
-from server.errors import ApiError, without_folder
+from server.errors import ApiError
 from server.settings import MIB
+from speech_xl.errors import without_folder
 from speech_xl.schedule import format_bytes
 
 FORMATS = ("wav", "mp3", "flac", "ogg", "m4a")  # that `input_audio.format` may name

@@ -19,7 +19,7 @@ from speech_xl.asking import Answer
 from speech_xl.audio import probe
 from speech_xl.clock import clock
 from speech_xl.conversation import Listening, ask
-from speech_xl.errors import RecordingError, SpeechXLError
+from speech_xl.errors import RecordingError, SpeechXLError, without_folder
 from speech_xl.memory import AudioMemory, load_memory
 from speech_xl.model import DEFAULT, SpeechModel
 from speech_xl.transcript import Segment, transcribe
@@ -63,10 +63,11 @@ class Worker:
         """
         run = session.begin()
         try:
-            for status in self._hear(path, compression, session, run):
-                if run.is_over:
-                    raise Superseded
-                yield status
+            with without_folder(Path(path or "").parent):
+                for status in self._hear(path, compression, session, run):
+                    if run.is_over:
+                        raise Superseded
+                    yield status
         except SpeechXLError:
             if run.is_over:
                 raise Superseded from None

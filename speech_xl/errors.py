@@ -7,6 +7,10 @@ these classes: it keeps its traceback.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 from speech_xl.plain_text import one_line
 
 
@@ -58,3 +62,12 @@ class MissingPackageError(SpeechXLError):
             f"{what} needs the package {package}, which is not installed; install Speech-XL with its extra {extra!r}: "
             f"pip install '.[{extra}]' in its source folder, or 'NAME.whl[{extra}]' where you have its wheel."
         )
+
+
+@contextlib.contextmanager
+def without_folder(folder: Path) -> Iterator[None]:
+    """Errors about a file say its name alone: where it lies on this machine is nobody's business who sent it."""
+    try:
+        yield
+    except SpeechXLError as error:
+        raise type(error)(str(error).replace(f"{folder}/", "")) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 
 from speech_xl.model import SpeechModel
 from tests.serving import LONGEST_WAIT, Server, serving, talk
@@ -41,11 +42,18 @@ def test_what_was_uploaded_is_heard_and_asked(server: Server, recording: Path) -
         assert "answer" in json.loads(client.predict("a?", api_name="/ask"))
 
 
+def test_what_cannot_be_heard_is_a_sentence_without_a_folder(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "bad.wav").write_text("no sound")
+    client = Client(f"{server.url}/page", verbose=False)
+    with pytest.raises(AppError, match=r"^bad\.wav is not a recording"):
+        client.predict(handle_file(tmp_path / "bad.wav"), "8", api_name="/listen")
+
+
 def test_a_file_of_this_machine_is_not_read(server: Server, recording: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("secret")
     for path in (recording, tmp_path / "secret.txt", Path("/etc/passwd"), Path("app.py")):
         file = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
         for endpoint, *rest in (("ask_recording", "a?", "8"), ("transcribe_recording", "", "8"), ("listen", "8")):
             said = call(server, endpoint, file, *rest)
-            assert said.startswith("event: error") and "not uploaded by a user" in said, said
+            assert said == 'event: error\ndata: {"error": null}\n\n'
         assert httpx.get(f"{server.url}/page/gradio_api/file={path}").status_code in (403, 404)

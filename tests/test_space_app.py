@@ -47,6 +47,7 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[gr.Blocks]]:
 
 
 def test_without_a_login_agents_find_their_endpoint(flags: list[str], pages: list[gr.Blocks]) -> None:
+    flags += ["--port", "0"]
     assert app.main() == 0
     assert "ask_recording" in httpx.get(f"{pages[0].local_url}{SCHEMA}").text
 
