@@ -27,6 +27,9 @@ from speech_xl.storage import MEMORY_BITS
 
 KEYS_VARIABLE = "SPEECH_XL_API_KEYS"
 SECONDS_TO_LEAVE = 5  # that requests have to end when the server is stopped
+# An idle connection stays for longer than clients keep theirs, which is 5 s for OpenAI's: who closes one in the moment in
+# which the other sends a request makes that request fail.
+IDLE_SECONDS = 75
 
 
 def amount(text: str) -> int:
@@ -151,7 +154,12 @@ def main(words: list[str] | None = None, prog: str = "speech-xl serve") -> int:
                 )
             address = f"http://{arguments.host}:{listener.getsockname()[1]}/v1"
             print(f"{one_line(model.config.name)} answers at {address}; Ctrl-C ends it.", file=sys.stderr, flush=True)
-            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SECONDS_TO_LEAVE)
+            config = uvicorn.Config(
+                app,
+                log_level="warning",
+                timeout_graceful_shutdown=SECONDS_TO_LEAVE,
+                timeout_keep_alive=IDLE_SECONDS,
+            )
             Server(config).run(sockets=[listener])
     except SpeechXLError as error:
         print(error, file=sys.stderr)

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
+from openai import OpenAI
 
 from server.app import build_app
 from server.command import KEYS_VARIABLE, build_parser, settings_of
@@ -50,6 +52,34 @@ def test_it_answers_until_it_is_stopped(process: subprocess.Popen, tmp_path: Pat
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=LONGEST_WAIT)
     assert "Traceback" not in errors and len(list((tmp_path / "memories").rglob("mem_*.sxl"))) == 1
+
+
+def test_an_idle_connection_stays_for_longer_than_a_client_keeps_it(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[uvicorn.Config] = []
+
+    class Unstarted:
+        def __init__(self, config: uvicorn.Config):
+            made.append(config)
+
+        def run(self, sockets: list[socket.socket]) -> None:
+            pass
+
+    monkeypatch.setattr("server.command.Server", Unstarted)
+    words = [
+        "--port",
+        "0",
+        "--store",
+        str(tmp_path / "memories"),
+        "--model",
+        str(tiny_checkpoint),
+        "--backend",
+        "torch",
+    ]
+    assert main(["serve", *words]) == 0
+    kept = OpenAI(api_key="x")._client._transport._pool._keepalive_expiry
+    assert made[0].timeout_keep_alive > 2 * kept > 0
 
 
 def test_it_ends_in_the_middle_of_a_recording(process: subprocess.Popen, tmp_path: Path) -> None:
