@@ -206,7 +206,7 @@ def test_bodies_that_are_no_json(server: Server, content: bytes) -> None:
 def test_a_memory_that_is_not_there(server: Server) -> None:
     for identifier in ("mem_" + "0" * 32, "../../etc/passwd", "", "x" * 10_000):
         body = GOOD | {"messages": messages("a?"), "speech_xl": {"memory": identifier}}
-        assert "no memory of this id" in refused(server, 404, json=body)
+        assert "no memory with this id" in refused(server, 404, json=body)
 
 
 def read_answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
