@@ -56,7 +56,7 @@ def run(records: Records, arguments: argparse.Namespace) -> None:
         left = end - time.monotonic()
         try:
             if left < 1:
-                raise MeasurementError(f"{kind} was left out, no time is left ({settings}); run it again: it goes on.")
+                raise MeasurementError(f"{kind} was left out, no time is left ({settings}); run it again to continue.")
             print(f"{kind}: {settings}", file=sys.stderr)
             records.get(kind, settings, limit=left)
         except MeasurementError as error:

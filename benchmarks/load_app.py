@@ -90,7 +90,7 @@ def answers_beside_a_long_recording(visitor: Visitor, minutes: float) -> list[fl
             time.sleep(0.2)
     visitor.visit()
     if hearing.done():
-        visitor.errors.append(f"{minutes:g} minutes were over before the questions were; give more.")
+        visitor.errors.append(f"{minutes:g} minutes ended before all questions were asked; give more.")
     other.close()  # leaves in mid-listening
     return visitor.answer_seconds
 

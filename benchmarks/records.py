@@ -114,7 +114,7 @@ def in_child(kind: str, settings: Settings, limit: float | None = None) -> Resul
     except subprocess.TimeoutExpired:
         raise MeasurementError(f"{kind} took more than {limit:.0f} s ({settings}); measure less at a time.") from None
     if run.returncode:
-        raise MeasurementError(f"{kind} failed ({settings}); see what it said above, and run it again: it goes on.")
+        raise MeasurementError(f"{kind} failed ({settings}); see what it said above, and run it again to continue.")
     return json.loads(run.stdout.splitlines()[-1])
 
 

@@ -1,4 +1,4 @@
-"""`python -m converters`: published weights to a Speech-XL checkpoint. Flags are mlx_lm.convert's where it has them.
+"""`python -m converters`: convert published weights to a Speech-XL checkpoint. Flags are mlx_lm.convert's where it has them.
 
 Progress and errors go to stderr, what was made and left out to stdout. Wrong input is one sentence and
 exit code 2.
@@ -29,7 +29,7 @@ from speech_xl.schedule import format_bytes
 
 def parser(prog: str) -> argparse.ArgumentParser:
     """The command's flags; names are mlx_lm.convert's where it has them."""
-    made = argparse.ArgumentParser(prog=prog, description="Published weights to a Speech-XL checkpoint.")
+    made = argparse.ArgumentParser(prog=prog, description="Convert published weights to a Speech-XL checkpoint.")
     add = made.add_argument
     add(
         "--hf-path",
@@ -58,8 +58,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace a checkpoint that has the output's name")
     add("--export-delta", metavar="FOLDER", help="write a checkpoint that names base parts and holds the difference")
     add("--parts", type=Path, metavar="FILE", help="JSON with the base parts that SOURCE was trained from")
-    add("--rank", type=int, metavar="N", help="of the stored differences to base tensors (default: 32)")
-    add("--sst-rank", type=int, metavar="N", help="of the SST projections' differences (default: as --rank)")
+    add("--rank", type=int, metavar="N", help="rank of the stored differences to base tensors (default: 32)")
+    add("--sst-rank", type=int, metavar="N", help="rank of the SST projections' differences (default: as --rank)")
     add("--upload-repo", metavar="OWNER/NAME", help="upload the output to the Hub")
     return made
 
@@ -80,7 +80,7 @@ def report(plan: Plan, folders: list[Path], out: Path) -> None:
     say(f"{plan.family}: {len(plan.recipes)} tensors, {format_bytes(plan.size)} ({', '.join(parts)}) in {out}")
     for folder, flag in zip(folders, ("--revision", "--decoder-revision"), strict=False):
         if folder.parent.name == "snapshots":
-            say(f"from commit {folder.name} of {name_of(folder)}; name it with {flag} to get the same again")
+            say(f"from commit {folder.name} of {name_of(folder)}; pass it with {flag} to get the same again")
     if plan.narrowed:
         say(f"rounded to {plan.dtypes}: {len(plan.narrowed)} tensors, {plan.narrowed[0].name} first")
     for path in (path for folder in folders if folder.is_dir() for path in unread_files(folder)):

@@ -169,7 +169,7 @@ def cut(family: Family, source: Source) -> tuple[str, str]:
         if mark and family.audio_mark not in after and after.count(QUESTION) == 1:
             return before, after.replace(QUESTION, "{question}")
     raise CheckpointError(
-        f"The chat template of {source.path} cannot be used ({reason}); mend it, or convert a copy without it."
+        f"The chat template of {source.path} cannot be used ({reason}); fix it, or convert a copy without it."
     )
 
 

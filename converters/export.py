@@ -113,7 +113,9 @@ def differences(
         stored |= {name + ending: part for ending, part in zip(LOW_RANK, (a, b, scale), strict=True)}
         counts["low-rank"] += 1
     if not all(torch.isfinite(t).all() for t in stored.values() if t.is_floating_point()):
-        raise CheckpointError("The checkpoint holds numbers that float16 cannot; train it further, or store it whole.")
+        raise CheckpointError(
+            "The checkpoint has numbers that do not fit float16; train it further, or store it whole."
+        )
     lines = [", ".join(f"{count} tensors {what}" for what, count in counts.items())]
     if changed:
         lines.append(

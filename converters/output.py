@@ -114,12 +114,12 @@ def check_work_folder(work: Path) -> None:
     if not os.path.lexists(work):
         return
     if work.is_symlink() or not work.is_dir():
-        raise OutputError(f"{work} is in the way and not of a conversion; move it.")
+        raise OutputError(f"{work} is in the way and was not made by a conversion; move it.")
     if name := stranger(work):
         raise OutputError(f"{work} holds {name}, which no conversion makes; move {name} away.")
     names = {path.name for path in work.iterdir()}
     if names - {UNFINISHED_JOURNAL} and read_journal(work) is None:
-        raise OutputError(f"{work} is in the way and not of a conversion; move it.")
+        raise OutputError(f"{work} is in the way and was not made by a conversion; move it.")
 
 
 def open_work_folder(work: Path, now: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""`python -m evaluation`: how right a model's answers are, at every ratio and with every summarizer.
+"""`python -m evaluation`: measure how accurate a model's answers are, at every ratio and with every summarizer.
 
 python -m evaluation DATA.jsonl --ratios raw 2 4 8 16 --output FOLDER
 python -m evaluation DATA.jsonl --summarizers all --cascade --output FOLDER

@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ratios", nargs="+", metavar="RATIO", help="raw, 2, 4, ... (default: all that the model has)")
     parser.add_argument("--summarizers", nargs="+", default=["auto"], choices=("auto", EVERY, *SUMMARIZERS))
     parser.add_argument(
-        "--cascade", action="store_true", help="also transcribe first and read the text: see the document"
+        "--cascade",
+        action="store_true",
+        help="also evaluate transcribing first and reading the text (see docs/evaluation.md)",
     )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="keep results and write a report; resumable")
 
@@ -102,7 +104,11 @@ def finish(run: Callable[[argparse.Namespace], None], arguments: argparse.Namesp
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = "what is answered is kept; the same command goes on" if arguments.output else "nothing was kept"
+        kept = (
+            "what is answered is kept; run the same command again to continue"
+            if arguments.output
+            else "nothing was kept"
+        )
         print(f"Stopped: {kept}.", file=sys.stderr)
         return 130
     return 0

@@ -127,7 +127,7 @@ def check_lines(lines: Sequence[Line], source: Path, folder: Path, kinds: Collec
     look = cache(_look)  # many lines are about the same recording
     here = [line for line in chosen if not (skip_missing and _is_missing(line, folder, look))]
     if not here:
-        raise DataError(f"None of the recordings of {source} is there; bring at least one.")
+        raise DataError(f"None of the recordings of {source} exists; provide at least one.")
     items = tuple(_item(line, folder, look) for line in here)
     name, times = Counter(item.id for item in items).most_common(1)[0]
     if times > 1:
@@ -139,9 +139,9 @@ def _line(text: str, where: str, number: int) -> Line:
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):
-        raise DataError(f"{where}: this is no JSON; write one object a line.") from None
+        raise DataError(f"{where}: this is not JSON; write one object per line.") from None
     if not isinstance(fields, dict):
-        raise DataError(f"{where}: this is no JSON object; write one object a line.")
+        raise DataError(f"{where}: this is not a JSON object; write one object per line.")
     return Line(where, {"id": str(number)} | fields)
 
 
@@ -165,7 +165,7 @@ def _look(recording: Path) -> Look:
         return Look(str(error))
     except OSError:  # a name that no file can have
         pass
-    return Look(f"there is no recording {recording}; correct the path or bring the file.")
+    return Look(f"there is no recording {recording}; correct the path or add the file.")
 
 
 def _is_missing(line: Line, folder: Path, look: Callable[[Path], Look]) -> bool:
@@ -178,7 +178,9 @@ def _check_unicode(line: Line) -> None:
     try:
         json.dumps(line.fields, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise DataError(f"{line.where}: there is half a character, \\ud800 to \\udfff; write it as UTF-8.") from None
+        raise DataError(
+            f"{line.where}: there is an unpaired surrogate, \\ud800 to \\udfff; write it as UTF-8."
+        ) from None
 
 
 def _item(line: Line, folder: Path, look: Callable[[Path], Look]) -> Item:
@@ -191,7 +193,7 @@ def _item(line: Line, folder: Path, look: Callable[[Path], Look]) -> Item:
         raise DataError(f"{where}: {trouble}")
     span = _span(line)
     if span is not None and seconds is not None and span[0] >= seconds:
-        raise DataError(f"{where}: start {span[0]:g} is behind the recording's end at {seconds:g} s; correct it.")
+        raise DataError(f"{where}: start {span[0]:g} is after the recording's end at {seconds:g} s; correct it.")
     known = Item(_id(line), folder / audio, _kind(line), span=span, line=line.sha256)
     if question is None:
         if text is None:

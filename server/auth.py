@@ -59,7 +59,7 @@ class Keys:
         if self._is_private and not _is_here(f"//{host}"):
             raise ApiError(
                 403,
-                f"Without an API key this server answers as localhost alone, not as {host[:60]!r}.",
+                f"Without an API key this server answers only as localhost, not as {host[:60]!r}.",
                 "invalid_host",
             )
 

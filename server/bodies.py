@@ -27,7 +27,7 @@ MOST_FIELDS, LONGEST_FIELD = 32, 64 * 1024  # of a form, files not counted
 
 def too_large(limit: int) -> ApiError:
     """The refusal of a body above the limit in bytes."""
-    return ApiError(413, f"The body is larger than the {format_bytes(limit)} that are taken here.", "body_too_large")
+    return ApiError(413, f"The body is larger than {format_bytes(limit)}, the limit here.", "body_too_large")
 
 
 class LimitedRequest(Request):
@@ -49,7 +49,7 @@ class LimitedRequest(Request):
                 message = await self._inner_receive()
         except TimeoutError:
             raise ApiError(
-                408, f"Nothing of the body came for {LONGEST_PAUSE:g} s; send it again.", "slow_body"
+                408, f"No data of the request body arrived for {LONGEST_PAUSE:g} s; send it again.", "slow_body"
             ) from None
         self._taken += len(message.get("body", b""))
         if self._taken > self._limit:

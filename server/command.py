@@ -50,7 +50,7 @@ def count(text: str) -> int:
 def build_parser(prog: str) -> argparse.ArgumentParser:
     """The command's flags; defaults are those of Settings."""
     usual = Settings(store=Path())
-    parser = argparse.ArgumentParser(prog=prog, description="Answer programs as OpenAI's API does.")
+    parser = argparse.ArgumentParser(prog=prog, description="Serve an OpenAI-compatible API.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
     parser.add_argument("--model", help="small, nano, a checkpoint folder or a Hub id (default: small, else nano)")
@@ -68,7 +68,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         default=[],
         dest="keys",
         metavar="KEY",
-        help=f"who may ask; repeat it for several. {KEYS_VARIABLE}=KEY,KEY does the same and is in no list of processes",
+        help=f"a key that clients must send; repeat it for several. {KEYS_VARIABLE}=KEY,KEY does the same and keeps "
+        "keys out of the process list",
     )
     parser.add_argument(
         "--store", type=Path, metavar="FOLDER", help="where memories are kept (default: the user's cache)"
@@ -80,7 +81,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         ("--max-hours", positive("hours"), usual.hours, "hours of one recording"),
         ("--listening", count, usual.listening, "recordings heard at a time"),
         ("--answering", count, usual.answering, "questions answered and transcripts read at a time"),
-        ("--waiting", count, usual.waiting, "more of each that may wait; others are told to come back"),
+        ("--waiting", count, usual.waiting, "how many more of each may wait; further ones are told to try again later"),
     ):
         shown = format_bytes(int(value)) if kind is amount else f"{value:g}"
         parser.add_argument(name, type=kind, default=value, metavar="N", help=f"{what} (default {shown})")
@@ -149,7 +150,7 @@ def main(words: list[str] | None = None, prog: str = "speech-xl serve") -> int:
                 print(model.note, file=sys.stderr)
             if not settings.keys and arguments.host not in THIS_MACHINE:
                 print(
-                    "There is no API key: whoever reaches this address may ask, and all share their memories.",
+                    "No API key is set: anyone who reaches this address may ask, and all share their memories.",
                     file=sys.stderr,
                 )
             address = f"http://{arguments.host}:{listener.getsockname()[1]}/v1"

@@ -101,10 +101,8 @@ class Extras(Strict):
     memory: str | None = Field(None, description="id of a memory, in place of a recording")
     ratio: int | str | None = Field(DEFAULT, description='speech tokens per memory slot, or "raw"')
     memory_budget: int | str | None = Field(None, description='bytes, or "64MiB": the smallest ratio that fits')
-    start: float | str | None = Field(
-        None, alias="from", description='seconds or "1:20"; what comes before is left out of account'
-    )
-    end: float | str | None = Field(None, alias="to", description='seconds or "1:35"; likewise what comes behind')
+    start: float | str | None = Field(None, alias="from", description='seconds or "1:20"; earlier parts are ignored')
+    end: float | str | None = Field(None, alias="to", description='seconds or "1:35"; later parts are ignored')
 
     @property
     def span(self) -> tuple[float | None, float | None]:

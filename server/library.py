@@ -148,7 +148,7 @@ class Library:
             return await self.hear(owner, file, compression, span)
         try:
             if compression != Compression():
-                raise ScheduleError("A memory has its ratio already; leave ratio and memory_budget out.")
+                raise ScheduleError("A memory already has a ratio; leave ratio and memory_budget out.")
             return await self.find(owner, await asyncio.to_thread(self.take_in, owner, file))
         finally:
             file.close()
@@ -230,4 +230,6 @@ class Library:
 
 def no_memory() -> ApiError:
     """The refusal of an id that this key has no memory of, whoever else has."""
-    return ApiError(404, "You have no memory of this id here; send the recording, or list your memories.", "no_memory")
+    return ApiError(
+        404, "You have no memory with this id here; send the recording, or list your memories.", "no_memory"
+    )

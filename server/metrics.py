@@ -37,7 +37,7 @@ class Metrics:
         )
         self.in_flight = Gauge("speech_xl_requests_in_flight", "Requests being worked on.", registry=self.registry)
         self.heard_seconds = self._counter("heard_seconds", "Seconds of recordings heard.")
-        self.memories = self._counter("memories", "Memories used, by how they were come by.", ["how"])
+        self.memories = self._counter("memories", "Memories used, by how they were obtained.", ["how"])
         self.answer_tokens = self._counter("answer_tokens", "Tokens of answers and transcripts.")
 
     def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:

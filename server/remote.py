@@ -81,7 +81,7 @@ async def fetch(url: str, allowed: str, limit: int) -> Recording:
         raise _refuse("does not answer in time") from None
     except (OSError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
         raise _refuse("cannot be reached, or does not speak HTTP") from error
-    raise _refuse("leads on and on to other ones")
+    raise _refuse("redirects too many times")
 
 
 async def _get(pool: httpcore.AsyncConnectionPool, url: str, limit: int) -> Recording | str:
@@ -91,7 +91,7 @@ async def _get(pool: httpcore.AsyncConnectionPool, url: str, limit: int) -> Reco
         has_host = bool(parts.hostname) and parts.port != 0
         url.encode("ascii")
     except ValueError:  # UnicodeEncodeError is one, too
-        raise _refuse("is not written as one") from None
+        raise _refuse("is not a valid web address") from None
     if parts.scheme not in ("http", "https") or not has_host:
         raise _refuse("does not start with http:// or https:// and a host")
     target = parts._replace(fragment="").geturl()

@@ -20,4 +20,4 @@ def bind(host: str, port: int) -> socket.socket:
         )
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{host}:{port} cannot be listened on ({reason}); give another --host or --port.") from None
+        raise OutputError(f"Cannot listen on {host}:{port} ({reason}); give another --host or --port.") from None

@@ -18,7 +18,7 @@ from space.session import Session
 from space.work import Superseded, nothing_to_ask
 from speech_xl.errors import RecordingError, SpeechXLError
 
-SUPERSEDED = "Another call in this session has taken this one's place."
+SUPERSEDED = "Another call in this session has replaced this one."
 
 
 def refuse(error: SpeechXLError) -> gr.Error:

@@ -93,7 +93,7 @@ class Comparison:
         run = session.run
         model, source, memory = session.model, run.source, run.memory
         if source is None:
-            raise RecordingError("A kept memory has no sound that could be heard again; listen to its recording first.")
+            raise RecordingError("A kept memory has no sound to hear again; listen to its recording first.")
         model.prompt.question_ids(question)  # says at once what is wrong with a question
         attempts = self._attempts(model, with_untrained)
         for attempt in attempts:
@@ -151,7 +151,7 @@ def plot(attempts: Sequence[Attempt], seconds: float) -> str:
     """Bytes of memory over seconds heard, one line a row of the table."""
     largest = max((size for a in attempts for _, size in a.curve), default=0)
     if not largest or not seconds:
-        return '<div class="sxl-plot sxl-empty">One line a row is drawn here.</div>'
+        return '<div class="sxl-plot sxl-empty">A plot with one line per row appears here.</div>'
     across, up = WIDTH - LEFT - 12, HEIGHT - BOTTOM - 14
 
     def place(x: float, y: float) -> str:
@@ -173,6 +173,6 @@ def plot(attempts: Sequence[Attempt], seconds: float) -> str:
         if a.curve
     )
     return (
-        f'<div class="sxl-plot" role="img" aria-label="Bytes of memory against time heard, one line a row">'
+        f'<div class="sxl-plot" role="img" aria-label="Bytes of memory against time heard, one line per row">'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}">{grid}{times}{lines}</svg></div>'
     )

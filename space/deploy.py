@@ -80,7 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
             delete_patterns="*",
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        print(f"The Hub did not take it ({error}); log in with `hf auth login` and check the name.", file=sys.stderr)
+        print(
+            f"The Hub rejected the upload ({error}); log in with `hf auth login` and check the name.", file=sys.stderr
+        )
         return 2
     print(done)
     return 0

@@ -22,7 +22,7 @@ def parse_ratio(text: str) -> Ratio:
     if text == "raw":
         return None
     if not re.fullmatch("[1-9][0-9]{0,5}", text):
-        raise ScheduleError(f"{text[:40]!r} is no ratio; give raw or a whole number such as 8.")
+        raise ScheduleError(f"{text[:40]!r} is not a ratio; give raw or a whole number such as 8.")
     return int(text)
 
 
@@ -30,14 +30,14 @@ def parse_bytes(text: str) -> int:
     """ "64MiB" -> bytes; ScheduleError for what is no amount."""
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([a-zA-Z]*)", text.strip())
     if not match or match[2].lower() not in UNITS:
-        raise ScheduleError(f"{text[:40]!r} is no amount of memory; write it like 64MiB.")
+        raise ScheduleError(f"{text[:40]!r} is not an amount of memory; write it like 64MiB.")
     return int(float(match[1]) * UNITS[match[2].lower()])
 
 
 def parse_tokens(text: str) -> int:
     """A whole number from 1; QuestionError for anything else."""
     if not re.fullmatch("[1-9][0-9]{0,5}", text):
-        raise QuestionError(f"{text[:40]!r} is no number of tokens; give a whole number such as 256.")
+        raise QuestionError(f"{text[:40]!r} is not a number of tokens; give a whole number such as 256.")
     return int(text)
 
 
@@ -50,7 +50,7 @@ def positive(unit: str) -> Callable[[str], float]:
                 return float(text)
         except ValueError:
             pass
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of {unit}")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of {unit}")
 
     return parse
 
@@ -74,5 +74,5 @@ def read_questions(path: Path) -> list[str]:
         if question:
             questions.append(question)
     if not questions:
-        raise QuestionError(f"{path} holds no question; write one a line.")
+        raise QuestionError(f"{path} has no questions; write one per line.")
     return questions

@@ -81,7 +81,7 @@ def only_one(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        LOG.warning("Another process prepares this model; waiting for it.")
+        LOG.warning("Another process is preparing this model; waiting for it.")
         lock.acquire()
     try:
         yield
@@ -95,6 +95,6 @@ def load_assembler() -> Callable[[Path, list[Path], Path], None]:
         assemble: Callable[[Path, list[Path], Path], None] = importlib.import_module(ASSEMBLER).assemble
     except ImportError as error:
         raise BackendError(
-            f"A model made of base parts cannot be put together here ({error}); pip install -r requirements.txt."
+            f"A model made of base parts cannot be assembled here ({error}); pip install -r requirements.txt."
         ) from error
     return assemble

@@ -20,7 +20,7 @@ def parse_time(text: str) -> float:
         return float(text)
     match = _CLOCK.fullmatch(text)
     if match is None:
-        raise QuestionError(f"{text[:40]!r} is no time; write seconds, M:SS or H:MM:SS, such as 80 or 1:20.")
+        raise QuestionError(f"{text[:40]!r} is not a time; write seconds, M:SS or H:MM:SS, such as 80 or 1:20.")
     hours, minutes, only_minutes, seconds = match.groups(default="0")
     return int(hours) * 3600 + (int(minutes) + int(only_minutes)) * 60 + float(seconds)
 

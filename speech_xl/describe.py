@@ -112,7 +112,7 @@ def describe_part(part: BasePart) -> str:
 def describe_speech_tokens(config: ModelConfig) -> str:
     """Where a model's speech tokens come from, and how many."""
     if config.recognizer is not None:
-        return "the words that are said, about 3 tokens a second; none where nobody speaks"
+        return "the words that are said, about 3 tokens per second; none during silence"
     return f"{1 / config.seconds_per_token:g} a second"
 
 

@@ -80,7 +80,7 @@ def fetch_file(part: BasePart, file: PartFile, target: Path, home: Path, cache: 
         (home / Path(s.folder).expanduser() for s in file.sources if isinstance(s, FolderSource)), target.parent
     )
     raise CheckpointError(
-        f"{file.name} of the base part {part.name} could not be had ({'; '.join(tried)}): connect this machine to the "
+        f"{file.name} of the base part {part.name} could not be obtained ({'; '.join(tried)}): connect this machine to the "
         f"network and try again, or put the file into {place}."
     )
 

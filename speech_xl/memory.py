@@ -301,7 +301,7 @@ def read_header(path: Path) -> MemoryHeader:
         raise MemoryFileError(f"There is no file {path}; check the path.") from None
     except (SafetensorError, OSError) as error:
         raise MemoryFileError(
-            f"{path} is damaged or no memory file ({error}); listen to the recording again."
+            f"{path} is damaged or not a memory file ({error}); listen to the recording again."
         ) from error
     if metadata.get("format") != FORMAT:
         raise MemoryFileError(f"{path} is not a Speech-XL memory; make one with `python -m speech_xl listen`.")

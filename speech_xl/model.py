@@ -85,7 +85,7 @@ class SpeechModel:
         if positions <= known:
             return ()
         return (
-            f"{positions:,} positions are in use and the decoder was trained for {known:,}: answers may go wrong; "
+            f"{positions:,} positions are in use and the decoder was trained for {known:,}: answers may be wrong; "
             "take a larger ratio or ask about a span.",
         )
 

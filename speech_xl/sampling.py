@@ -32,9 +32,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= HOTTEST:
-            raise QuestionError(f"The temperature must lie between 0 and {HOTTEST:g}; 0 is the most probable answer.")
+            raise QuestionError(f"The temperature must be between 0 and {HOTTEST:g}; 0 is the most probable answer.")
         if not 0 <= self.top_p <= 1:
-            raise QuestionError("top_p must lie between 0 and 1; 1 leaves every word possible.")
+            raise QuestionError("top_p must be between 0 and 1; 1 leaves every word possible.")
 
     def chooser(self) -> Choose | None:
         """For one answer; None where the most probable token is taken, which a backend does by itself."""

@@ -355,7 +355,7 @@ def test_the_default_is_small_where_its_parts_can_be_had_else_nano(home: Path, t
     home.rename(tmp_path / "small")
     (tmp_path / "small/parts").rename(tmp_path / "away")
     folder, note = resolve_default()
-    assert folder == nano and "could not be had" in note and "nano" in note and "\n" not in note
+    assert folder == nano and "could not be obtained" in note and "nano" in note and "\n" not in note
     (tmp_path / "away").rename(tmp_path / "small/parts")
     folder, note = resolve_default()
     assert note is None and load_config(folder).recognizer is not None

@@ -168,7 +168,7 @@ def test_a_stop_at_any_moment_loses_and_repeats_nothing(
             code, _, err = ask_all("--transcribe", output=output)
         if is_over:
             break
-        assert code == 130 and "the same command goes on" in err
+        assert code == 130 and "run the same command again" in err
         path = tmp_path / output / "results.jsonl"
         kept = path.read_bytes() if path.exists() else b""
         if kept:  # and a kill in the middle of a line

@@ -405,7 +405,7 @@ VERSION = "perhaps another version"
             "voicegiraffe",
             "giraffe",
             lambda f: (f / "benchmark" / "benchmark_1500.jsonl").write_text("{"),
-            "line 1 is no JSON",
+            "line 1 is not JSON",
         ),
         ("audiomarathon", "giraffe", lambda f: None, "holds no task of AudioMarathon"),
         ("audiomarathon", "marathon", lambda f: break_marathon(f, {"a": 1}), f"no list of entries; .*{VERSION}"),
@@ -431,7 +431,7 @@ VERSION = "perhaps another version"
             "audiomarathon",
             "marathon",
             lambda f: write_json(f / "old" / "merged_audio_data.json", []),
-            "holds 2 times merged",
+            "holds 2 copies of merged",
         ),
         (
             "audiomarathon",

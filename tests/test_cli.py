@@ -394,9 +394,9 @@ def test_a_closed_pipe_ends_quietly(tiny_checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["a?", "--ratio", "\N{SUPERSCRIPT TWO}"], "no ratio"),
-        (["a?", "--ratio", "9" * 5000], "no ratio"),
-        (["a?", "--memory-budget", "9" * 400 + "GiB"], "no amount of memory"),
+        (["a?", "--ratio", "\N{SUPERSCRIPT TWO}"], "not a ratio"),
+        (["a?", "--ratio", "9" * 5000], "not a ratio"),
+        (["a?", "--memory-budget", "9" * 400 + "GiB"], "not an amount of memory"),
         (["what \udcff?"], "not valid Unicode"),
     ],
 )

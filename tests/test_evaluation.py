@@ -84,8 +84,8 @@ def line(**fields: object) -> str:
     ("lines", "wrong"),
     [
         ([], "no lines"),
-        (["{"], "line 1: this is no JSON"),
-        ([line(), '["a"]'], "line 2: this is no JSON object"),
+        (["{"], "line 1: this is not JSON"),
+        ([line(), '["a"]'], "line 2: this is not a JSON object"),
         ([line(audio=None)], 'no "audio"'),
         ([line(audio="gone.wav")], "no recording"),
         ([line(id="x"), line(id="x")], "2 lines have the id 'x'"),
@@ -102,10 +102,10 @@ def line(**fields: object) -> str:
         ([line(start=2, end=2)], "not after start"),
         ([line(start=0, end=float("nan"))], "end is nan"),
         ([line(start=0, end=10**400)], "end is 1000"),
-        ([line(start=5, end=6)], "start 5 is behind the recording's end at 0.1 s"),
+        ([line(start=5, end=6)], "start 5 is after the recording's end at 0.1 s"),
         ([line(audio="x" * 5000)], "no recording"),
         ([line(audio="data.jsonl")], "line 1: .*data.jsonl is not a recording"),
-        ([line(), line(kind="\ud800")], "line 2: there is half a character"),
+        ([line(), line(kind="\ud800")], "line 2: there is an unpaired surrogate"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, lines: list[str], wrong: str) -> None:

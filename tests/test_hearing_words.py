@@ -122,7 +122,7 @@ def test_a_budget_that_talk_outgrows_is_said_so(model: SpeechModel, tmp_path: Pa
 
 def test_info_says_where_tokens_come_from(checkpoint: Path) -> None:
     lines = dict(describe(checkpoint))
-    assert "about 3 tokens a second" in lines["speech tokens"] and "recognizer" in lines["parameters"]
+    assert "about 3 tokens per second" in lines["speech tokens"] and "recognizer" in lines["parameters"]
     assert lines["memory per hour, raw"].startswith("at most about")
 
 

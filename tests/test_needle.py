@@ -218,7 +218,7 @@ def test_a_grid_that_cannot_be_made_is_refused(speech: Path, needles: Path, tmp_
     refuse("nan is no depth", depth=float("nan"))
     refuse("at least 1.4 s", length=1.3)
     refuse("is no folder", folder=needles)
-    refuse("holds no recordings beside the needles", folder=needles.parent)
+    refuse("has no recordings other than the needles", folder=needles.parent)
     write_sound(tmp_path / "a.wav", 0.3)
     (tmp_path / "text.jsonl").write_text('{"audio": "a.wav", "text": "hello"}', encoding="utf-8")
     refuse("a line without a question", needles=tmp_path / "text.jsonl")
@@ -229,6 +229,6 @@ def test_a_grid_that_cannot_be_made_is_refused(speech: Path, needles: Path, tmp_
 def test_bad_words_on_the_command_line_are_one_sentence(
     speech: Path, needles: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    for words, wrong in ((["--lengths", "soon"], "'soon' is no time"), (["--depths", "-1"], "-1 is no depth")):
+    for words, wrong in ((["--lengths", "soon"], "'soon' is not a time"), (["--depths", "-1"], "-1 is no depth")):
         assert main([str(needles), "--speech", str(speech), *words]) == 2
         assert wrong in capsys.readouterr().err

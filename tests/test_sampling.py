@@ -53,7 +53,7 @@ def test_a_token_is_one_of_the_vocabulary_and_comes_again(
     "wrong", [{"temperature": -1}, {"temperature": 2.1}, {"temperature": float("nan")}, {"top_p": 1.1}, {"top_p": -0.1}]
 )
 def test_what_nobody_can_draw_with(wrong: dict[str, float]) -> None:
-    with pytest.raises(QuestionError, match="must lie between 0 and"):
+    with pytest.raises(QuestionError, match="must be between 0 and"):
         Sampling(**wrong)
 
 

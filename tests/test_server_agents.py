@@ -96,7 +96,7 @@ def test_an_agent_asks_again_without_the_recording(server: Server) -> None:
 def test_a_key_reaches_its_own_memories_alone(server: Server) -> None:
     memory = said(server, "ask", recording=RECORDING, question=QUESTION)["memory"]
     assert said(server, "list_memories", "bob")["memories"] == []
-    assert "no memory of this id" in refused(server, "ask", "bob", memory=memory, question=QUESTION)
+    assert "no memory with this id" in refused(server, "ask", "bob", memory=memory, question=QUESTION)
     for headers in ({}, {"Authorization": "Bearer eve"}):
         answer = httpx.post(
             f"{server.url}/mcp", headers=headers, json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"}

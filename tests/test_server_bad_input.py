@@ -120,10 +120,10 @@ def test_data_urls_that_are_none(server: Server, url: str) -> None:
         ({"messages": [{"role": "user", "content": 5}]}, 400, "content"),
         ({"messages": [{"role": "assistant", "content": [input_audio(WAV)]}, *messages("a?")]}, 400, "user's messages"),
         ({"stream": "yes"}, 400, "stream"),
-        ({"temperature": 2.5}, 400, "temperature: The temperature must lie between 0 and 2"),
+        ({"temperature": 2.5}, 400, "temperature: The temperature must be between 0 and 2"),
         ({"temperature": -0.1}, 400, "between 0 and 2"),
         ({"temperature": "hot"}, 400, "temperature"),
-        ({"top_p": 1.5}, 400, "top_p must lie between 0 and 1"),
+        ({"top_p": 1.5}, 400, "top_p must be between 0 and 1"),
         ({"seed": 0.5}, 400, "seed"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"max_tokens": 1.5}, 400, "max_tokens"),
@@ -136,13 +136,13 @@ def test_data_urls_that_are_none(server: Server, url: str) -> None:
         ({"response_format": {"type": "json_object"}}, 400, "plain text"),
         ({"modalities": ["text", "audio"]}, 400, "modalities"),
         ({"speech_xl": {"ratio": 3}}, 400, "Ratio 3"),
-        ({"speech_xl": {"ratio": "many"}}, 400, "no ratio"),
+        ({"speech_xl": {"ratio": "many"}}, 400, "not a ratio"),
         ({"speech_xl": {"ratio": 2**70}}, 400, "ratio"),
         ({"speech_xl": {"memory_budget": 1}}, 400, "too small"),
         ({"speech_xl": {"memory_budget": "much"}}, 400, "amount of memory"),
         ({"speech_xl": {"ratio": 8, "memory_budget": "1MiB"}}, 400, "not both"),
-        ({"speech_xl": {"from": "soon"}}, 400, "no time"),
-        ({"speech_xl": {"from": -1}}, 400, "no time"),
+        ({"speech_xl": {"from": "soon"}}, 400, "not a time"),
+        ({"speech_xl": {"from": -1}}, 400, "not a time"),
         ({"speech_xl": {"from": 9}}, 400, "outside the recording"),
         ({"speech_xl": {"from": 1, "to": 0.5}}, 400, "after the start"),
         ({"speech_xl": {"rate": 8}}, 400, "rate"),
@@ -206,7 +206,7 @@ def test_bodies_that_are_no_json(server: Server, content: bytes) -> None:
 def test_a_memory_that_is_not_there(server: Server) -> None:
     for identifier in ("mem_" + "0" * 32, "../../etc/passwd", "", "x" * 10_000):
         body = GOOD | {"messages": messages("a?"), "speech_xl": {"memory": identifier}}
-        assert "no memory of this id" in refused(server, 404, json=body)
+        assert "no memory with this id" in refused(server, 404, json=body)
 
 
 def read_answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:

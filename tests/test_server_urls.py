@@ -79,7 +79,7 @@ def test_a_server_that_was_not_told_to_fetches_nothing(
 
 @pytest.mark.parametrize(
     ("path", "sentence"),
-    [("/gone", "status 404"), ("/round", "on and on"), ("/file", "does not start with http"), ("/empty", "empty")],
+    [("/gone", "status 404"), ("/round", "too many times"), ("/file", "does not start with http"), ("/empty", "empty")],
 )
 def test_answers_that_are_no_recordings(files: str, path: str, sentence: str) -> None:
     with pytest.raises(ApiError, match=sentence) as refused:

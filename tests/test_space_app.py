@@ -98,4 +98,4 @@ def test_times_that_cannot_be(flag: str, value: str, flags: list[str], capsys: p
     flags += [flag, value]
     with pytest.raises(SystemExit) as stopped:
         app.main()
-    assert stopped.value.code == 2 and f"is no number of {flag.rpartition('-')[2]}" in capsys.readouterr().err
+    assert stopped.value.code == 2 and f"is not a number of {flag.rpartition('-')[2]}" in capsys.readouterr().err

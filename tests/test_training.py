@@ -135,7 +135,7 @@ def test_a_stopped_run_says_so_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(loop.Loop, "_train", interrupted)
         assert main(command) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command again" in capsys.readouterr().err
     (state,) = (tmp_path / "out").glob("stages/*/state.pt")
     assert torch.load(state, weights_only=True)["step"] == 3
     assert main(command) == 0 and not state.exists()

@@ -150,11 +150,11 @@ def test_the_command_prints_a_plan_from_a_configuration_alone(tmp_path: Path, ca
     assert [line.split()[:3] for line in lines[1:]] == [
         ["first", "1", "whole"],
         ["first", "2", "whole"],
-        ["first", "2", "shares"],
+        ["first", "2", "sharded"],
     ]
     assert all(line.endswith("too much") for line in lines[1:])
     assert main(command) == 0 and capsys.readouterr().out.count("fits") == 5
-    for more, words in ((["--gpus", "0"], "from 1, not 0"), (["--gpu-memory", "much"], "no amount of memory")):
+    for more, words in ((["--gpus", "0"], "from 1, not 0"), (["--gpu-memory", "much"], "not an amount of memory")):
         assert main([*command, *more]) == 2
         assert words in capsys.readouterr().err
     for wrong in (["--model", "m"], ["--model", "m", "--data", "d", "--output", "o", "--gpus", "2"]):

@@ -20,14 +20,14 @@ def main(command: list[str] | None = None, prog: str = "python -m training") -> 
     parser.add_argument("--validation", type=Path, metavar="JSONL", help="recordings that are never trained on")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="the trained model is FOLDER/model")
     parser.add_argument("--recipe", type=Path, metavar="JSON", help="stages and settings (see docs/training.md)")
-    parser.add_argument("--plan", action="store_true", help="train nothing; say what it takes of a GPU's memory")
-    parser.add_argument("--gpus", nargs="+", type=int, metavar="N", help="how many, with --plan (1 4 8)")
-    parser.add_argument("--gpu-memory", metavar="BYTES", help="of each, with --plan (80GB)")
+    parser.add_argument("--plan", action="store_true", help="train nothing; print how much GPU memory each stage needs")
+    parser.add_argument("--gpus", nargs="+", type=int, metavar="N", help="numbers of GPUs, with --plan (1 4 8)")
+    parser.add_argument("--gpu-memory", metavar="BYTES", help="memory of each GPU, with --plan (80GB)")
     arguments = parser.parse_args(command)
     if arguments.plan:
         return print_plan(arguments)
     if arguments.data is None or arguments.output is None:
-        parser.error("--data and --output are needed, but for --plan")
+        parser.error("--data and --output are required without --plan")
     if arguments.gpus or arguments.gpu_memory:
         parser.error("--gpus and --gpu-memory belong to --plan")
     from speech_xl.checkpoints import resolve_checkpoint
@@ -48,7 +48,7 @@ def main(command: list[str] | None = None, prog: str = "python -m training") -> 
         return 2
     except KeyboardInterrupt:  # before the first step, or twice
         pass
-    print("Stopped; the same command goes on from here.", file=sys.stderr)
+    print("Stopped; run the same command again to continue.", file=sys.stderr)
     return 130
 
 

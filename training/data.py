@@ -151,9 +151,9 @@ def _recording(line: bytes, where: str, folder: Path) -> Recording:
     except UnicodeDecodeError:
         raise DataError(f"{where}: this is not UTF-8 text; write it as JSON lines in UTF-8.") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: this is not JSON ({error}); write one object a line.") from None
+        raise DataError(f"{where}: this is not JSON ({error}); write one object per line.") from None
     if not isinstance(values, dict):
-        raise DataError(f"{where}: this is not a JSON object; write one object a line.")
+        raise DataError(f"{where}: this is not a JSON object; write one object per line.")
 
     def text(name: str) -> str | None:
         value = values.get(name)

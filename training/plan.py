@@ -211,7 +211,7 @@ def plan_lines(found: dict[str, list[Memory]], gpu_memory: int) -> list[str]:
     """The plan as a table with a verdict in each line."""
     lines = [
         f"{'stage':<16}{'GPUs':>5}  {'how':<8}{'weights':>10}{'gradients':>11}{'optimizer':>11}{'activations':>13}"
-        f"{'working':>10}{'together':>11}  of {format_bytes(gpu_memory)}"
+        f"{'working':>10}{'total':>11}  of {format_bytes(gpu_memory)}"
     ]
     for name, memories in found.items():
         for m in memories:
@@ -220,7 +220,7 @@ def plan_lines(found: dict[str, list[Memory]], gpu_memory: int) -> list[str]:
             verdict = "fits" if m.total <= 0.9 * gpu_memory else "tight" if m.total <= gpu_memory else "too much"
             widths = (10, 11, 11, 13, 10, 11)
             lines.append(
-                f"{name:<16}{m.gpus:>5}  {'shares' if m.is_sharded else 'whole':<8}"
+                f"{name:<16}{m.gpus:>5}  {'sharded' if m.is_sharded else 'whole':<8}"
                 + "".join(f"{size:>{width}}" for size, width in zip(sizes, widths, strict=True))
                 + f"  {verdict}"
             )

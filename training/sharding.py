@@ -48,7 +48,7 @@ def shard(network: nn.Module, settings: FullyShardedDataParallelPlugin, device: 
     known = {type(module).__name__ for module in network.modules()}
     if not known & set(names):
         raise RecipeError(
-            f"The launch configuration shards {', '.join(names) or 'no class'}, which this network has not; "
+            f"The launch configuration shards {', '.join(names) or 'no class'}, which this network does not have; "
             "set fsdp_transformer_layer_cls_to_wrap: DecoderLayer,EncoderLayer."
         )
     for module in list(network.modules()):

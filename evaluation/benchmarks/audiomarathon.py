@@ -140,7 +140,7 @@ def _read_half_truth(folder: Path) -> list[Line]:
     """HAD: recordings in the folders real and fake, side by side."""
     places = [place.parent for place in sorted(folder.rglob("real")) if (place.parent / "fake").is_dir()]
     if len(places) > 1:
-        raise BenchmarkError(f"{folder} holds {len(places)} times folders real and fake; leave one of them.")
+        raise BenchmarkError(f"{folder} holds {len(places)} pairs of folders real and fake; keep only one of them.")
     return [
         Line(
             str(audio),

@@ -16,7 +16,7 @@ def find(folder: Path, name: str) -> Path | None:
     found = sorted(folder.rglob(name))
     if len(found) > 1:
         raise BenchmarkError(
-            f"{folder} holds {len(found)} times {name} ({found[0]}, {found[1]}, ...); leave one of them."
+            f"{folder} holds {len(found)} copies of {name} ({found[0]}, {found[1]}, ...); keep only one of them."
         )
     return found[0] if found else None
 
@@ -36,7 +36,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError):
-        raise BenchmarkError(f"{path} is no JSON; download it again.") from None
+        raise BenchmarkError(f"{path} is not JSON; download it again.") from None
 
 
 def read_json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -47,7 +47,7 @@ def read_json_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
-                raise BenchmarkError(f"{path}, line {number} is no JSON; download the file again.") from None
+                raise BenchmarkError(f"{path}, line {number} is not JSON; download the file again.") from None
             rows.append((f"{path}, line {number}", checked(row, dict, f"{path}, line {number}", "one object")))
     return rows
 

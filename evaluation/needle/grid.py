@@ -97,7 +97,7 @@ def _speech_files(folder: Path, needles: set[Path]) -> list[Path]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     files = [path for path in files if path.resolve() not in needles]
     if not files:
-        raise DataError(f"{folder} holds no recordings beside the needles; name a folder with other speech.")
+        raise DataError(f"{folder} has no recordings other than the needles; name a folder with other speech.")
     return files
 
 

@@ -162,7 +162,7 @@ def main(command: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except (Stopped, KeyboardInterrupt):
-        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        print("Stopped; run the same command again to continue.", file=sys.stderr)
         return 130
     print((chosen.output / "report.md").read_text(encoding="utf-8"))
     return 0

@@ -20,16 +20,18 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "ask": Command("speech_xl.commands.ask", "answer questions about a recording or a memory (.sxl)"),
-    "transcribe": Command("speech_xl.commands.transcribe", "write down what a recording or a memory (.sxl) says"),
+    "transcribe": Command("speech_xl.commands.transcribe", "transcribe a recording or a memory (.sxl)"),
     "listen": Command("speech_xl.commands.listen", "hear a recording once and keep its memory"),
-    "join": Command("speech_xl.commands.join", "memories (.sxl) of several recordings as one"),
+    "join": Command("speech_xl.commands.join", "join memories (.sxl) of several recordings into one"),
     "batch": Command("speech_xl.commands.batch", "hear and ask whole folders, resumable, on one machine or on Ray"),
     "info": Command("speech_xl.commands.info", "describe a recording, a memory or a checkpoint"),
     "doctor": Command(
         "speech_xl.commands.doctor", "check this machine: backends, numbers, speed on the shipped example"
     ),
-    "serve": Command("server.command", "answer programs over HTTP, as OpenAI's API does", extra="serve"),
-    "convert": Command("converters.__main__", "published weights to a Speech-XL checkpoint"),
+    "serve": Command("server.command", "serve an OpenAI-compatible API over HTTP", extra="serve"),
+    "convert": Command("converters.__main__", "convert published weights to a Speech-XL checkpoint"),
     "train": Command("training.__main__", "train a checkpoint on JSON lines", extra="train"),
-    "evaluate": Command("evaluation.__main__", "how right a model's answers are, at every ratio", extra="train"),
+    "evaluate": Command(
+        "evaluation.__main__", "measure how accurate a model's answers are, at every ratio", extra="train"
+    ),
 }

@@ -23,7 +23,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Answer questions about a recording or a memory (.sxl).")
     parser.add_argument("recording", type=Path)
     parser.add_argument("question", nargs="*")
-    parser.add_argument("--questions", type=Path, metavar="FILE", help="one question a line, or JSON lines")
+    parser.add_argument("--questions", type=Path, metavar="FILE", help="one question per line, or JSON lines")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     add_longest(parser)
     add_span(parser)

@@ -41,18 +41,20 @@ SPANS_SHOWN = 3  # of each recording that a question about the corpus finds; the
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(prog=prog, description="Hear and ask many recordings; the same command goes on.")
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Hear and ask many recordings; run the same command again to continue."
+    )
     parser.add_argument("input", nargs="+", help="folders, globs, recordings, or .jsonl lists of recordings")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for results.jsonl and memories")
-    parser.add_argument("--questions", type=Path, metavar="FILE", help="asked of every recording: one a line")
+    parser.add_argument("--questions", type=Path, metavar="FILE", help="questions for every recording, one per line")
     parser.add_argument(
         "--corpus-questions",
         type=Path,
         metavar="FILE",
-        help="asked of all together, such as: which recordings mention a bridge?",
+        help="questions about all recordings together, such as: which recordings mention a bridge?",
     )
-    parser.add_argument("--transcribe", action="store_true", help="write down what every recording says")
-    parser.add_argument("--parquet", action="store_true", help=f"the results as a table, too: {TABLE}")
+    parser.add_argument("--transcribe", action="store_true", help="transcribe every recording")
+    parser.add_argument("--parquet", action="store_true", help=f"also write the results as a table: {TABLE}")
     add_longest(parser)
     add_model(parser)
     add_memory(parser)
@@ -61,7 +63,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="ADDRESS",
-        help="work on Ray: at HOST:PORT, auto or local (default: RAY_ADDRESS, else one of this machine's own)",
+        help="run on Ray: at HOST:PORT, auto or local (default: RAY_ADDRESS, else a local cluster)",
     )
     parser.add_argument("--workers", type=int, metavar="N", help="Ray actors (default: as many as fit)")
     parser.add_argument("--num-gpus", type=float, metavar="N", help="GPUs of each Ray actor (default: none)")
@@ -178,7 +180,7 @@ def report(results: Results, recordings: Sequence[Recording], questions: Sequenc
     skipped = count((r.name, SKIPPED, "") for r in recordings)
     answers = count((r.name, ANSWER, question) for r in recordings for question in questions_of(r, questions))
     if not heard:
-        raise RecordingError("None of the recordings could be heard; the reasons stand above.")
+        raise RecordingError("None of the recordings could be heard; the reasons are above.")
     path = results.folder / RESULTS
     done = f"{heard} of {len(recordings)} recordings heard, {answers} answers, {skipped} skipped"
     print(one_line(f"{path}: {done}"))
@@ -221,6 +223,6 @@ def main(words: list[str], prog: str) -> int:
     try:
         run(arguments)
     except KeyboardInterrupt:
-        print("Stopped: what is done is kept; the same command goes on.", file=sys.stderr)
+        print("Stopped: what is done is kept; run the same command again to continue.", file=sys.stderr)
         return 130
     return 0

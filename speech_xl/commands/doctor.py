@@ -27,6 +27,6 @@ def main(words: list[str], prog: str) -> int:
             print(one_line(f"  -> {finding.advice}"), flush=True)
             found.append(finding.subject)
     if found:
-        raise BackendError(f"Look at {', '.join(found)}: what to do stands above.")
+        raise BackendError(f"Look at {', '.join(found)}: see above for what to do.")
     print("All is well.")
     return 0

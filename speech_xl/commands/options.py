@@ -47,7 +47,7 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
 
 def add_span(parser: argparse.ArgumentParser) -> None:
     """Of which part of the recording."""
-    parser.add_argument("--from", dest="start", metavar="T", help="this span alone: seconds, M:SS or H:MM:SS")
+    parser.add_argument("--from", dest="start", metavar="T", help="only this span: seconds, M:SS or H:MM:SS")
     parser.add_argument("--to", dest="end", metavar="T")
 
 
@@ -75,9 +75,9 @@ def parse_memory(arguments: argparse.Namespace) -> tuple[Ratio | str, int | None
 def check_memory_path(path: Path) -> None:
     """OutputError where no memory can be written to `path`: said before the work."""
     if path.suffix.lower() != ".sxl":
-        raise OutputError(f"{path} must end in .sxl, so that `ask` knows it for a memory.")
+        raise OutputError(f"{path} must end in .sxl, so that `ask` recognises it as a memory.")
     if not path.parent.is_dir():
-        raise OutputError(f"There is no folder {path.parent}; make it first.")
+        raise OutputError(f"There is no folder {path.parent}; create it first.")
 
 
 def load_model(arguments: argparse.Namespace) -> SpeechModel:
@@ -126,7 +126,7 @@ def get_memory(
         memory, took = hear(model, recording, arguments, span)
     elif arguments.ratio is not None or arguments.memory_budget is not None:
         raise ScheduleError(
-            "A memory has its ratio already; leave out --ratio and --memory-budget, or give the recording."
+            "A memory already has a ratio; leave out --ratio and --memory-budget, or give the recording."
         )
     else:
         memory, took = load_memory(recording, model), 0.0
