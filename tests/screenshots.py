@@ -21,6 +21,7 @@ HOUR = 3_600_000  # ms: two busy cores may need minutes to hear five of them
 
 def take(page: playwright.Page, name: str) -> None:
     path = IMAGES / f"{name}.png"
+    page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")  # after a change of width
     page.evaluate("window.scrollTo(0, 0)")
     page.screenshot(path=path, full_page=True, animations="disabled")
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
