@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from speech_xl.chapters import Chapter
 from speech_xl.example import load_example
 from tests.browsing import (
     chromium,
@@ -152,6 +153,19 @@ def test_a_memory_is_kept_opened_renamed_and_deleted(
         page.once("dialog", lambda dialog: dialog.accept())
         press(page, "Delete Our talk")
         page.get_by_text("Nothing is kept yet").wait_for()
+
+
+def test_a_long_row_of_chapters_scrolls_and_does_not_widen_a_phones_page(
+    browser: playwright.Browser, address: str, talk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [Chapter(3.0 * n, 3.0 * n + 3, "Library, Margaret, room", n, n + 1) for n in range(12)]
+    monkeypatch.setattr("space.session.find_chapters", lambda segments: many)
+    with visit(browser, address, viewport={"width": 390, "height": 844}) as page:
+        hear(page, talk)
+        row = page.locator(".sxl-chapters ol")
+        row.wait_for()
+        assert row.evaluate("row => row.scrollWidth > row.clientWidth")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, page.evaluate(TOO_WIDE)
 
 
 TOO_WIDE = """[...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
