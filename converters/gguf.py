@@ -24,9 +24,8 @@ from converters.source import Stored, first_line
 from speech_xl.errors import CheckpointError
 
 MAGIC = b"GGUF"
-LONGEST_LIST = (
-    2**22
-)  # entries of a list in the metadata: the library makes several objects of each; vocabularies have 2**18
+# Entries of a list in the metadata: the library makes several objects of each. Vocabularies have 2**18.
+LONGEST_LIST = 2**22
 # (regular expression for their whole name, transformers' name)
 NAMES = (
     (r"token_embd\.weight", "model.embed_tokens.weight"),
@@ -104,9 +103,8 @@ class BoundedReader(GGUFReader):
     """The library's reader, which by itself believes whatever length a list claims, and makes entries until memory is full."""
 
     def _get_field_parts(self, offset: int, kind: int) -> tuple[int, list[Any], list[int], list[GGUFValueType]]:
-        if (
-            kind == GGUFValueType.ARRAY
-        ):  # type of the entries, four bytes; their number, eight; entries of a byte or more
+        if kind == GGUFValueType.ARRAY:
+            # Type of the entries, four bytes; their number, eight; entries of a byte or more.
             length = int(self._get(offset + 4, np.uint64)[0])
             if length > min(LONGEST_LIST, len(self.data) - offset):
                 raise ValueError(f"a list of {length} entries")

@@ -28,15 +28,16 @@ class RecallAhead:
     def __init__(self, model: SpeechModel):
         self._model = model
         self._guard = threading.Lock()
-        self._memories: list[weakref.ref[AudioMemory]] = []
+        self._memories: list[tuple[weakref.ref[AudioMemory], list[Interval]]] = []
         self._thread: threading.Thread | None = None
 
     def add(self, memory: AudioMemory) -> None:
         """Recall the words of a memory that somebody is likely to ask about; nothing where the checkpoint recalls none."""
         if not can_recall(self._model, memory) or memory.intervals > MOST_INTERVALS:
             return
+        intervals = intervals_between(memory, 0.0, memory.seconds)
         with self._guard:
-            self._memories.append(weakref.ref(memory))
+            self._memories.append((weakref.ref(memory), intervals))
             if self._thread is None:
                 # Not a daemon: it may not be cut off in the middle of the backend's work when the program ends.
                 self._thread = threading.Thread(target=self._work, name="speech-xl-recall")
@@ -60,11 +61,10 @@ class RecallAhead:
         """The next intervals to recall, and their memory; None if there are none, and then the thread is over."""
         with self._guard:
             while self._memories:
-                memory = self._memories[-1]()
-                if memory is not None:
-                    intervals = intervals_between(memory, 0.0, memory.seconds)
-                    if missing := [i for i in intervals if i.tokens not in memory.recalled][:AT_ONCE]:
-                        return memory, missing
+                held, intervals = self._memories[-1]
+                memory = held()
+                if memory is not None and (missing := [i for i in intervals if i.tokens not in memory.recalled]):
+                    return memory, missing[:AT_ONCE]
                 self._memories.pop()
             self._thread = None
         return None
