@@ -1,6 +1,6 @@
 """`python -m benchmarks COMMAND`: how fast this software is, how much memory it takes, and what else there is.
 
-listening, answering, alternatives, limits and gpu each measure one subject into FOLDER, a JSON file a measurement, and
+listening, together, answering, alternatives, limits and gpu each measure one subject into FOLDER, a JSON file a measurement, and
 write FOLDER/report.md from all that is there. What is there already is not measured again.
 """
 
@@ -21,6 +21,7 @@ from speech_xl.storage import MEMORY_BITS
 
 KINDS = {
     "listening": "seconds of audio a second, and peak memory, against length",
+    "together": "several recordings heard as one batch against one after the other",
     "answering": "time to the first token, and tokens a second, against hours heard",
     "alternatives": "the same weights with a full key/value cache, and Whisper transcribing the same sound",
     "limits": "how near listening comes to the machine's matrix rate, and answering to its memory's",

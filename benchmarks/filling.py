@@ -66,4 +66,4 @@ def hear_tokens(model: SpeechModel, state: State, scheduler: Scheduler, ids: lis
     """Hear speech tokens, given as ids, in whole intervals; what is left over at the end is one of its own."""
     model.backend.hear_words(state, ids)
     for batch in interval_batches(list(scheduler.plan_all(len(ids)))):
-        model.backend.close_intervals(state, batch)
+        model.backend.close_intervals([(state, batch)])

@@ -58,7 +58,7 @@ class Counter:
         self.operations: dict[str, int] = defaultdict(int)
         self._config = model.config
         backend = model.backend
-        self._after(backend, "hear", lambda state, mel, *_: self._windows(len(mel)))
+        self._after(backend, "hear", lambda parts, mel, *_: self._windows(len(mel)))
         self._after(backend, "recognize", self._read)
         self._after(backend, "close_intervals", self._hear)
 
@@ -75,8 +75,8 @@ class Counter:
     def _add(self, stage: str, operations: int) -> None:
         self.operations[stage] += operations
 
-    def _hear(self, state: State, plans: Sequence[IntervalPlan]) -> None:
-        self._add("decoder", sum(interval_operations(self._config, plan) for plan in plans))
+    def _hear(self, parts: Sequence[tuple[State, Sequence[IntervalPlan]]]) -> None:
+        self._add("decoder", sum(interval_operations(self._config, plan) for _, plans in parts for plan in plans))
 
     def _windows(self, count: int) -> None:
         self._add("encoder", count * window_operations(self._config))
@@ -87,7 +87,7 @@ class Counter:
         *before, readings = rest
         self._windows(len(mel))
         assert self._config.recognizer is not None
-        start = len(self._config.recognizer.start_ids) + (len(before[0]) if before else 0)
+        start = len(self._config.recognizer.start_ids) + (len(before[0][0]) if before and before[0] else 0)
         for reading in readings:
             # The end is a chosen token too; a reading that came to none is as long as there is room.
             self._add("recognizer", reading_operations(self._config, start, max(1, len(reading.attention))))

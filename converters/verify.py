@@ -139,9 +139,9 @@ def our_logits(out: Path, config: ModelConfig, name: str, sound: np.ndarray, tex
     if not text_only:
         mel, samples = hear(config, sound)
         tokens = config.tokens_of_window(samples)
-        backend.hear(state, mel, np.array([-(-samples // (2 * HOP_LENGTH))]), [tokens])
+        backend.hear([(state, [tokens])], mel, np.array([-(-samples // (2 * HOP_LENGTH))]))
         for plan in scheduler.plan_all(tokens):
-            backend.close_intervals(state, [plan])
+            backend.close_intervals([(state, [plan])])
     return backend.logits(state, after, scheduler.base)
 
 

@@ -15,11 +15,13 @@ import numpy as np
 from evaluation.results import CASCADE
 from speech_xl.decoders import SoundSource
 from speech_xl.errors import CheckpointError
+from speech_xl.front_end import Part
 from speech_xl.memory import AudioMemory, RecordingSource
 from speech_xl.model import SpeechModel
 from speech_xl.prefetch import WindowReader
 from speech_xl.recognition import Word
 from speech_xl.schedule import FixedRatio, Scheduler
+from speech_xl.word_reader import Earlier
 
 PIECE = 256  # tokens of text that are read at once
 
@@ -38,13 +40,13 @@ def recognize(model: SpeechModel, audio: Path | SoundSource) -> tuple[list[Word]
     words: list[Word] = []
     seconds = 0.0
     reader = WindowReader(audio, model.config)
-    front_end = model.new_front_end()
+    earlier = Earlier()
     try:
         with model.lock:
             state = model.backend.start([])  # where the front end queues its tokens; nobody takes them up
         for group in reader:
             with model.lock:
-                heard = front_end.hear(state, group)
+                (heard,) = model.front_end.hear([Part(state, group, earlier)])
             words += [word for _, word in heard.words or ()]
             seconds = heard.seconds
     finally:
@@ -64,7 +66,7 @@ def read_as_text(model: SpeechModel, words: Sequence[Word], recording: Recording
         if text:
             model.backend.hear_words(state, text)
         for plan in Scheduler(PIECE, FixedRatio(None), len(before)).plan_all(len(text)):
-            model.backend.close_intervals(state, [plan])
+            model.backend.close_intervals([(state, [plan])])
         size = model.backend.memory_bytes(state)
     return AudioMemory(
         state=state,

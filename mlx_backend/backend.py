@@ -17,7 +17,7 @@ import numpy as np
 from mlx import nn
 
 from mlx_backend.attention import Pooled
-from mlx_backend.decoder import Intervals
+from mlx_backend.decoder import Intervals, Share
 from mlx_backend.memory import KeyValues, TextCache
 from mlx_backend.model import SpeechXL
 from mlx_backend.worker import Worker
@@ -116,16 +116,17 @@ class Backend:
 
         return self._run(work)
 
-    def hear(self, state: State, mel: np.ndarray, valid_positions: np.ndarray, tokens: list[int]) -> None:
+    def hear(self, parts: Sequence[tuple[State, list[int]]], mel: np.ndarray, valid_positions: np.ndarray) -> None:
         def work() -> None:
-            speech = self.model.speech(mx.array(mel).astype(self.dtype), mx.array(valid_positions))
-            kept = [speech[i, :count] for i, count in enumerate(tokens)]
-            state.queued = mx.concatenate([state.queued[0], *kept])[None]
-            mx.eval(state.queued)
+            windows = iter(self.model.speech(mx.array(mel).astype(self.dtype), mx.array(valid_positions)))
+            for state, tokens in parts:
+                kept = [next(windows)[:count] for count in tokens]
+                state.queued = mx.concatenate([state.queued[0], *kept])[None]
+            mx.eval([state.queued for state, _ in parts])
 
         self._run(work)
 
-    def recognize(self, mel: np.ndarray, before: Sequence[int] = ()) -> list[Recognition]:
+    def recognize(self, mel: np.ndarray, before: Sequence[Sequence[int]] = ()) -> list[Recognition]:
         def work() -> list[Recognition]:
             speech = self.model.speech
             return speech.recognizer.recognize(speech.encoder(mx.array(mel).astype(self.dtype)), before)
@@ -140,12 +141,17 @@ class Backend:
 
         self._run(work)
 
-    def _intervals(self, state: State, plans: Sequence[IntervalPlan]) -> Intervals:
+    def _intervals(self, parts: Sequence[tuple[State, Sequence[IntervalPlan]]]) -> Intervals:
         """Plans of one shape, as tensors."""
+        plans = [plan for _, own in parts for plan in own]
         plan, rotation = plans[0], self.model.decoder.rotation
 
         def rotations(positions: str) -> tuple[mx.array, mx.array]:
             return rotation(mx.array(np.stack([getattr(p, positions) for p in plans])))
+
+        def share(state: State, first: IntervalPlan, count: int) -> Share:
+            stop = first.hidden_from + first.hidden
+            return Share(state.memory, count, ((0, first.hidden_from), (stop, state.memory[0].length)))
 
         pooled: Pooled | None = None
         sst = self.config.sst
@@ -154,7 +160,7 @@ class Backend:
             columns = np.resize(sst.pool_columns(plan.ratio), tokens.shape)
             pooled = mx.array(tokens), mx.array(columns)
         return Intervals(
-            ((0, plan.hidden_from), (plan.hidden_from + plan.hidden, state.memory[0].length)),
+            [share(state, own[0], len(own)) for state, own in parts],
             rotations("speech_positions"),
             rotations("sst_query_positions"),
             rotations("slot_positions"),
@@ -164,15 +170,18 @@ class Backend:
             (mx.array(plan.speech_mask()), plan.attended_rows) if plan.attended else None,
         )
 
-    def close_intervals(self, state: State, plans: Sequence[IntervalPlan]) -> None:
+    def close_intervals(self, parts: Sequence[tuple[State, Sequence[IntervalPlan]]]) -> None:
         def work() -> None:
-            tokens = sum(plan.tokens for plan in plans)
-            speech, state.queued = state.queued[:, :tokens], state.queued[:, tokens:]
-            for layer in state.memory if plans[0].evicted else ():
-                layer.evict(plans[0].evict_from, plans[0].evicted)
-            speech = speech.reshape(len(plans), -1, speech.shape[2])
-            self.model.decoder.intervals(speech, state.memory, self._intervals(state, plans))
-            self._evaluate(state)  # release this batch's graph before the next one
+            heard = []
+            for state, (plan, *more) in parts:
+                tokens = plan.tokens * (1 + len(more))
+                speech, state.queued = state.queued[0, :tokens], state.queued[:, tokens:]
+                heard.append(speech.reshape(-1, plan.tokens, speech.shape[1]))
+                for layer in state.memory if plan.evicted else ():
+                    layer.evict(plan.evict_from, plan.evicted)
+            self.model.decoder.intervals(mx.concatenate(heard), self._intervals(parts))
+            for state, _ in parts:
+                self._evaluate(state)  # release this batch's graph before the next one
 
         self._run(work)
 

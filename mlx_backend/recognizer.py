@@ -144,8 +144,8 @@ class Recognizer(nn.Module):
             x = x[:, mx.array(list(wanted))]
         return self.embed_tokens.as_linear(self.layer_norm(x)).astype(mx.float32), mx.stack(looks).mean(0)
 
-    def recognize(self, heard: mx.array, before: Sequence[int] = ()) -> list[Recognition]:
-        """Greedy reading of heard (B, S, D), one Recognition a window; `before` stands in front of the start ids."""
+    def recognize(self, heard: mx.array, before: Sequence[Sequence[int]] = ()) -> list[Recognition]:
+        """Greedy reading of heard (B, S, D), one Recognition a window; before[b] stands in front of its start ids."""
         c = self.config
         barred = np.zeros(c.vocab_size, np.float32)
         barred[list(c.suppressed_ids)] = -np.inf
@@ -153,11 +153,11 @@ class Recognizer(nn.Module):
         barred[list(c.begin_suppressed_ids)] = -np.inf
         first = mx.array(barred)
         caches = self.start(heard)
-        start = [*before, *c.start_ids]
-        ids = mx.array([start] * len(heard))
-        logits, looks = self(ids, 0, caches, (len(before), -1))
+        start = [[*own, *c.start_ids] for own in before or [()] * len(heard)]
+        ids = mx.array(start)
+        logits, looks = self(ids, 0, caches, (len(start[0]) - len(c.start_ids), -1))
         no_speech = mx.softmax(logits[:, 0], axis=-1)[:, c.no_speech_id].tolist()
-        scores, position = logits[:, -1] + first, len(start)
+        scores, position = logits[:, -1] + first, ids.shape[1]
         open_windows = list(range(len(heard)))
         chosen: list[list[int]] = [[] for _ in open_windows]
         log_probs = [0.0] * len(heard)

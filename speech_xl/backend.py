@@ -59,25 +59,28 @@ class Backend(Protocol):
     def start(self, prefix: list[int]) -> State:
         """A fresh state whose memory holds the key/values of the prefix tokens at positions 0..P-1."""
 
-    def hear(self, state: State, mel: np.ndarray, valid_positions: np.ndarray, tokens: list[int]) -> None:
-        """Encode windows and queue the first tokens[b] speech tokens of window b. Only where config.adapter is set.
+    def hear(self, parts: Sequence[tuple[State, list[int]]], mel: np.ndarray, valid_positions: np.ndarray) -> None:
+        """Encode windows of one or more recordings in one batch and queue speech tokens. Only where config.adapter is set.
 
-        mel (B, num_mel_bins, T) float32; valid_positions (B,) int64, encoder positions that hold sound.
+        mel (B, num_mel_bins, T) float32; valid_positions (B,) int64, encoder positions that hold sound. `parts`: of each
+        recording its state, and how many of the first speech tokens of each of its windows; the windows lie in that order.
         """
 
-    def recognize(self, mel: np.ndarray, before: Sequence[int] = ()) -> list[Recognition]:
+    def recognize(self, mel: np.ndarray, before: Sequence[Sequence[int]] = ()) -> list[Recognition]:
         """Encode windows, mel (B, num_mel_bins, T) float32, and read each aloud. Only where config.recognizer is set.
 
-        `before`: token ids that stand in front of the recogniser's start ids, the same for all windows.
+        `before`: of each window the token ids that stand in front of the recogniser's start ids, as many for all; none of
+        them if it is empty.
         """
 
     def hear_words(self, state: State, ids: list[int]) -> None:
         """Queue the decoder's own embeddings of recognised words as speech tokens."""
 
-    def close_intervals(self, state: State, plans: Sequence[IntervalPlan]) -> None:
-        """Run the first queued speech tokens as intervals, all in one batch; append what they leave, in their order.
+    def close_intervals(self, parts: Sequence[tuple[State, Sequence[IntervalPlan]]]) -> None:
+        """Run the first queued speech tokens of each state as intervals, all in one batch; append what they leave to their
+        own state, in their order.
 
-        `plans`: one, or a batch of `interval_batches`.
+        `parts`: a batch of interval_batches.py, each state once.
         """
 
     def fork(self, state: State) -> State:

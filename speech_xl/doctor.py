@@ -92,9 +92,9 @@ def compute_probe(name: str) -> tuple[dict[str, Any], int]:
         write_probe(Path(folder))
         backend = load_backend(name, Path(folder), PROBE)
     state, scheduler = backend.start([1]), Scheduler(16, FixedRatio(8), 1)
-    backend.hear(state, 2 * made_up((2, 80, 192), 1000), np.array([96, 32]), [16, 4])
+    backend.hear([(state, [16, 4])], 2 * made_up((2, 80, 192), 1000), np.array([96, 32]))
     for plan in scheduler.plan_all(20):
-        backend.close_intervals(state, [plan])
+        backend.close_intervals([(state, [plan])])
     steps = backend.answer(state, [2, 3, 5], scheduler.base)
     found: dict[str, Any] = {"tokens": [next(steps).token for _ in range(ANSWER_LENGTH)]}
     steps.close()

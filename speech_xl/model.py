@@ -12,7 +12,7 @@ from speech_xl.checkpoints import check_checkpoint, fingerprint, resolve_checkpo
 from speech_xl.config import SAMPLING_RATE, ModelConfig
 from speech_xl.errors import ScheduleError
 from speech_xl.fair_lock import FairLock
-from speech_xl.front_end import front_end_factory
+from speech_xl.front_end import make_front_end
 from speech_xl.prompt import LONGEST_ANSWER, Prompt
 from speech_xl.recall_ahead import RecallAhead
 from speech_xl.schedule import Ratio, check_ratio, memory_slots, ratio_for_budget
@@ -44,7 +44,7 @@ class SpeechModel:
         self.config = config
         self.prompt = prompt
         self.backend = backend
-        self.new_front_end = front_end_factory(folder, config, prompt, backend)
+        self.front_end = make_front_end(folder, config, prompt, backend)
         self.fingerprint = fingerprint(folder)
         self.note = note
         self.lock = FairLock()

@@ -126,7 +126,7 @@ def _words_as_memory(model: SpeechModel, memory: AudioMemory, ids: list[int], ti
     plan = Scheduler(len(ids), FixedRatio(None), len(memory.prefix), horizon=model.horizon).next(len(ids))
     state = model.backend.start(list(memory.prefix))
     model.backend.hear_words(state, ids)
-    model.backend.close_intervals(state, [plan])
+    model.backend.close_intervals([(state, [plan])])
     place = np.arange(len(ids), dtype=np.int64)
     return dataclasses.replace(
         memory,

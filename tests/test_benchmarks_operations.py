@@ -146,7 +146,7 @@ def test_a_backend_computes_no_less_than_what_is_needed(config: ModelConfig, tok
 
     def hear() -> None:
         for plan in plans:
-            backend.close_intervals(state, [plan])
+            backend.close_intervals([(state, [plan])])
 
     assert 0 < needed <= counted(hear)
 

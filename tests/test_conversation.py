@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speech_xl import conversation
+from speech_xl import listening_together
 from speech_xl.allocator import release_free_memory
 from speech_xl.asking import before_stop, find_stop
 from speech_xl.conversation import Listening, ask
@@ -82,10 +82,10 @@ def test_freed_memory_is_given_back_while_listening_and_at_its_end(
     tiny_speech_model: SpeechModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    monkeypatch.setattr(conversation, "release_free_memory", lambda: calls.append(len(listening._past)))
+    monkeypatch.setattr(listening_together, "release_free_memory", lambda: calls.append(len(listening._past)))
     listening = Listening(tiny_speech_model, write_sound(tmp_path / "talk.wav", 40.0), 8)
     list(listening)
-    every = conversation.INTERVALS_PER_RELEASE
+    every = listening_together.INTERVALS_PER_RELEASE
     assert calls == [*range(every, len(listening._past) + 1, every), len(listening._past)] and len(calls) > 2
 
 

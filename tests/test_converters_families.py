@@ -51,10 +51,10 @@ def our_logits(backend: Backend, config: ModelConfig, mel: np.ndarray, valid: li
     tokens = [config.tokens_of_window(samples) for samples in valid]
     positions = np.array([-(-samples // (2 * HOP_LENGTH)) for samples in valid])
     state = backend.start(before)
-    backend.hear(state, mel, positions, tokens)
+    backend.hear([(state, tokens)], mel, positions)
     scheduler = Scheduler(7, ListedRatios((None,)), len(before))
     for plan in scheduler.plan_all(sum(tokens)):
-        backend.close_intervals(state, [plan])
+        backend.close_intervals([(state, [plan])])
     return backend.logits(state, after, scheduler.base)
 
 

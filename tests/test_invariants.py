@@ -45,13 +45,13 @@ def hear_tokens(model: SpeechModel, mel: np.ndarray, listed: list, groups: list[
         if not len(part):
             continue
         positions = np.full(len(part), model.config.encoder.max_source_positions)
-        backend.hear(state, part, positions, [per_window] * len(part))
+        backend.hear([(state, [per_window] * len(part))], part, positions)
         queued += per_window * len(part)
         while queued >= model.interval:
-            backend.close_intervals(state, [scheduler.next(model.interval)])
+            backend.close_intervals([(state, [scheduler.next(model.interval)])])
             queued -= model.interval
     if queued:
-        backend.close_intervals(state, [scheduler.next(queued)])
+        backend.close_intervals([(state, [scheduler.next(queued)])])
     return state, scheduler
 
 
@@ -122,11 +122,11 @@ def test_6_nothing_later_depends_on_raw_keys_of_a_closed_interval(backend: str, 
         scheduler = scheduler_of(model.config, [ratio], len(model.prompt.prefix_ids))
         state = model.backend.start(model.prompt.prefix_ids)
         positions = np.full(len(mel), config.encoder.max_source_positions)
-        model.backend.hear(state, mel, positions, [per_window] * len(mel))
+        model.backend.hear([(state, [per_window] * len(mel))], mel, positions)
         for plan in list(scheduler.plan_all(first_tokens)):
-            model.backend.close_intervals(state, [plan])
+            model.backend.close_intervals([(state, [plan])])
         carried = model.backend.import_memory(model.backend.export_memory(state))
-        model.backend.hear(carried, mel, positions, [0] * len(mel))  # nothing of it is kept
+        model.backend.hear([(carried, [0] * len(mel))], mel, positions)  # nothing of it is kept
         question = model.prompt.question_ids("what?")
         steps = [next(model.backend.answer(s, question, scheduler.base)) for s in (state, carried)]
         assert steps[0].token == steps[1].token

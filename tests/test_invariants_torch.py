@@ -48,7 +48,7 @@ def hear(backend: Backend, speech: torch.Tensor, prefix: torch.Tensor, ratios: l
     state = backend.start(prefix.tolist())
     state.queued = speech
     for plan in list(scheduler.plan_all(speech.shape[1])):
-        backend.close_intervals(state, [plan])
+        backend.close_intervals([(state, [plan])])
     return state, scheduler
 
 
@@ -154,7 +154,7 @@ def test_5_and_6_a_closed_interval_is_its_slots_and_nothing_else(
         before = backend.export_memory(carried)
         carried = backend.import_memory(before)
         carried.queued = speech[:, plan.first_token : plan.first_token + plan.tokens]
-        backend.close_intervals(carried, [plan])
+        backend.close_intervals([(carried, [plan])])
         after = backend.export_memory(carried)
         assert all(np.array_equal(after[name][:, :, : plan.base], before[name]) for name in before)
     ours, theirs = backend.export_memory(state), backend.export_memory(carried)

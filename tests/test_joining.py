@@ -84,9 +84,9 @@ def test_joined_is_what_hearing_one_after_the_other_leaves(name: str, tmp_path: 
     for part in (mel[:2], mel[2:]):
         own, alone_scheduler = backend.start([]), Scheduler(16, ListedRatios((4,)), horizon=0)
         for state, clock in ((whole, scheduler), (own, alone_scheduler)):
-            backend.hear(state, part, positions, [window] * 2)
+            backend.hear([(state, [window] * 2)], part, positions)
             for plan in list(clock.plan_all(2 * window)):  # each recording's last interval is ragged
-                backend.close_intervals(state, [plan])
+                backend.close_intervals([(state, [plan])])
         states.append(own)
     ours, theirs = (backend.export_memory(s) for s in (backend.join(*states, 0), whole))
     for part in theirs:

@@ -46,9 +46,9 @@ def logits_and_steps(backend: Backend, config: ModelConfig, plans: list, mel: np
     """One recording by its plans -> what the question gives: logits, greedy tokens, attention, and the memory's arrays."""
     state = backend.start(PREFIX)
     positions = np.full(len(mel), config.encoder.max_source_positions)
-    backend.hear(state, mel, positions, [config.tokens_per_window] * len(mel))
+    backend.hear([(state, [config.tokens_per_window] * len(mel))], mel, positions)
     for plan in plans:
-        backend.close_intervals(state, [plan])
+        backend.close_intervals([(state, [plan])])
     steps = list(itertools.islice(backend.answer(state, QUESTION, position), longest))
     looks = np.stack([step.slot_weights for step in steps])
     return backend.logits(state, QUESTION, position), [s.token for s in steps], looks, backend.export_memory(state)
@@ -98,9 +98,9 @@ def test_padding_pools_and_layouts_of_other_encoders(tmp_path: Path) -> None:
     for name in ("numpy", *TWINS):
         backend = load_backend(name, tmp_path / "mlx", config)
         state, scheduler = backend.start(PREFIX), Scheduler(16, ListedRatios((4,)), len(PREFIX))
-        backend.hear(state, mel, np.array([96, 40]), [16, 3])
+        backend.hear([(state, [16, 3])], mel, np.array([96, 40]))
         for plan in scheduler.plan_all(19):
-            backend.close_intervals(state, [plan])
+            backend.close_intervals([(state, [plan])])
         found.append(backend.logits(state, QUESTION, scheduler.base))
     for logits in found[1:]:
         np.testing.assert_allclose(logits, found[0], atol=1e-4, rtol=1e-4)
@@ -141,7 +141,7 @@ def test_spans_forks_and_words_agree(twin: str, tiny_checkpoint: Path, recording
         branch = backend.fork(memory.state)
         backend.hear_words(branch, [40, 41, 42])
         plan = scheduler.next(3)
-        backend.close_intervals(branch, [plan])
+        backend.close_intervals([(branch, [plan])])
         logits = [backend.logits(s, QUESTION, memory.slots) for s in (branch, memory.state)]
         assert backend.memory_bytes(branch) == backend.memory_bytes(memory.state) + model.bytes_per_slot
         found.append((spans, logits))

@@ -56,9 +56,9 @@ def hear(backend: Backend, windows: int, batches: list[list[IntervalPlan]], seed
     mel = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     state = backend.start(PREFIX)
     tokens = [per_window] * (windows - 1) + [per_window - 3]
-    backend.hear(state, mel, np.full(windows, encoder.max_source_positions), tokens)
+    backend.hear([(state, tokens)], mel, np.full(windows, encoder.max_source_positions))
     for batch in batches:
-        backend.close_intervals(state, batch)
+        backend.close_intervals([(state, batch)])
     return state
 
 
@@ -161,10 +161,10 @@ def test_a_fork_shares_pages_and_neither_sees_the_other(
         assert all(a.buffers is b.buffers for a, b in zip(ours.pages, theirs.pages, strict=True))
     before, shared = backend.export_memory(fork), fork.memory[0].length // little_pages
     for plan in plans[3:]:
-        backend.close_intervals(state, [plan])
+        backend.close_intervals([(state, [plan])])
     assert all(np.array_equal(backend.export_memory(fork)[part], before[part]) for part in before)
     for plan in plans[3:]:
-        backend.close_intervals(fork, [plan])
+        backend.close_intervals([(fork, [plan])])
     ours, theirs = (backend.export_memory(s) for s in (state, fork))
     assert all(np.array_equal(ours[part], theirs[part]) for part in ours)
     if rule == "sst":
@@ -243,7 +243,7 @@ def test_work_is_done_once(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     calls.clear()
     assert backend_tokens >= scheduler.tokens
     for batch in batches:
-        backend.close_intervals(state, batch)
+        backend.close_intervals([(state, batch)])
     # Two layers: the first one's speech rows are read by nobody, only its SSTs' queries; the last layer has none.
     assert calls == {"intervals": 3, "queries": 3}
     calls.clear()

@@ -78,7 +78,8 @@ def greedy(
 def test_greedy_reading_equals_transformers_and_the_backends_each_other(pair, before: tuple[int, ...]) -> None:
     seed, ours, twin = pair
     theirs, mel, r = whisper(CONFIG, ours), windows(seed), CONFIG.recognizer
-    for one, two, window in zip(ours.recognize(mel, before), twin.recognize(mel, before), mel, strict=True):
+    prompts = [before] * len(mel)
+    for one, two, window in zip(ours.recognize(mel, prompts), twin.recognize(mel, prompts), mel, strict=True):
         ids, logits, attention = greedy(theirs, window, before)
         expected = [i for i in ids if i != r.end_id]
         assert one.ids == two.ids == expected
@@ -93,6 +94,18 @@ def test_greedy_reading_equals_transformers_and_the_backends_each_other(pair, be
             np.testing.assert_allclose(found.attention, heads.numpy(), atol=1e-4)
             assert found.mean_log_prob == pytest.approx(chosen.mean().item(), abs=1e-4)
             assert found.no_speech == pytest.approx(logits[0].softmax(-1)[r.no_speech_id].item(), abs=1e-5)
+
+
+def test_each_window_may_have_a_prompt_of_its_own(pair) -> None:
+    seed, *backends = pair
+    mel, prompts = windows(seed), [(7, 9, 4), (7, 260, 33), (7, 9, 4)]
+    mel = np.concatenate([mel, mel])[: len(prompts)]
+    for backend in backends:
+        read = backend.recognize(mel, prompts)
+        for reading, window, prompt in zip(read, mel, prompts, strict=True):
+            (alone,) = backend.recognize(window[None], [prompt])
+            assert reading.ids == alone.ids
+            np.testing.assert_allclose(reading.attention, alone.attention, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 3])

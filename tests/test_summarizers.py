@@ -96,7 +96,7 @@ def kept(name: str, ratio: int, speech: torch.Tensor) -> tuple[torch.Tensor, tor
     still = dataclasses.replace(plan, slot_positions=np.zeros(plan.kept, np.int64))  # position 0: not rotated
     state = backend.start([])
     state.queued = speech
-    backend.close_intervals(state, [still])
+    backend.close_intervals([(state, [still])])
     return *state.memory[0].joined(), backend.model.decoder
 
 

@@ -46,7 +46,7 @@ def stream(
     state = backend.start(prefix.tolist())
     state.queued = speech
     for plan in plans:
-        backend.close_intervals(state, [plan])
+        backend.close_intervals([(state, [plan])])
     return backend, state
 
 

@@ -115,7 +115,8 @@ def test_cached_outputs_are_the_speech_tokens_that_the_backend_hears(tmp_path: P
         heard.append(twice[:, : sample.tokens])
     backend = Backend.load(model, config)
     state = backend.start([])
-    backend.hear(state, *encoder_windows(read_samples(recording), config))
+    mel, positions, tokens = encoder_windows(read_samples(recording), config)
+    backend.hear([(state, tokens)], mel, positions)
     torch.testing.assert_close(heard[1], state.queued, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(heard[0], state.queued, atol=5e-2, rtol=1e-2)  # kept in float16
 

@@ -10,7 +10,7 @@ import numpy as np
 from speech_xl.backend import Recognition
 from speech_xl.config import SAMPLING_RATE
 from speech_xl.features import Window
-from speech_xl.word_reader import LARGEST_GROUP, PROMPT_SHARE, WordReader, group_size
+from speech_xl.word_reader import LARGEST_GROUP, MOST_WINDOWS, PROMPT_SHARE, Earlier, WordReader, group_size
 from tests.tiny import RECOGNIZER_TOKENIZER, tiny_recognizer_config
 
 CONFIG = replace(tiny_recognizer_config().recognizer, previous_id=7)
@@ -26,17 +26,19 @@ class Recogniser:
 
     def __init__(self, texts: Sequence[str], lost: dict[int, str] | None = None, sure: float = -0.2) -> None:
         self.texts, self.lost, self.sure = texts, lost or {}, sure
-        self.calls: list[tuple[list[int], str]] = []  # windows, and the prompt as text
+        self.calls: list[tuple[list[int], str | list[str]]] = []  # windows, and their prompt or prompts as text
         self.longest = 0  # prompt, in tokens
 
-    def recognize(self, mel: np.ndarray, before: Sequence[int] = ()) -> list[Recognition]:
+    def recognize(self, mel: np.ndarray, before: Sequence[Sequence[int]]) -> list[Recognition]:
         numbers = mel[:, 0, 0].astype(int).tolist()
-        self.calls.append((numbers, RECOGNIZER_TOKENIZER.decode(list(before[1:]))))
-        assert not before or before[0] == CONFIG.previous_id
-        self.longest = max(self.longest, len(before) - 1)
+        prompts = [RECOGNIZER_TOKENIZER.decode(list(ids[1:])) for ids in before]
+        self.calls.append((numbers, prompts[0] if len(set(prompts)) == 1 else prompts))
+        (length,) = set(map(len, before))
+        assert len(before) == len(mel) and all(ids[0] == CONFIG.previous_id for ids in before if ids)
+        self.longest = max(self.longest, length - 1)
         readings = []
         for number in numbers:
-            text = self.lost.get(number) if before else None
+            text = self.lost.get(number) if length else None
             ids = RECOGNIZER_TOKENIZER.encode(" " + (text or self.texts[number]), add_special_tokens=False).ids
             readings.append(Recognition(ids, np.full((len(ids) + 1, 100), 0.01, np.float32), 0.0, self.sure))
         return readings
@@ -44,7 +46,8 @@ class Recogniser:
 
 def read(recogniser: Recogniser, *groups: Sequence[Window], **changes: object) -> list[list[str]]:
     reader = WordReader(recogniser, RECOGNIZER_TOKENIZER, replace(CONFIG, **changes))
-    return [[word.text for word in words] for group in groups for words in reader.read(group)]
+    earlier = Earlier()
+    return [[word.text for word in words] for group in groups for words in reader.read([(group, earlier)])[0]]
 
 
 def test_a_group_is_read_behind_the_words_of_the_one_before() -> None:
@@ -56,6 +59,27 @@ def test_a_group_is_read_behind_the_words_of_the_one_before() -> None:
         ([1, 2], ["one", "two"]),
         ([3], ["one", "two", "three", "four", "five"]),
     ]
+
+
+def test_recordings_are_read_together_where_their_prompts_are_equally_long() -> None:
+    recogniser = Recogniser(["one two", "three", "four five", "six", "seven", "eight nine"])
+    reader = WordReader(recogniser, RECOGNIZER_TOKENIZER, replace(CONFIG, max_target_positions=400))
+    first, second, third = Earlier(), Earlier(), Earlier()
+    read = reader.read([([window(0)], first), ([window(2, True)], second), ([window(3)], third)])
+    assert [[[word.text for word in words] for words in group] for group in read] == [[["one", "two"]], [[]], [["six"]]]
+    assert recogniser.calls == [([0, 3], "")]
+    assert list(first.words) == ["one", "two"] and not second.words and list(third.words) == ["six"]
+    reader.read([([window(1)], first), ([window(2)], second), ([window(4), window(5)], third)])
+    alone = [numbers for numbers, _ in recogniser.calls[1:]]
+    assert sorted(alone) == [[1], [2], [4, 5]] and list(third.words) == ["six", "seven", "eight", "nine"]
+
+
+def test_a_recogniser_gets_a_bounded_number_of_windows() -> None:
+    recogniser = Recogniser(["one"] * 3 * MOST_WINDOWS)
+    reader = WordReader(recogniser, RECOGNIZER_TOKENIZER, CONFIG)
+    read = reader.read([([window(n)], Earlier()) for n in range(2 * MOST_WINDOWS + 3)])
+    assert [len(numbers) for numbers, _ in recogniser.calls] == [MOST_WINDOWS, MOST_WINDOWS, 3]
+    assert all(words[0].text == "one" for ((words),) in read)
 
 
 def test_silent_windows_are_not_read() -> None:

@@ -23,7 +23,7 @@ from speech_xl.schedule import IntervalPlan
 from speech_xl.storage import memory_storage
 from speech_xl.visibility import text_mask
 from torch_backend.attention import Pooled
-from torch_backend.decoder import Intervals
+from torch_backend.decoder import Intervals, Share
 from torch_backend.loading import without_weights
 from torch_backend.memory import KeyValues, TextCache
 from torch_backend.model import SpeechXL
@@ -100,13 +100,14 @@ class Backend:
         return State(memory, torch.zeros(1, 0, self.config.decoder.hidden_size, dtype=self.dtype, device=self._device))
 
     @torch.inference_mode()
-    def hear(self, state: State, mel: np.ndarray, valid_positions: np.ndarray, tokens: list[int]) -> None:
-        speech = self.model.speech(self._tensor(mel).to(self.dtype), self._tensor(valid_positions))
-        kept = [window[:count] for window, count in zip(speech, tokens, strict=True)]
-        state.queued = torch.cat([state.queued[0], *kept])[None]
+    def hear(self, parts: Sequence[tuple[State, list[int]]], mel: np.ndarray, valid_positions: np.ndarray) -> None:
+        windows = iter(self.model.speech(self._tensor(mel).to(self.dtype), self._tensor(valid_positions)))
+        for state, tokens in parts:
+            kept = [next(windows)[:count] for count in tokens]
+            state.queued = torch.cat([state.queued[0], *kept])[None]
 
     @torch.inference_mode()
-    def recognize(self, mel: np.ndarray, before: Sequence[int] = ()) -> list[Recognition]:
+    def recognize(self, mel: np.ndarray, before: Sequence[Sequence[int]] = ()) -> list[Recognition]:
         speech = self.model.speech
         return speech.recognizer.recognize(speech.encoder(self._tensor(mel).to(self.dtype)), before)
 
@@ -115,12 +116,17 @@ class Backend:
         words = self.model.decoder.embed_tokens(torch.tensor([ids], dtype=torch.int64, device=self._device))
         state.queued = torch.cat([state.queued, words], dim=1)
 
-    def _intervals(self, state: State, plans: Sequence[IntervalPlan]) -> Intervals:
+    def _intervals(self, parts: Sequence[tuple[State, Sequence[IntervalPlan]]]) -> Intervals:
         """Plans of one shape, as tensors."""
+        plans = [plan for _, own in parts for plan in own]
         plan, rotation = plans[0], self.model.decoder.rotation
 
         def rotations(positions: str) -> tuple[torch.Tensor, torch.Tensor]:
             return rotation(self._tensor(np.stack([getattr(p, positions) for p in plans])))
+
+        def share(state: State, first: IntervalPlan, count: int) -> Share:
+            stop = first.hidden_from + first.hidden
+            return Share(state.memory, count, ((0, first.hidden_from), (stop, state.memory[0].length)))
 
         pooled: Pooled | None = None
         sst = self.config.sst
@@ -129,7 +135,7 @@ class Backend:
             columns = np.resize(sst.pool_columns(plan.ratio), tokens.shape)
             pooled = self._tensor(tokens), self._tensor(columns)
         return Intervals(
-            ((0, plan.hidden_from), (plan.hidden_from + plan.hidden, state.memory[0].length)),
+            [share(state, own[0], len(own)) for state, own in parts],
             rotations("speech_positions"),
             rotations("sst_query_positions"),
             rotations("slot_positions"),
@@ -140,13 +146,15 @@ class Backend:
         )
 
     @torch.inference_mode()
-    def close_intervals(self, state: State, plans: Sequence[IntervalPlan]) -> None:
-        tokens = sum(plan.tokens for plan in plans)
-        speech, state.queued = state.queued[:, :tokens], state.queued[:, tokens:].clone()
-        for layer in state.memory if plans[0].evicted else ():
-            layer.evict(plans[0].evict_from, plans[0].evicted)
-        speech = speech.reshape(len(plans), -1, speech.shape[2])
-        self.model.decoder.intervals(speech, state.memory, self._intervals(state, plans))
+    def close_intervals(self, parts: Sequence[tuple[State, Sequence[IntervalPlan]]]) -> None:
+        heard = []
+        for state, (plan, *more) in parts:
+            tokens = plan.tokens * (1 + len(more))
+            speech, state.queued = state.queued[0, :tokens], state.queued[:, tokens:].clone()
+            heard.append(speech.unflatten(0, (-1, plan.tokens)))
+            for layer in state.memory if plan.evicted else ():
+                layer.evict(plan.evict_from, plan.evicted)
+        self.model.decoder.intervals(torch.cat(heard), self._intervals(parts))
 
     def fork(self, state: State) -> State:
         return State([layer.fork() for layer in state.memory], state.queued.clone())

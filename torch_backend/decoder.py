@@ -27,12 +27,21 @@ from torch_backend.memory import KeyValues, TextCache
 
 
 @dataclass(frozen=True)
+class Share:
+    """One recording's part of a batch of intervals."""
+
+    memory: Sequence[KeyValues]  # of each layer
+    intervals: int
+    seen: tuple[tuple[int, int], ...]  # rows of the memory [first, past the last) that all of them see
+
+
+@dataclass(frozen=True)
 class Intervals:
     """The plans of B intervals of one shape, as tensors. Without SSTs (K = 0) one of the last three says what stays;
     with none of them, every row does.
     """
 
-    seen: tuple[tuple[int, int], ...]  # rows of the memory [first, past the last) that all of them see
+    shares: Sequence[Share]  # the intervals' recordings, in order
     speech_rotation: Rotation  # of n rows
     sst_query_rotation: Rotation  # of K
     slot_rotation: Rotation  # of m
@@ -40,6 +49,27 @@ class Intervals:
     pooled: Pooled | None  # where SSTs pool
     selection: torch.Tensor | None  # (m, n): slots are means of the rows by these weights
     attended: tuple[torch.Tensor, Callable[[np.ndarray], np.ndarray]] | None  # (n, n) mask, choice; see most_attended
+
+    def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Rows (B, kv_heads, m, head_dim) to the intervals' memories."""
+        first = 0
+        for share in self.shares:
+            own = slice(first, first + share.intervals)
+            share.memory[layer].append(one_behind_the_other(keys[own]), one_behind_the_other(values[own]))
+            first += share.intervals
+
+    def attend_memories(self, layer: int, attention: Attention, q: torch.Tensor) -> list[Piece]:
+        """Rotated queries (B, H, R, head_dim), each interval's to what it sees of its memory: one piece or none."""
+        pieces: list[Piece] = []
+        first = 0
+        for share in self.shares:
+            own = q[first : first + share.intervals]
+            piece = attention.attend_memory(own, share.memory[layer].rows(*share.seen))
+            if not piece and len(self.shares) > 1:
+                piece = [(torch.zeros_like(own), own.new_full(own.shape[:3], -torch.inf, dtype=torch.float32))]
+            pieces += piece
+            first += share.intervals
+        return [tuple(torch.cat(part) for part in zip(*pieces, strict=True))] if len(pieces) > 1 else pieces
 
 
 class MLP(nn.Module):
@@ -152,8 +182,9 @@ class Decoder(nn.Module):
         head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return linear(self.norm(x), head)
 
-    def intervals(self, speech: torch.Tensor, memory: Sequence[KeyValues], plan: Intervals) -> None:
-        """Hear B intervals that do not see one another: speech (B, n, D); appends what they leave, in their order.
+    def intervals(self, speech: torch.Tensor, plan: Intervals) -> None:
+        """Hear B intervals that do not see one another: speech (B, n, D); appends what they leave to their
+        memories, in their order.
 
         Rows lie as [speech | SSTs]. Speech rows never see an SST, so they take the causal kernel. What nobody reads is
         not computed: the last layer is asked for what stays, and the one before it only for what the last one reads.
@@ -162,8 +193,8 @@ class Decoder(nn.Module):
         s = self.sst_embedding.expand(len(x), k, -1) if k else None
         last = len(self.layers) - 1
         speech_stays = not k or plan.pooled is not None  # in the memory, in whatever form
-        for number, (layer, cache) in enumerate(zip(self.layers, memory, strict=True)):
-            attention, past = layer.self_attn, cache.rows(*plan.seen)
+        for number, layer in enumerate(self.layers):
+            attention = layer.self_attn
             if number < last or speech_stays:
                 h = layer.input_layernorm(x)
                 unrotated, value = attention.keys_values(h)
@@ -178,15 +209,15 @@ class Decoder(nn.Module):
                     own_key = own_key + attention.pool(0, unrotated, *plan.pooled)
                     own_value = own_value + attention.pool(1, value, *plan.pooled)
                 own_key = rotate(own_key, plan.slot_rotation)
-                cache.append(*map(one_behind_the_other, (own_key, own_value)))
+                plan.append(number, own_key, own_value)
             elif plan.selection is not None:
-                kept = rotate(plan.selection @ unrotated, plan.slot_rotation), plan.selection @ value
-                cache.append(*map(one_behind_the_other, kept))
+                kept = rotate(plan.selection @ unrotated, plan.slot_rotation)
+                plan.append(number, kept, plan.selection @ value)
             elif plan.attended is not None:
                 kept, kept_value = attention.most_attended(q, key, unrotated, value, *plan.attended)
-                cache.append(*map(one_behind_the_other, (rotate(kept, plan.slot_rotation), kept_value)))
+                plan.append(number, rotate(kept, plan.slot_rotation), kept_value)
             else:
-                cache.append(*map(one_behind_the_other, (key, value)))
+                plan.append(number, key, value)
             if number == last:
                 return
             queries = []
@@ -194,7 +225,8 @@ class Decoder(nn.Module):
                 queries.append(rotate(attention.queries(h, sst=True), plan.sst_query_rotation))
             if goes_on:
                 queries.append(q)
-            from_memory = attention.attend_memory(torch.cat(queries, dim=2), past)  # read once for both kinds of rows
+            # A memory is read once for both kinds of rows.
+            from_memory = plan.attend_memories(number, attention, torch.cat(queries, dim=2))
             if k:
                 seen = torch.cat([key, own_key], dim=2), torch.cat([value, own_value], dim=2)
                 pieces = [*rows_of(from_memory, slice(0, k)), attend_piece(queries[0], *seen, plan.sst_mask)]

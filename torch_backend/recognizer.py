@@ -145,19 +145,19 @@ class Recognizer(nn.Module):
         logits = linear(self.layer_norm(x), self.embed_tokens.weight)
         return logits.float(), torch.stack(looks).mean(0)
 
-    def recognize(self, heard: torch.Tensor, before: Sequence[int] = ()) -> list[Recognition]:
-        """Greedy reading of heard (B, S, D), one Recognition a window; `before` stands in front of the start ids."""
+    def recognize(self, heard: torch.Tensor, before: Sequence[Sequence[int]] = ()) -> list[Recognition]:
+        """Greedy reading of heard (B, S, D), one Recognition a window; before[b] stands in front of its start ids."""
         c = self.config
         suppressed = torch.zeros(c.vocab_size, device=heard.device)
         suppressed[list(c.suppressed_ids)] = -torch.inf
         first = suppressed.clone()
         first[list(c.begin_suppressed_ids)] = -torch.inf
         caches = self.start(heard)
-        start = [*before, *c.start_ids]
-        ids = torch.tensor([start] * len(heard), device=heard.device)
-        logits, looks = self(ids, 0, caches, (len(before), -1))
+        start = [[*own, *c.start_ids] for own in before or [()] * len(heard)]
+        ids = torch.tensor(start, device=heard.device)
+        logits, looks = self(ids, 0, caches, (len(start[0]) - len(c.start_ids), -1))
         no_speech = logits[:, 0].softmax(-1)[:, c.no_speech_id].tolist()
-        scores, position = logits[:, -1] + first, len(start)
+        scores, position = logits[:, -1] + first, ids.shape[1]
         open_windows = list(range(len(heard)))
         chosen: list[list[int]] = [[] for _ in open_windows]
         log_probs = [0.0] * len(heard)

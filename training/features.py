@@ -19,7 +19,7 @@ from speech_xl.config_file import load_config
 from speech_xl.quiet_windows import QuietWindowStream, lone_window
 from speech_xl.recognition import load_recognizer_tokenizer
 from speech_xl.whole_file import whole_file
-from speech_xl.word_reader import WordReader, group_size
+from speech_xl.word_reader import Earlier, WordReader, group_size
 from torch_backend.encoder import SpeechTower
 from training.data import Recording, sound_hash
 from training.network import WINDOWS_AT_ONCE, kept_outputs, read_tensors
@@ -87,13 +87,14 @@ def recognizer_of(source: Path) -> Callable[[np.ndarray], bytes]:
     config = load_config(source)  # a recipe's own SSTs are not in the source
     backend = load_backend("torch", source, config)
     tokenizer = load_recognizer_tokenizer(source, config.recognizer.vocab_size)
+    reader = WordReader(backend, tokenizer, config.recognizer)
 
     def hear(samples: np.ndarray) -> bytes:
-        stream, reader = QuietWindowStream(config.encoder), WordReader(backend, tokenizer, config.recognizer)
+        stream, earlier = QuietWindowStream(config.encoder), Earlier()
         waiting, words, number = [*stream.push(samples), *stream.finish()], [], 0
         while waiting:  # in groups, as a listener reads them
             group, waiting = waiting[: group_size(number)], waiting[group_size(number) :]
-            words += [word.text for found in reader.read(group) for word in found]
+            words += [word.text for found in reader.read([(group, earlier)])[0] for word in found]
             number += 1
         return " ".join(words).encode()
 

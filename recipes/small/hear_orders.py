@@ -28,7 +28,7 @@ from speech_xl.config import SAMPLING_RATE
 from speech_xl.model import SpeechModel
 from speech_xl.quiet_windows import lone_window
 from speech_xl.recognition import load_recognizer_tokenizer
-from speech_xl.word_reader import LARGEST_GROUP, WordReader
+from speech_xl.word_reader import LARGEST_GROUP, Earlier, WordReader
 
 WINDOW_SECONDS = 28  # what a window of the recogniser holds of a recording
 HELD_VOICE = "yweweler"  # the digits' speaker that is never trained on
@@ -132,11 +132,12 @@ class Recogniser:
         self._reader = WordReader(
             model.backend, load_recognizer_tokenizer(model.folder, recognizer.vocab_size), recognizer
         )
+        self._earlier = Earlier()
 
     def write(self, windows: Sequence[Window]) -> list[str]:
         """The words of each window, read at once."""
         heard = [lone_window(window.samples, self._encoder) for window in windows]
-        return [" ".join(word.text for word in words) for words in self._reader.read(heard)]
+        return [" ".join(word.text for word in words) for words in self._reader.read([(heard, self._earlier)])[0]]
 
 
 def fill_cache(data: Path, model: Path, cache: Path, rounds: Sequence[tuple[str, int]]) -> None:

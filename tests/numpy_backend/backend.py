@@ -73,20 +73,21 @@ class Backend:
             state.memory = self._read(prefix, 0, state.memory)[0]
         return state
 
-    def hear(self, state: State, mel: np.ndarray, valid_positions: np.ndarray, tokens: list[int]) -> None:
-        heard = speech_tokens(self._weights, self.config, mel.astype(np.float64), valid_positions)
-        kept = [window[:count] for window, count in zip(heard, tokens, strict=True)]
-        state.queued = np.concatenate([state.queued, *kept])
+    def hear(self, parts: Sequence[tuple[State, list[int]]], mel: np.ndarray, valid_positions: np.ndarray) -> None:
+        heard = iter(speech_tokens(self._weights, self.config, mel.astype(np.float64), valid_positions))
+        for state, tokens in parts:
+            state.queued = np.concatenate([state.queued, *(next(heard)[:count] for count in tokens)])
 
-    def recognize(self, mel: np.ndarray, before: Sequence[int] = ()) -> list[Recognition]:
+    def recognize(self, mel: np.ndarray, before: Sequence[Sequence[int]] = ()) -> list[Recognition]:
         raise BackendError("The numpy backend has no recogniser; use another one.")
 
     def hear_words(self, state: State, ids: list[int]) -> None:
         state.queued = np.concatenate([state.queued, self._weights["decoder.embed_tokens.weight"][ids]])
 
-    def close_intervals(self, state: State, plans: Sequence[IntervalPlan]) -> None:
-        for plan in plans:
-            self._close_interval(state, plan)
+    def close_intervals(self, parts: Sequence[tuple[State, Sequence[IntervalPlan]]]) -> None:
+        for state, plans in parts:
+            for plan in plans:
+                self._close_interval(state, plan)
 
     def _close_interval(self, state: State, plan: IntervalPlan) -> None:
         n, theta = plan.tokens, self.config.decoder.rope_theta

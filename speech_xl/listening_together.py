@@ -1,0 +1,99 @@
+"""Several recordings heard as one batch: their windows in one encoder call, their intervals side by side.
+
+Each recording is cut and planned as if it were alone, so what comes of it is the same but for last digits; weights are
+read once for all, and the device gets larger matrices. It drives a backend; a recording's own state is listening.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeAlias
+
+from speech_xl.allocator import release_free_memory
+from speech_xl.errors import SpeechXLError
+from speech_xl.front_end import Part
+from speech_xl.heard import Heard
+from speech_xl.interval_batches import joint_batches
+
+if TYPE_CHECKING:
+    from speech_xl.listening import Listening
+
+INTERVALS_PER_RELEASE = 12  # often enough to stay flat, rarely enough to cost nothing
+
+Told: TypeAlias = "tuple[Listening, Heard | SpeechXLError | None]"
+
+
+def listen_together(listenings: Iterable[Listening], at_once: int) -> Generator[Told, None, None]:
+    """Events of recordings, all of one model, `at_once` of which are heard at a time; the next is taken when one ends.
+
+    A recording's events are followed by None at its end, when its memory is there unless it was cancelled, or by the
+    error that ended it; the others go on. Leaving the loop ends all.
+    """
+    waiting = iter(listenings)
+    going: list[Listening] = []
+    try:
+        while True:
+            while len(going) < at_once and (listening := next(waiting, None)) is not None:
+                listening.begin()
+                going.append(listening)
+            if not going:
+                return
+            parts: list[tuple[Listening, Part]] = []
+            ended: list[tuple[Listening, SpeechXLError | None]] = []
+            for listening in going:
+                try:
+                    part = listening.next_part()
+                except SpeechXLError as error:
+                    ended.append((listening, error))
+                else:
+                    if part is None or listening.cancelled:
+                        ended.append((listening, None))
+                    else:
+                        parts.append((listening, part))
+            yield from _hear(parts)
+            whole = [listening for listening, failure in ended if failure is None and not listening.cancelled]
+            yield from _close_intervals([listening for listening, _ in parts], whole)
+            for listening, failure in ended:
+                if listening in whole and not listening.cancelled:
+                    if (event := listening.event_between(at_end=True)) is not None:
+                        yield listening, event
+                    listening.finish()
+                going.remove(listening)
+                listening.close()
+                release_free_memory()
+                yield listening, failure
+    finally:
+        for listening in going:
+            listening.close()
+            release_free_memory()
+
+
+def _hear(parts: list[tuple[Listening, Part]]) -> Iterator[Told]:
+    """Hear the next group of each recording."""
+    if not parts:
+        return
+    model = parts[0][0].model
+    with model.lock:
+        heard = model.front_end.hear([part for _, part in parts])
+        for (listening, part), tokens in zip(parts, heard, strict=True):
+            listening.take(part, tokens)
+    for listening, _ in parts:
+        if (event := listening.event_between(at_end=False)) is not None:
+            yield listening, event
+
+
+def _close_intervals(going: list[Listening], ending: list[Listening]) -> Iterator[Told]:
+    """Hear queued tokens as intervals, in as few batches as the horizon allows; an event for each."""
+    listenings = [*going, *ending]
+    plans = [listening.plans(at_end=number >= len(going)) for number, listening in enumerate(listenings)]
+    for batch in joint_batches(plans):
+        model = listenings[0].model
+        with model.lock:
+            model.backend.close_intervals([(listenings[number].state, own) for number, own in batch.items()])
+            for number, own in batch.items():
+                listenings[number].advance(own)
+        for number, own in batch.items():
+            if listenings[number].intervals % INTERVALS_PER_RELEASE < len(own):
+                release_free_memory()
+            for plan in own:
+                yield listenings[number], listenings[number].event(plan)
