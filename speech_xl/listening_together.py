@@ -7,6 +7,7 @@ read once for all, and the device gets larger matrices. It drives a backend; a r
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, TypeAlias
 
 from speech_xl.allocator import release_free_memory
@@ -23,49 +24,73 @@ INTERVALS_PER_RELEASE = 12  # often enough to stay flat, rarely enough to cost n
 Told: TypeAlias = "tuple[Listening, Heard | SpeechXLError | None]"
 
 
-def listen_together(listenings: Iterable[Listening], at_once: int) -> Generator[Told, None, None]:
-    """Events of recordings, all of one model, `at_once` of which are heard at a time; the next is taken when one ends.
+class ListeningBatch:
+    """Recordings, all of one model, that are heard as one batch; others may join at any time. Close it at the end."""
 
-    A recording's events are followed by None at its end, when its memory is there unless it was cancelled, or by the
-    error that ended it; the others go on. Leaving the loop ends all.
-    """
-    waiting = iter(listenings)
-    going: list[Listening] = []
-    try:
-        while True:
-            while len(going) < at_once and (listening := next(waiting, None)) is not None:
-                listening.begin()
-                going.append(listening)
-            if not going:
-                return
-            parts: list[tuple[Listening, Part]] = []
-            ended: list[tuple[Listening, SpeechXLError | None]] = []
-            for listening in going:
-                try:
-                    part = listening.next_part()
-                except SpeechXLError as error:
-                    ended.append((listening, error))
-                else:
-                    if part is None or listening.cancelled:
-                        ended.append((listening, None))
-                    else:
-                        parts.append((listening, part))
-            yield from _hear(parts)
-            whole = [listening for listening, failure in ended if failure is None and not listening.cancelled]
-            yield from _close_intervals([listening for listening, _ in parts], whole)
-            for listening, failure in ended:
-                if listening in whole and not listening.cancelled:
-                    if (event := listening.event_between(at_end=True)) is not None:
-                        yield listening, event
-                    listening.finish()
-                going.remove(listening)
-                listening.close()
-                release_free_memory()
-                yield listening, failure
-    finally:
-        for listening in going:
+    def __init__(self) -> None:
+        self._going: list[Listening] = []
+
+    def __len__(self) -> int:
+        """Recordings that are not over."""
+        return len(self._going)
+
+    def add(self, listening: Listening) -> None:
+        """Hear it from the next step on. RuntimeError if it has been heard before."""
+        listening.begin()
+        self._going.append(listening)
+
+    def close(self) -> None:
+        """End the readers of all that are not over."""
+        for listening in self._going:
             listening.close()
             release_free_memory()
+        self._going = []
+
+    def step(self) -> Iterator[Told]:
+        """Hear the next group of windows of each recording, and what intervals it fills -> their events.
+
+        A recording's events are followed by None at its end, when its memory is there unless it was cancelled, or by the
+        error that ended it; the others go on.
+        """
+        parts: list[tuple[Listening, Part]] = []
+        ended: list[tuple[Listening, SpeechXLError | None]] = []
+        for listening in self._going:
+            try:
+                part = listening.next_part()
+            except SpeechXLError as error:
+                ended.append((listening, error))
+            else:
+                if part is None or listening.cancelled:
+                    ended.append((listening, None))
+                else:
+                    parts.append((listening, part))
+        yield from _hear(parts)
+        whole = [listening for listening, failure in ended if failure is None and not listening.cancelled]
+        yield from _close_intervals([listening for listening, _ in parts], whole)
+        for listening, failure in ended:
+            if listening in whole and not listening.cancelled:
+                if (event := listening.event_between(at_end=True)) is not None:
+                    yield listening, event
+                listening.finish()
+            self._going.remove(listening)
+            listening.close()
+            release_free_memory()
+            yield listening, failure
+
+
+def listen_together(listenings: Iterable[Listening], at_once: int) -> Generator[Told, None, None]:
+    """Events of recordings, see `ListeningBatch.step`; `at_once` of them are heard at a time, the next one when one ends.
+
+    Leaving the loop ends all.
+    """
+    waiting = iter(listenings)
+    with closing(ListeningBatch()) as batch:
+        while True:
+            while len(batch) < at_once and (listening := next(waiting, None)) is not None:
+                batch.add(listening)
+            if not len(batch):
+                return
+            yield from batch.step()
 
 
 def _hear(parts: list[tuple[Listening, Part]]) -> Iterator[Told]:

@@ -153,9 +153,9 @@ def test_a_stop_at_any_moment_loses_and_repeats_nothing(
     whole = (tmp_path / "whole" / "results.jsonl").read_bytes()
     original, is_over, stop = batch.work_here, False, 0
 
-    def stopped(settings, jobs) -> Iterator:
+    def stopped(*arguments) -> Iterator:
         nonlocal is_over
-        for number, event in enumerate(original(settings, jobs)):
+        for number, event in enumerate(original(*arguments)):
             if number == stop:  # made, and its memory file written, but not kept
                 raise KeyboardInterrupt
             yield event
@@ -210,6 +210,22 @@ def test_a_killed_process_is_taken_up_again(ask_all, tiny_checkpoint: Path, corp
     assert ask_all(output="whole")[0] == 0 and (tmp_path / "whole" / "results.jsonl").read_bytes() == b"".join(after)
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+def test_how_many_are_heard_at_once_changes_nothing(ask_all, corpus: Path, tmp_path: Path, at_once: int) -> None:
+    for number in range(5):
+        write_sound(corpus / f"more{number}.wav", 2 + 3 * number, seed=number)
+    ask_all("--transcribe", output="default")
+    ask_all("--transcribe", "--at-once", at_once, output="other")
+    default, other = (lines_of(tmp_path / name) for name in ("default", "other"))
+    assert len(default) == len(other) == 1 + 7 * 4
+
+    def plain(lines: list[dict]) -> list[dict]:
+        """Numbers without their last digits."""
+        return json.loads(json.dumps(lines), parse_float=lambda text: round(float(text), 4))
+
+    assert plain(default) == plain(other)
+
+
 def test_a_list_gives_recordings_questions_of_their_own(run, corpus: Path, tmp_path: Path) -> None:
     listed = [
         {"audio": "talks/two.wav", "question": "how many?"},
@@ -244,13 +260,8 @@ def test_words_that_were_recognised_are_kept_and_searched(
     model = save_checkpoint(tmp_path / "model", tiny_recognizer_config())
     (tmp_path / "corpus.txt").write_text("Which recordings mention bridges?\nWho says anything about 'snow'?")
 
-    def said(words) -> list:
-        return [work.Segment(1.0, 2.0, "The bridge is closed.")] if len(heard) % 2 else []
-
-    heard: list[str] = []
-    original = work.Listening
-    monkeypatch.setattr(work, "Listening", lambda *a, **k: heard.append(a[1].name) or original(*a, **k))
-    monkeypatch.setattr(work, "recognized_segments", said)
+    said = iter([[], [work.Segment(1.0, 2.0, "The bridge is closed.")]])
+    monkeypatch.setattr(work, "recognized_segments", lambda words: next(said))
     monkeypatch.setattr(work, "transcribe", None)
     words = ["batch", corpus, "--output", tmp_path / "out", "--model", model, "--backend", "torch"]
     assert main([*map(str, words), "--corpus-questions", str(tmp_path / "corpus.txt")]) == 0
@@ -270,6 +281,7 @@ def test_words_that_were_recognised_are_kept_and_searched(
         (["--ratio", "8", "--memory-budget", "1MiB"], "not both"),
         (["--questions", "nowhere.txt"], "cannot be read"),
         (["--workers", "2"], "add --ray"),
+        (["--at-once", "0"], "1 or more"),
         (["--ray", "--workers", "0"], "one or more"),
         (["--ray", "--num-gpus", "-1"], "give a number"),
     ],

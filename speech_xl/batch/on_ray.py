@@ -36,20 +36,23 @@ class Cluster:
 class Worker:
     """An actor."""
 
-    def work(self, settings: Settings, queue: Any) -> Iterator[Event]:
+    def work(self, settings: Settings, queue: Any, at_once: int) -> Iterator[Event]:
         """Jobs from the queue, until it is empty."""
         from ray.util.queue import Empty
 
-        model = settings.load_model()
-        while True:
-            try:
-                job = queue.get_nowait()
-            except Empty:
-                return
-            yield from work(model, settings, job)
+        def jobs() -> Iterator[Job]:
+            while True:
+                try:
+                    yield queue.get_nowait()
+                except Empty:
+                    return
+
+        yield from work(settings.load_model(), settings, jobs(), at_once)
 
 
-def work_on_ray(settings: Settings, jobs: Sequence[Job], cluster: Cluster) -> Generator[Event, None, None]:
+def work_on_ray(
+    settings: Settings, jobs: Sequence[Job], at_once: int, cluster: Cluster
+) -> Generator[Event, None, None]:
     """Events of all workers as they come. BackendError where Ray cannot be reached, or workers end before the work."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry; read when Ray is imported
     try:
@@ -62,16 +65,17 @@ def work_on_ray(settings: Settings, jobs: Sequence[Job], cluster: Cluster) -> Ge
         count = count_workers(ray.cluster_resources(), cluster, len(jobs))
         queue = Queue(actor_options={"num_cpus": 0})
         queue.put_nowait_batch(list(jobs))
+        each = min(at_once, -(-len(jobs) // count))  # so that none takes what another would be free for
         make = ray.remote(Worker).options(num_cpus=1, num_gpus=cluster.gpus)
         actors = [make.remote() for _ in range(count)]
-        streams = [actor.work.options(num_returns="streaming").remote(settings, queue) for actor in actors]
+        streams = [actor.work.options(num_returns="streaming").remote(settings, queue, each) for actor in actors]
         yield from events_of(ray, streams, len(jobs))
     finally:
         ray.shutdown()
 
 
 def events_of(ray: Any, streams: list[Any], left: int) -> Iterator[Event]:
-    """What comes from the workers' streams until `left` jobs are done; a worker that dies takes one job along."""
+    """What comes from the workers' streams until `left` jobs are done; a worker that dies takes its jobs along."""
     reason = ""
     while streams and left:
         (stream,), streams = ray.wait(streams, num_returns=1)

@@ -36,6 +36,7 @@ from speech_xl.whole_file import whole_file
 CORPUS = "corpus.jsonl"
 ADDRESS = re.compile(r"auto|local|(ray://)?[^/\s]+:[0-9]+")  # of a Ray; other words behind --ray are INPUT
 ABOUT_RECORDINGS = re.compile(r"(which|what|how many|do any) (of the )?(recordings|files)\b", re.IGNORECASE)
+AT_ONCE = 4  # more are hardly faster on a processor, and take more memory
 SPANS_SHOWN = 3  # of each recording that a question about the corpus finds; the file has all
 
 
@@ -58,6 +59,13 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     add_longest(parser)
     add_model(parser)
     add_memory(parser)
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=AT_ONCE,
+        metavar="N",
+        help=f"recordings that are heard as one batch (default: {AT_ONCE})",
+    )
     parser.add_argument(
         "--ray",
         nargs="?",
@@ -189,6 +197,8 @@ def report(results: Results, recordings: Sequence[Recording], questions: Sequenc
 def run(arguments: argparse.Namespace) -> None:
     """Do what the flags say; SpeechXLError in one sentence if that cannot be."""
     cluster = parse_cluster(arguments)
+    if arguments.at_once < 1:
+        raise ScheduleError(f"{arguments.at_once} recordings at once are none; give --at-once 1 or more.")
     if arguments.parquet:
         check_parquet()
     questions = [] if arguments.questions is None else read_questions(arguments.questions)
@@ -207,7 +217,10 @@ def run(arguments: argparse.Namespace) -> None:
     with Results(output, settings.kept()) as results:
         jobs = make_jobs(recordings, questions, arguments.transcribe or bool(of_corpus), results)
         if jobs:
-            events = work_here(settings, jobs) if cluster is None else work_on_ray(settings, jobs, cluster)
+            if cluster is None:
+                events = work_here(settings, jobs, arguments.at_once)
+            else:
+                events = work_on_ray(settings, jobs, arguments.at_once, cluster)
             keep(events, results, len(recordings), len(jobs))
         results.arrange(in_order(recordings, questions))
         if arguments.parquet:
