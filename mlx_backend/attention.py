@@ -25,9 +25,13 @@ Pooled = tuple[mx.array, mx.array]  # tokens and columns, see Attention.pool
 Mask: TypeAlias = (
     mx.array | str | None
 )  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
-Piece = tuple[mx.array, mx.array]  # attention to some keys (B, H, R, head_dim), and the scores' log-sum-exp (B, H, R)
+Piece = tuple[
+    mx.array, mx.array
+]  # attention to n stretches of keys, to each alone (n, B, H, R, head_dim), and its scores' log-sum-exp (n, B, H, R)
 
-PIECES_AT_ONCE = 16  # that wait to be joined: more would take room that grows with the memory
+ROWS_AT_ONCE = (
+    2**14
+)  # of heads and pages, whose attention waits to be joined: more would take room that grows with the memory
 
 
 def rotate(x: mx.array, rotation: Rotation) -> mx.array:
@@ -39,18 +43,24 @@ def rotate(x: mx.array, rotation: Rotation) -> mx.array:
 
 def attend_piece(q: mx.array, k: mx.array, v: mx.array, mask: Mask = None) -> Piece:
     """q (B, H, R, head_dim); k, v (B, kv_heads, K, head_dim), K > 0; CAUSAL needs R = K."""
-    return attend_and_sum(q, k, v, mx.tri(q.shape[2], dtype=mx.bool_) if isinstance(mask, str) else mask)
+    out, total = attend_and_sum(q, k, v, mx.tri(q.shape[2], dtype=mx.bool_) if isinstance(mask, str) else mask)
+    return out[None], total[None]
 
 
-def join(pieces: Sequence[Piece]) -> Piece:
-    """The piece of all keys of several pieces."""
+def side_by_side(pieces: Sequence[Piece]) -> Piece:
+    """One piece of the stretches of all."""
     if len(pieces) == 1:
         return pieces[0]
-    totals = mx.stack([total for _, total in pieces])
+    return mx.concatenate([out for out, _ in pieces]), mx.concatenate([total for _, total in pieces])
+
+
+def join(pieces: Sequence[Piece]) -> tuple[mx.array, mx.array]:
+    """Attention to the keys of all stretches (B, H, R, head_dim), and the log-sum-exp of all scores (B, H, R)."""
+    out, totals = side_by_side(pieces)
+    if len(out) == 1:
+        return out[0], totals[0]
     total = mx.logsumexp(totals, axis=0)
-    shares = mx.exp(totals - total)[..., None]
-    out = mx.stack([out for out, _ in pieces])
-    return (out * shares).sum(0).astype(out.dtype), total
+    return (out * mx.exp(totals - total)[..., None]).sum(0).astype(out.dtype), total
 
 
 class Attention(nn.Module):
@@ -116,30 +126,42 @@ class Attention(nn.Module):
     def attend_memory(self, q: mx.array, memory: KeyValues) -> list[Piece]:
         """Rotated queries (B, H, R, head_dim) to the memory that all of the batch share: one piece, none if it is empty."""
         b, heads, rows, width = q.shape
-        # Heads that share keys, and the batch, are rows of one product.
+        # Heads that share keys, and the batch, are rows of one product; its own batch is pages.
         folded = q.reshape(b, self.kv_heads, -1, width).swapaxes(0, 1).reshape(1, self.kv_heads, -1, width)
+        most = max(1, ROWS_AT_ONCE // (b * heads * rows))
         pieces: list[Piece] = []
-        for keys, values, turn in memory.blocks():
-            pieces.append(attend_piece(turned(folded, turn, self.rope_theta), keys, values))
-            if len(pieces) == PIECES_AT_ONCE:
-                pieces = [join(pieces)]
+        waiting = 0
+        for keys, values, turn in memory.blocks(most):
+            if waiting + len(keys) > most:
+                out, total = join(pieces)
+                pieces, waiting = [(out[None], total[None])], 1
+            given = turned(folded, turn, self.rope_theta)
+            pieces.append(attend_and_sum(mx.broadcast_to(given, (len(keys), *given.shape[1:])), keys, values, None))
+            waiting += len(keys)
         if not pieces:
             return []
-        out, total = join(pieces)
-        out = out.reshape(self.kv_heads, b, -1, width).swapaxes(0, 1).reshape(q.shape)
-        return [(out, total.reshape(self.kv_heads, b, -1).swapaxes(0, 1).reshape(b, heads, rows))]
+        out, total = side_by_side(pieces)
+        out = out.reshape(-1, self.kv_heads, b, heads // self.kv_heads * rows, width).swapaxes(1, 2)
+        total = total.reshape(-1, self.kv_heads, b, heads // self.kv_heads * rows).swapaxes(1, 2)
+        return [(out.reshape(-1, *q.shape), total.reshape(-1, b, heads, rows))]
 
     def weigh(self, q: mx.array, total: mx.array, memory: KeyValues) -> mx.array:
         """(B, M) float32: the attention of one row (B, H, 1, head_dim) to each memory slot, averaged over heads.
 
         total (B, H, 1): log-sum-exp of its scores to all keys that it sees.
         """
-        q = q.reshape(len(q), self.kv_heads, -1, self.head_dim)
-        scores = [mx.zeros((*q.shape[:3], 0), q.dtype)]
+        folded = q.reshape(len(q), self.kv_heads, -1, self.head_dim).swapaxes(0, 1).flatten(1, 2)
+        scores = [mx.zeros((*folded.shape[:2], 0), q.dtype)]
         for keys, _, turn in memory.blocks():
-            scores.append(turned(q, turn, self.rope_theta) @ keys.swapaxes(-1, -2))
-        joined = mx.concatenate(scores, axis=-1).astype(mx.float32).flatten(1, 2) / math.sqrt(self.head_dim)
-        return mx.exp(joined - total).mean(1)
+            found = turned(folded, turn, self.rope_theta) @ keys.swapaxes(-1, -2)  # (pages, kv_heads, rows, slots)
+            scores.append(found.transpose(1, 2, 0, 3).flatten(2))
+        joined = mx.concatenate(scores, axis=-1).astype(mx.float32)
+        joined = (
+            joined.reshape(self.kv_heads, len(q), self.heads // self.kv_heads, joined.shape[-1])
+            .swapaxes(0, 1)
+            .flatten(1, 2)
+        )
+        return mx.exp(joined / math.sqrt(self.head_dim) - total).mean(1)
 
     def most_attended(
         self,

@@ -103,7 +103,7 @@ class DecoderLayer(nn.Module):
 
 def rows_of(pieces: Sequence[Piece], rows: slice) -> list[Piece]:
     """Some rows of pieces."""
-    return [(out[:, :, rows], total[:, :, rows]) for out, total in pieces]
+    return [(out[..., rows, :], total[..., rows]) for out, total in pieces]
 
 
 def one_behind_the_other(rows: mx.array) -> mx.array:

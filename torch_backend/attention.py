@@ -30,9 +30,11 @@ Mask: TypeAlias = (
 )  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
 Piece = tuple[
     torch.Tensor, torch.Tensor
-]  # attention to some keys (B, H, R, head_dim), and the scores' log-sum-exp (B, H, R)
+]  # attention to n stretches of keys, to each alone (n, B, H, R, head_dim), and its scores' log-sum-exp (n, B, H, R)
 
-PIECES_AT_ONCE = 16  # that wait to be joined: more would take room that grows with the memory
+ROWS_AT_ONCE = (
+    2**14
+)  # of heads and pages, whose attention waits to be joined: more would take room that grows with the memory
 
 
 def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
@@ -47,25 +49,33 @@ def attend_piece(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask =
     b, heads, rows, width = q.shape
     group = heads // k.shape[1]
     if isinstance(mask, str):
-        return attend_and_sum(q, k, v, causal=True)
+        out, total = attend_and_sum(q, k, v, causal=True)
+        return out[None], total[None]
     bias = None
     if mask is not None:
         bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
         bias = bias.expand(b, 1, rows, k.shape[2]).repeat(1, 1, group, 1)
     # The heads that share keys are rows of one product: no key is copied for them.
     out, total = attend_and_sum(q.reshape(b, k.shape[1], group * rows, width), k, v, bias)
-    return out.reshape(q.shape), total.reshape(b, heads, rows)
+    return out.reshape(1, *q.shape), total.reshape(1, b, heads, rows)
 
 
-def join(pieces: Sequence[Piece]) -> Piece:
-    """The piece of all keys of several pieces."""
+def side_by_side(pieces: Sequence[Piece]) -> Piece:
+    """One piece of the stretches of all."""
     if len(pieces) == 1:
         return pieces[0]
-    totals = torch.stack([total for _, total in pieces])
-    total = totals.logsumexp(0)
-    shares = (totals - total).exp()[..., None]
-    out = torch.stack([out for out, _ in pieces])
-    return (out * shares).sum(0).to(out.dtype), total
+    return torch.cat([out for out, _ in pieces]), torch.cat([total for _, total in pieces])
+
+
+def join(pieces: Sequence[Piece]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention to the keys of all stretches (B, H, R, head_dim), and the log-sum-exp of all scores (B, H, R)."""
+    out, totals = side_by_side(pieces)
+    if len(out) == 1:
+        return out[0], totals[0]
+    highest = totals.amax(0)
+    shares = (totals - highest).exp()
+    whole = shares.sum(0)
+    return ((out * shares[..., None]).sum(0) / whole[..., None]).to(out.dtype), highest + whole.log()
 
 
 class Attention(nn.Module):
@@ -132,30 +142,36 @@ class Attention(nn.Module):
     def attend_memory(self, q: torch.Tensor, memory: KeyValues) -> list[Piece]:
         """Rotated queries (B, H, R, head_dim) to the memory that all of the batch share: one piece, none if it is empty."""
         b, heads, rows, width = q.shape
-        # Heads that share keys, and the batch, are rows of one product.
+        # Heads that share keys, and the batch, are rows of one product; its own batch is pages.
         folded = q.unflatten(1, (self.kv_heads, -1)).transpose(0, 1).reshape(1, self.kv_heads, -1, width)
+        most = max(1, ROWS_AT_ONCE // (b * heads * rows))
         pieces: list[Piece] = []
-        for keys, values, turn in memory.blocks():
-            pieces.append(attend_and_sum(turned(folded, turn, self.rope_theta), keys, values))
-            if len(pieces) == PIECES_AT_ONCE:
-                pieces = [join(pieces)]
+        waiting = 0
+        for keys, values, turn in memory.blocks(most):
+            if waiting + len(keys) > most:
+                out, total = join(pieces)
+                pieces, waiting = [(out[None], total[None])], 1
+            given = turned(folded, turn, self.rope_theta)
+            pieces.append(attend_and_sum(given.expand(len(keys), -1, -1, -1), keys, values))
+            waiting += len(keys)
         if not pieces:
             return []
-        out, total = join(pieces)
-        out = out.reshape(self.kv_heads, b, -1, rows, width).transpose(0, 1).reshape(q.shape)
-        return [(out, total.reshape(self.kv_heads, b, -1, rows).transpose(0, 1).reshape(b, heads, rows))]
+        out, total = side_by_side(pieces)
+        out = out.unflatten(2, (b, -1)).transpose(1, 2).reshape(-1, *q.shape)
+        return [(out, total.unflatten(2, (b, -1)).transpose(1, 2).reshape(-1, b, heads, rows))]
 
     def weigh(self, q: torch.Tensor, total: torch.Tensor, memory: KeyValues) -> torch.Tensor:
         """(B, M) float32: the attention of one row (B, H, 1, head_dim) to each memory slot, averaged over heads.
 
         total (B, H, 1): log-sum-exp of its scores to all keys that it sees.
         """
-        q = q.reshape(len(q), self.kv_heads, -1, self.head_dim)
-        scores = [q.new_zeros(*q.shape[:3], 0)]
+        folded = q.reshape(len(q), self.kv_heads, -1, self.head_dim).transpose(0, 1).flatten(1, 2)
+        scores = [q.new_zeros(*folded.shape[:2], 0)]
         for keys, _, turn in memory.blocks():
-            scores.append(turned(q, turn, self.rope_theta) @ keys.transpose(-1, -2))
-        joined = torch.cat(scores, dim=-1).float().flatten(1, 2) / math.sqrt(self.head_dim)
-        return (joined - total).exp().mean(1)
+            found = turned(folded, turn, self.rope_theta) @ keys.transpose(-1, -2)  # (pages, kv_heads, rows, slots)
+            scores.append(found.permute(1, 2, 0, 3).flatten(2))
+        joined = torch.cat(scores, dim=-1).float().unflatten(1, (len(q), -1)).transpose(0, 1).flatten(1, 2)
+        return (joined / math.sqrt(self.head_dim) - total).exp().mean(1)
 
     def most_attended(
         self,
