@@ -20,7 +20,7 @@ from mlx_backend.cpu import attend, attend_and_sum
 from mlx_backend.memory import KeyValues
 from speech_xl.config import DecoderConfig, SSTConfig
 
-Rotation = tuple[mx.array, mx.array]  # cos, sin of shape (B or 1, 1, R, head_dim)
+Rotation = tuple[mx.array, mx.array]  # cos and sin of `angles`, of shape (B or 1, 1, R, head_dim)
 Pooled = tuple[mx.array, mx.array]  # tokens and columns, see Attention.pool
 Mask: TypeAlias = (
     mx.array | str | None
@@ -38,7 +38,7 @@ def rotate(x: mx.array, rotation: Rotation) -> mx.array:
     """RoPE (arXiv 2104.09864) in the half-split layout of Llama and Qwen2. x (B, H, R, head_dim)."""
     cos, sin = rotation
     left, right = mx.split(x, 2, axis=-1)
-    return x * cos + mx.concatenate([-right, left], axis=-1) * sin
+    return x * cos + mx.concatenate([right, left], axis=-1) * sin
 
 
 def attend_piece(q: mx.array, k: mx.array, v: mx.array, mask: Mask = None) -> Piece:
@@ -54,13 +54,15 @@ def side_by_side(pieces: Sequence[Piece]) -> Piece:
     return mx.concatenate([out for out, _ in pieces]), mx.concatenate([total for _, total in pieces])
 
 
-def join(pieces: Sequence[Piece]) -> tuple[mx.array, mx.array]:
-    """Attention to the keys of all stretches (B, H, R, head_dim), and the log-sum-exp of all scores (B, H, R)."""
+def join(pieces: Sequence[Piece]) -> mx.array:
+    """Attention to the keys of all stretches (B, H, R, head_dim)."""
     out, totals = side_by_side(pieces)
-    if len(out) == 1:
-        return out[0], totals[0]
-    total = mx.logsumexp(totals, axis=0)
-    return (out * mx.exp(totals - total)[..., None]).sum(0).astype(out.dtype), total
+    return out[0] if len(out) == 1 else (out * mx.softmax(totals, axis=0)[..., None]).sum(0).astype(out.dtype)
+
+
+def sum_of(pieces: Sequence[Piece]) -> mx.array:
+    """The log-sum-exp of all scores (B, H, R)."""
+    return mx.logsumexp(mx.concatenate([total for _, total in pieces]), axis=0)
 
 
 class Attention(nn.Module):
@@ -100,6 +102,11 @@ class Attention(nn.Module):
         """(B, R, D) -> unrotated q (B, H, R, head_dim), k and v (B, kv_heads, R, head_dim)."""
         return self.queries(x, sst), *self.keys_values(x, sst)
 
+    def rotated(self, x: mx.array, rotation: Rotation) -> tuple[mx.array, mx.array, mx.array]:
+        """(B, R, D) -> q (B, H, R, head_dim) and k, both rotated, and v, (B, kv_heads, R, head_dim)."""
+        q, k, v = self.project(x)
+        return rotate(q, rotation), rotate(k, rotation), v
+
     def _heads(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)
 
@@ -133,8 +140,7 @@ class Attention(nn.Module):
         waiting = 0
         for keys, values, turn in memory.blocks(most):
             if waiting + len(keys) > most:
-                out, total = join(pieces)
-                pieces, waiting = [(out[None], total[None])], 1
+                pieces, waiting = [(join(pieces)[None], sum_of(pieces)[None])], 1
             given = turned(folded, turn, self.rope_theta)
             pieces.append(attend_and_sum(mx.broadcast_to(given, (len(keys), *given.shape[1:])), keys, values, None))
             waiting += len(keys)
@@ -150,18 +156,15 @@ class Attention(nn.Module):
 
         total (B, H, 1): log-sum-exp of its scores to all keys that it sees.
         """
-        folded = q.reshape(len(q), self.kv_heads, -1, self.head_dim).swapaxes(0, 1).flatten(1, 2)
-        scores = [mx.zeros((*folded.shape[:2], 0), q.dtype)]
+        folded = (q / math.sqrt(self.head_dim)).reshape(len(q), self.kv_heads, -1, self.head_dim)
+        folded, total = folded.swapaxes(0, 1).flatten(1, 2), total.reshape(len(q), self.kv_heads, -1)
+        total = total.swapaxes(0, 1).flatten(1)[..., None]
+        weights = [mx.zeros((len(q), 0), mx.float32)]
         for keys, _, turn in memory.blocks():
-            found = turned(folded, turn, self.rope_theta) @ keys.swapaxes(-1, -2)  # (pages, kv_heads, rows, slots)
-            scores.append(found.transpose(1, 2, 0, 3).flatten(2))
-        joined = mx.concatenate(scores, axis=-1).astype(mx.float32)
-        joined = (
-            joined.reshape(self.kv_heads, len(q), self.heads // self.kv_heads, joined.shape[-1])
-            .swapaxes(0, 1)
-            .flatten(1, 2)
-        )
-        return mx.exp(joined / math.sqrt(self.head_dim) - total).mean(1)
+            scores = turned(folded, turn, self.rope_theta) @ keys.swapaxes(-1, -2)  # (pages, kv_heads, rows, slots)
+            found = mx.unflatten(mx.exp(scores.astype(mx.float32) - total), 2, (len(q), -1)).mean((1, 3))
+            weights.append(found.swapaxes(0, 1).flatten(1))
+        return mx.concatenate(weights, axis=1)
 
     def most_attended(
         self,
@@ -187,13 +190,13 @@ class Attention(nn.Module):
 
 
 def angles(positions: mx.array, head_dim: int, theta: float) -> mx.array:
-    """positions (...,) int64 -> (..., head_dim) float32 of RoPE.
+    """positions (...,) int64 -> (..., head_dim) float32 of RoPE, the left half the other way round; see rotate.
 
     In float32 whatever the weights' type: bfloat16 cannot tell position 257 from 256.
     """
     pairs = mx.arange(0, head_dim, 2).astype(mx.float32)
     found = positions.astype(mx.float32)[..., None] * theta ** (-pairs / head_dim)
-    return mx.concatenate([found, found], axis=-1)
+    return mx.concatenate([-found, found], axis=-1)
 
 
 def turned(x: mx.array, positions: int, theta: float) -> mx.array:

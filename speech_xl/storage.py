@@ -55,6 +55,6 @@ def memory_storage(bits: int, head_dim: int) -> MemoryStorage:
 def pages_to_allocate(pages: int, needed: int) -> int:
     """How many pages side by side a memory of so many takes next, when the rows to be added need `needed`.
 
-    More than these are at most a quarter of the memory.
+    More than these are at most half of the memory: fewer at a time would be more calls to read it (docs/performance.md).
     """
-    return min(max(1 + pages // 4, needed), SLAB_PAGES)
+    return min(max(1 + pages // 2, needed), SLAB_PAGES)

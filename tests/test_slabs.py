@@ -166,7 +166,7 @@ def test_attention_to_slabs_is_one_softmax_over_all_rows(
         if not pieces:
             assert layer.weigh(tensor(q)[:, :, -1:], tensor(q)[:, :, -1:, 0], kept.memory).shape == (batch, 0)
             continue
-        out, total = module.join(pieces)
+        out, total = module.join(pieces), module.sum_of(pieces)
         expected, expected_total, weights = softmax_over_all(q, keys, values)
         np.testing.assert_allclose(np.asarray(out), expected, atol=1e-5)
         np.testing.assert_allclose(np.asarray(total), expected_total, atol=1e-5)
@@ -186,11 +186,11 @@ def test_a_memory_is_read_in_few_blocks_and_moves_nothing(name: str, bits: int) 
             slabs.append(memory.pages[-1].slab)
         assert memory.length == length
         allocated = sum(len(slab[0]) for slab in slabs)
-        assert allocated - len(memory.pages) <= len(memory.pages) // 4  # slack, beside what the last page has
+        assert allocated - len(memory.pages) <= len(memory.pages) // 2  # slack, beside what the last page has
     assert len(memory.pages) == 100 and {id(page.slab) for page in memory.pages} == set(map(id, slabs))
     sizes = [len(keys) for keys, _, _ in memory.blocks()]
     assert sum(sizes) == 100 and max(sizes) <= SLAB_PAGES
-    assert len(sizes) < 20 if bits == 16 else max(sizes) <= module.UNPACKED_PAGES
+    assert len(sizes) < 13 if bits == 16 else max(sizes) <= module.UNPACKED_PAGES
     assert max(len(keys) for keys, _, _ in memory.blocks(2)) == 2
     fork = memory.fork()
     fork.append(tensor(row), tensor(row))
@@ -199,6 +199,6 @@ def test_a_memory_is_read_in_few_blocks_and_moves_nothing(name: str, bits: int) 
 
 
 def test_what_is_known_to_come_lies_side_by_side() -> None:
-    assert [pages_to_allocate(pages, 1) for pages in (0, 3, 4, 11, 60, 10**6)] == [1, 1, 2, 3, 16, SLAB_PAGES]
+    assert [pages_to_allocate(pages, 1) for pages in (0, 1, 2, 4, 7, 11, 10**6)] == [1, 1, 2, 3, 4, 6, SLAB_PAGES]
     assert [pages_to_allocate(0, needed) for needed in (2, 9, 100)] == [2, 9, SLAB_PAGES]
     assert PAGE_SLOTS * SLAB_PAGES == 8192

@@ -20,10 +20,10 @@ from torch import nn
 
 from speech_xl.config import DecoderConfig, SSTConfig
 from torch_backend.kernels import attend_and_sum
-from torch_backend.linear import Linear
+from torch_backend.linear import Linear, linear
 from torch_backend.memory import KeyValues
 
-Rotation = tuple[torch.Tensor, torch.Tensor]  # cos, sin of shape (B or 1, 1, R, head_dim)
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cos and sin of `angles`, of shape (B or 1, 1, R, head_dim)
 Pooled = tuple[torch.Tensor, torch.Tensor]  # tokens and columns, see Attention.pool
 Mask: TypeAlias = (
     torch.Tensor | str | None
@@ -40,8 +40,7 @@ ROWS_AT_ONCE = (
 def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """RoPE (arXiv 2104.09864) in the half-split layout of Llama and Qwen2. x (B, H, R, head_dim)."""
     cos, sin = rotation
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-right, left], dim=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def attend_piece(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None) -> Piece:
@@ -67,15 +66,15 @@ def side_by_side(pieces: Sequence[Piece]) -> Piece:
     return torch.cat([out for out, _ in pieces]), torch.cat([total for _, total in pieces])
 
 
-def join(pieces: Sequence[Piece]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention to the keys of all stretches (B, H, R, head_dim), and the log-sum-exp of all scores (B, H, R)."""
+def join(pieces: Sequence[Piece]) -> torch.Tensor:
+    """Attention to the keys of all stretches (B, H, R, head_dim)."""
     out, totals = side_by_side(pieces)
-    if len(out) == 1:
-        return out[0], totals[0]
-    highest = totals.amax(0)
-    shares = (totals - highest).exp()
-    whole = shares.sum(0)
-    return ((out * shares[..., None]).sum(0) / whole[..., None]).to(out.dtype), highest + whole.log()
+    return out[0] if len(out) == 1 else (out * totals.softmax(0)[..., None]).sum(0).to(out.dtype)
+
+
+def sum_of(pieces: Sequence[Piece]) -> torch.Tensor:
+    """The log-sum-exp of all scores (B, H, R)."""
+    return torch.cat([total for _, total in pieces]).logsumexp(0)
 
 
 class Attention(nn.Module):
@@ -90,6 +89,7 @@ class Attention(nn.Module):
         self.q_proj = Linear(width, queries, bias=bias)
         self.k_proj = Linear(width, keys, bias=bias)
         self.v_proj = Linear(width, keys, bias=bias)
+        self.together: tuple[torch.Tensor, torch.Tensor | None] | None = None  # see loading.hold_together
         self.o_proj = Linear(queries, width, bias=config.attention_output_bias)
         if sst is not None and sst.own_projections:
             self.sst_q_proj = Linear(width, queries, bias=bias)
@@ -114,6 +114,15 @@ class Attention(nn.Module):
     def project(self, x: torch.Tensor, sst: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, R, D) -> unrotated q (B, H, R, head_dim), k and v (B, kv_heads, R, head_dim)."""
         return self.queries(x, sst), *self.keys_values(x, sst)
+
+    def rotated(self, x: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, R, D) -> q (B, H, R, head_dim) and k, both rotated, and v, (B, kv_heads, R, head_dim)."""
+        if self.together is None:
+            q, k, v = self.project(x)
+            return rotate(q, rotation), rotate(k, rotation), v
+        both, v = self._heads(linear(x, *self.together)).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        q, k = rotate(both, rotation).split([self.heads, self.kv_heads], dim=1)
+        return q, k, v
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -149,8 +158,7 @@ class Attention(nn.Module):
         waiting = 0
         for keys, values, turn in memory.blocks(most):
             if waiting + len(keys) > most:
-                out, total = join(pieces)
-                pieces, waiting = [(out[None], total[None])], 1
+                pieces, waiting = [(join(pieces)[None], sum_of(pieces)[None])], 1
             given = turned(folded, turn, self.rope_theta)
             pieces.append(attend_and_sum(given.expand(len(keys), -1, -1, -1), keys, values))
             waiting += len(keys)
@@ -165,13 +173,15 @@ class Attention(nn.Module):
 
         total (B, H, 1): log-sum-exp of its scores to all keys that it sees.
         """
-        folded = q.reshape(len(q), self.kv_heads, -1, self.head_dim).transpose(0, 1).flatten(1, 2)
-        scores = [q.new_zeros(*folded.shape[:2], 0)]
+        folded = (q / math.sqrt(self.head_dim)).reshape(len(q), self.kv_heads, -1, self.head_dim)
+        folded, total = folded.transpose(0, 1).flatten(1, 2), total.reshape(len(q), self.kv_heads, -1)
+        total = total.transpose(0, 1).flatten(1)[..., None]
+        weights = [total.new_zeros(len(q), 0)]
         for keys, _, turn in memory.blocks():
-            found = turned(folded, turn, self.rope_theta) @ keys.transpose(-1, -2)  # (pages, kv_heads, rows, slots)
-            scores.append(found.permute(1, 2, 0, 3).flatten(2))
-        joined = torch.cat(scores, dim=-1).float().unflatten(1, (len(q), -1)).transpose(0, 1).flatten(1, 2)
-        return (joined / math.sqrt(self.head_dim) - total).exp().mean(1)
+            scores = turned(folded, turn, self.rope_theta) @ keys.transpose(-1, -2)  # (pages, kv_heads, rows, slots)
+            found = scores.float().sub_(total).exp_().unflatten(2, (len(q), -1)).mean((1, 3))
+            weights.append(found.transpose(0, 1).flatten(1))
+        return torch.cat(weights, dim=1)
 
     def most_attended(
         self,
@@ -196,13 +206,13 @@ class Attention(nn.Module):
 
 
 def angles(positions: torch.Tensor, head_dim: int, theta: float) -> torch.Tensor:
-    """positions (...,) int64 -> (..., head_dim) float32 of RoPE.
+    """positions (...,) int64 -> (..., head_dim) float32 of RoPE, the left half the other way round; see rotate.
 
     In float32 whatever the weights' type: bfloat16 cannot tell position 257 from 256.
     """
     pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     found = positions.float()[..., None] * theta ** (-pairs / head_dim)
-    return torch.cat([found, found], dim=-1)
+    return torch.cat([-found, found], dim=-1)
 
 
 def turned(x: torch.Tensor, positions: int, theta: float) -> torch.Tensor:
