@@ -20,37 +20,49 @@ from mlx_backend.cpu import attend, attend_and_sum
 from mlx_backend.memory import KeyValues
 from speech_xl.config import DecoderConfig, SSTConfig
 
-Rotation = tuple[mx.array, mx.array]  # cos, sin of shape (B or 1, 1, R, head_dim)
+Rotation = tuple[mx.array, mx.array]  # cos and sin of `angles`, of shape (B or 1, 1, R, head_dim)
 Pooled = tuple[mx.array, mx.array]  # tokens and columns, see Attention.pool
 Mask: TypeAlias = (
     mx.array | str | None
 )  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
-Piece = tuple[mx.array, mx.array]  # attention to some keys (B, H, R, head_dim), and the scores' log-sum-exp (B, H, R)
+Piece = tuple[
+    mx.array, mx.array
+]  # attention to n stretches of keys, to each alone (n, B, H, R, head_dim), and its scores' log-sum-exp (n, B, H, R)
 
-PIECES_AT_ONCE = 16  # that wait to be joined: more would take room that grows with the memory
+ROWS_AT_ONCE = (
+    2**14
+)  # of heads and pages, whose attention waits to be joined: more would take room that grows with the memory
 
 
 def rotate(x: mx.array, rotation: Rotation) -> mx.array:
     """RoPE (arXiv 2104.09864) in the half-split layout of Llama and Qwen2. x (B, H, R, head_dim)."""
     cos, sin = rotation
     left, right = mx.split(x, 2, axis=-1)
-    return x * cos + mx.concatenate([-right, left], axis=-1) * sin
+    return x * cos + mx.concatenate([right, left], axis=-1) * sin
 
 
 def attend_piece(q: mx.array, k: mx.array, v: mx.array, mask: Mask = None) -> Piece:
     """q (B, H, R, head_dim); k, v (B, kv_heads, K, head_dim), K > 0; CAUSAL needs R = K."""
-    return attend_and_sum(q, k, v, mx.tri(q.shape[2], dtype=mx.bool_) if isinstance(mask, str) else mask)
+    out, total = attend_and_sum(q, k, v, mx.tri(q.shape[2], dtype=mx.bool_) if isinstance(mask, str) else mask)
+    return out[None], total[None]
 
 
-def join(pieces: Sequence[Piece]) -> Piece:
-    """The piece of all keys of several pieces."""
+def side_by_side(pieces: Sequence[Piece]) -> Piece:
+    """One piece of the stretches of all."""
     if len(pieces) == 1:
         return pieces[0]
-    totals = mx.stack([total for _, total in pieces])
-    total = mx.logsumexp(totals, axis=0)
-    shares = mx.exp(totals - total)[..., None]
-    out = mx.stack([out for out, _ in pieces])
-    return (out * shares).sum(0).astype(out.dtype), total
+    return mx.concatenate([out for out, _ in pieces]), mx.concatenate([total for _, total in pieces])
+
+
+def join(pieces: Sequence[Piece]) -> mx.array:
+    """Attention to the keys of all stretches (B, H, R, head_dim)."""
+    out, totals = side_by_side(pieces)
+    return out[0] if len(out) == 1 else (out * mx.softmax(totals, axis=0)[..., None]).sum(0).astype(out.dtype)
+
+
+def sum_of(pieces: Sequence[Piece]) -> mx.array:
+    """The log-sum-exp of all scores (B, H, R)."""
+    return mx.logsumexp(mx.concatenate([total for _, total in pieces]), axis=0)
 
 
 class Attention(nn.Module):
@@ -90,6 +102,11 @@ class Attention(nn.Module):
         """(B, R, D) -> unrotated q (B, H, R, head_dim), k and v (B, kv_heads, R, head_dim)."""
         return self.queries(x, sst), *self.keys_values(x, sst)
 
+    def rotated(self, x: mx.array, rotation: Rotation) -> tuple[mx.array, mx.array, mx.array]:
+        """(B, R, D) -> q (B, H, R, head_dim) and k, both rotated, and v, (B, kv_heads, R, head_dim)."""
+        q, k, v = self.project(x)
+        return rotate(q, rotation), rotate(k, rotation), v
+
     def _heads(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)
 
@@ -116,30 +133,38 @@ class Attention(nn.Module):
     def attend_memory(self, q: mx.array, memory: KeyValues) -> list[Piece]:
         """Rotated queries (B, H, R, head_dim) to the memory that all of the batch share: one piece, none if it is empty."""
         b, heads, rows, width = q.shape
-        # Heads that share keys, and the batch, are rows of one product.
+        # Heads that share keys, and the batch, are rows of one product; its own batch is pages.
         folded = q.reshape(b, self.kv_heads, -1, width).swapaxes(0, 1).reshape(1, self.kv_heads, -1, width)
+        most = max(1, ROWS_AT_ONCE // (b * heads * rows))
         pieces: list[Piece] = []
-        for keys, values, turn in memory.blocks():
-            pieces.append(attend_piece(turned(folded, turn, self.rope_theta), keys, values))
-            if len(pieces) == PIECES_AT_ONCE:
-                pieces = [join(pieces)]
+        waiting = 0
+        for keys, values, turn in memory.blocks(most):
+            if waiting + len(keys) > most:
+                pieces, waiting = [(join(pieces)[None], sum_of(pieces)[None])], 1
+            given = turned(folded, turn, self.rope_theta)
+            pieces.append(attend_and_sum(mx.broadcast_to(given, (len(keys), *given.shape[1:])), keys, values, None))
+            waiting += len(keys)
         if not pieces:
             return []
-        out, total = join(pieces)
-        out = out.reshape(self.kv_heads, b, -1, width).swapaxes(0, 1).reshape(q.shape)
-        return [(out, total.reshape(self.kv_heads, b, -1).swapaxes(0, 1).reshape(b, heads, rows))]
+        out, total = side_by_side(pieces)
+        out = out.reshape(-1, self.kv_heads, b, heads // self.kv_heads * rows, width).swapaxes(1, 2)
+        total = total.reshape(-1, self.kv_heads, b, heads // self.kv_heads * rows).swapaxes(1, 2)
+        return [(out.reshape(-1, *q.shape), total.reshape(-1, b, heads, rows))]
 
     def weigh(self, q: mx.array, total: mx.array, memory: KeyValues) -> mx.array:
         """(B, M) float32: the attention of one row (B, H, 1, head_dim) to each memory slot, averaged over heads.
 
         total (B, H, 1): log-sum-exp of its scores to all keys that it sees.
         """
-        q = q.reshape(len(q), self.kv_heads, -1, self.head_dim)
-        scores = [mx.zeros((*q.shape[:3], 0), q.dtype)]
+        folded = (q / math.sqrt(self.head_dim)).reshape(len(q), self.kv_heads, -1, self.head_dim)
+        folded, total = folded.swapaxes(0, 1).flatten(1, 2), total.reshape(len(q), self.kv_heads, -1)
+        total = total.swapaxes(0, 1).flatten(1)[..., None]
+        weights = [mx.zeros((len(q), 0), mx.float32)]
         for keys, _, turn in memory.blocks():
-            scores.append(turned(q, turn, self.rope_theta) @ keys.swapaxes(-1, -2))
-        joined = mx.concatenate(scores, axis=-1).astype(mx.float32).flatten(1, 2) / math.sqrt(self.head_dim)
-        return mx.exp(joined - total).mean(1)
+            scores = turned(folded, turn, self.rope_theta) @ keys.swapaxes(-1, -2)  # (pages, kv_heads, rows, slots)
+            found = mx.unflatten(mx.exp(scores.astype(mx.float32) - total), 2, (len(q), -1)).mean((1, 3))
+            weights.append(found.swapaxes(0, 1).flatten(1))
+        return mx.concatenate(weights, axis=1)
 
     def most_attended(
         self,
@@ -165,13 +190,13 @@ class Attention(nn.Module):
 
 
 def angles(positions: mx.array, head_dim: int, theta: float) -> mx.array:
-    """positions (...,) int64 -> (..., head_dim) float32 of RoPE.
+    """positions (...,) int64 -> (..., head_dim) float32 of RoPE, the left half the other way round; see rotate.
 
     In float32 whatever the weights' type: bfloat16 cannot tell position 257 from 256.
     """
     pairs = mx.arange(0, head_dim, 2).astype(mx.float32)
     found = positions.astype(mx.float32)[..., None] * theta ** (-pairs / head_dim)
-    return mx.concatenate([found, found], axis=-1)
+    return mx.concatenate([-found, found], axis=-1)
 
 
 def turned(x: mx.array, positions: int, theta: float) -> mx.array:

@@ -100,7 +100,7 @@ class Backend:
         return [TextCache(none, none) for _ in range(d.num_hidden_layers)]
 
     def _evaluate(self, state: State) -> None:
-        mx.eval(state.queued, [page.buffers for layer in state.memory for page in layer.pages])
+        mx.eval(state.queued, [page.slab for layer in state.memory for page in layer.pages])
 
     def start(self, prefix: list[int]) -> State:
         def work() -> State:

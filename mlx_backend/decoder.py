@@ -17,7 +17,19 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from mlx_backend.attention import Attention, Mask, Piece, Pooled, Rotation, angles, attend_piece, join, rotate, turned
+from mlx_backend.attention import (
+    Attention,
+    Mask,
+    Piece,
+    Pooled,
+    Rotation,
+    angles,
+    attend_piece,
+    join,
+    rotate,
+    sum_of,
+    turned,
+)
 from mlx_backend.memory import KeyValues, TextCache
 from speech_xl.config import DecoderConfig, SSTConfig
 from speech_xl.visibility import CAUSAL
@@ -133,7 +145,7 @@ class DecoderLayer(nn.Module):
 
 def rows_of(pieces: Sequence[Piece], rows: slice) -> list[Piece]:
     """Some rows of pieces."""
-    return [(out[:, :, rows], total[:, :, rows]) for out, total in pieces]
+    return [(out[..., rows, :], total[..., rows]) for out, total in pieces]
 
 
 def one_behind_the_other(rows: mx.array) -> mx.array:
@@ -220,10 +232,10 @@ class Decoder(nn.Module):
             if k:
                 seen = mx.concatenate([key, own_key], axis=2), mx.concatenate([value, own_value], axis=2)
                 pieces = [*rows_of(from_memory, slice(0, k)), attend_piece(queries[0], *seen, plan.sst_mask)]
-                s = layer.feed_forward(s + attention.output(join(pieces)[0], sst=True))
+                s = layer.feed_forward(s + attention.output(join(pieces), sst=True))
             if goes_on:
                 pieces = [*rows_of(from_memory, slice(k, None)), attend_piece(q, key, value, CAUSAL)]
-                x = layer.feed_forward(x + attention.output(join(pieces)[0]))
+                x = layer.feed_forward(x + attention.output(join(pieces)))
 
     def text(
         self,
@@ -245,17 +257,14 @@ class Decoder(nn.Module):
         weights: list[mx.array] = []
         for number, (layer, slots, cache) in enumerate(zip(self.layers, memory, caches, strict=True)):
             attention = layer.self_attn
-            h, turn = layer.input_layernorm(x), rotation
-            k, v = attention.keys_values(h)
-            k, v = cache.append(rotate(k, rotation), v)
+            q, k, v = attention.rotated(layer.input_layernorm(x), rotation)
+            k, v = cache.append(k, v)
             if number == len(self.layers) - 1:  # nobody reads its other rows
-                x, h, mask = x[:, -1:], h[:, -1:], mask[..., -1:, :] if isinstance(mask, mx.array) else None
-                turn = tuple(part[..., -1:, :] for part in rotation)
-            q = rotate(attention.queries(h), turn)
-            out, total = join([*attention.attend_memory(q, slots), attend_piece(q, k, v, mask)])
+                x, q, mask = x[:, -1:], q[:, :, -1:], mask[..., -1:, :] if isinstance(mask, mx.array) else None
+            pieces = [*attention.attend_memory(q, slots), attend_piece(q, k, v, mask)]
             if number in weighed:
-                weights.append(attention.weigh(q[:, :, -1:], total[..., -1:], slots))
-            x = layer.feed_forward(x + attention.output(out))
+                weights.append(attention.weigh(q[:, :, -1:], sum_of(rows_of(pieces, slice(-1, None))), slots))
+            x = layer.feed_forward(x + attention.output(join(pieces)))
         shown = mx.stack(weights).mean(0) if weights else mx.zeros((len(ids), 0), mx.float32)
         return self.logits(x[:, -1]), shown
 

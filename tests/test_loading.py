@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tests.tiny import tiny_config, tiny_model, tiny_recognizer_config
-from torch_backend.loading import without_weights
+from torch_backend.loading import hold_together, without_weights
 from torch_backend.model import SpeechXL
 
 PROGRAM = """
@@ -25,6 +25,20 @@ def test_loading_imports_no_compiler_and_no_library_of_features(tiny_checkpoint:
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert "torch" in loaded
     assert not {"torch._dynamo", "sympy", "librosa", "transformers", "gradio"} & set(loaded)
+
+
+def test_layers_held_together_are_views_of_one_and_compute_the_same() -> None:
+    for bias in (True, False):
+        layers = [torch.nn.Linear(8, outputs, bias=bias) for outputs in (6, 2, 2)]
+        x = torch.randn(3, 8)
+        before = torch.cat([layer(x) for layer in layers], dim=1)
+        weight, biases = hold_together(layers)
+        torch.testing.assert_close(torch.cat([layer(x) for layer in layers], dim=1), before)
+        torch.testing.assert_close(torch.nn.functional.linear(x, weight, biases), before)
+        parts = [layer.weight for layer in layers] + [layer.bias for layer in layers if bias]
+        assert {p.untyped_storage().data_ptr() for p in parts} == {
+            p.untyped_storage().data_ptr() for p in (weight, biases) if p is not None
+        }
 
 
 def test_a_network_without_weights_has_all_shapes() -> None:

@@ -20,26 +20,27 @@ from torch import nn
 
 from speech_xl.config import DecoderConfig, SSTConfig
 from torch_backend.kernels import attend_and_sum
-from torch_backend.linear import Linear
+from torch_backend.linear import Linear, linear
 from torch_backend.memory import KeyValues
 
-Rotation = tuple[torch.Tensor, torch.Tensor]  # cos, sin of shape (B or 1, 1, R, head_dim)
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cos and sin of `angles`, of shape (B or 1, 1, R, head_dim)
 Pooled = tuple[torch.Tensor, torch.Tensor]  # tokens and columns, see Attention.pool
 Mask: TypeAlias = (
     torch.Tensor | str | None
 )  # (..., R, K) bool, True where a row sees a key; or CAUSAL; None: every row sees all
 Piece = tuple[
     torch.Tensor, torch.Tensor
-]  # attention to some keys (B, H, R, head_dim), and the scores' log-sum-exp (B, H, R)
+]  # attention to n stretches of keys, to each alone (n, B, H, R, head_dim), and its scores' log-sum-exp (n, B, H, R)
 
-PIECES_AT_ONCE = 16  # that wait to be joined: more would take room that grows with the memory
+ROWS_AT_ONCE = (
+    2**14
+)  # of heads and pages, whose attention waits to be joined: more would take room that grows with the memory
 
 
 def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """RoPE (arXiv 2104.09864) in the half-split layout of Llama and Qwen2. x (B, H, R, head_dim)."""
     cos, sin = rotation
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-right, left], dim=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def attend_piece(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None) -> Piece:
@@ -47,25 +48,33 @@ def attend_piece(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask =
     b, heads, rows, width = q.shape
     group = heads // k.shape[1]
     if isinstance(mask, str):
-        return attend_and_sum(q, k, v, causal=True)
+        out, total = attend_and_sum(q, k, v, causal=True)
+        return out[None], total[None]
     bias = None
     if mask is not None:
         bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
         bias = bias.expand(b, 1, rows, k.shape[2]).repeat(1, 1, group, 1)
     # The heads that share keys are rows of one product: no key is copied for them.
     out, total = attend_and_sum(q.reshape(b, k.shape[1], group * rows, width), k, v, bias)
-    return out.reshape(q.shape), total.reshape(b, heads, rows)
+    return out.reshape(1, *q.shape), total.reshape(1, b, heads, rows)
 
 
-def join(pieces: Sequence[Piece]) -> Piece:
-    """The piece of all keys of several pieces."""
+def side_by_side(pieces: Sequence[Piece]) -> Piece:
+    """One piece of the stretches of all."""
     if len(pieces) == 1:
         return pieces[0]
-    totals = torch.stack([total for _, total in pieces])
-    total = totals.logsumexp(0)
-    shares = (totals - total).exp()[..., None]
-    out = torch.stack([out for out, _ in pieces])
-    return (out * shares).sum(0).to(out.dtype), total
+    return torch.cat([out for out, _ in pieces]), torch.cat([total for _, total in pieces])
+
+
+def join(pieces: Sequence[Piece]) -> torch.Tensor:
+    """Attention to the keys of all stretches (B, H, R, head_dim)."""
+    out, totals = side_by_side(pieces)
+    return out[0] if len(out) == 1 else (out * totals.softmax(0)[..., None]).sum(0).to(out.dtype)
+
+
+def sum_of(pieces: Sequence[Piece]) -> torch.Tensor:
+    """The log-sum-exp of all scores (B, H, R)."""
+    return torch.cat([total for _, total in pieces]).logsumexp(0)
 
 
 class Attention(nn.Module):
@@ -80,6 +89,7 @@ class Attention(nn.Module):
         self.q_proj = Linear(width, queries, bias=bias)
         self.k_proj = Linear(width, keys, bias=bias)
         self.v_proj = Linear(width, keys, bias=bias)
+        self.together: tuple[torch.Tensor, torch.Tensor | None] | None = None  # see loading.hold_together
         self.o_proj = Linear(queries, width, bias=config.attention_output_bias)
         if sst is not None and sst.own_projections:
             self.sst_q_proj = Linear(width, queries, bias=bias)
@@ -104,6 +114,15 @@ class Attention(nn.Module):
     def project(self, x: torch.Tensor, sst: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, R, D) -> unrotated q (B, H, R, head_dim), k and v (B, kv_heads, R, head_dim)."""
         return self.queries(x, sst), *self.keys_values(x, sst)
+
+    def rotated(self, x: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, R, D) -> q (B, H, R, head_dim) and k, both rotated, and v, (B, kv_heads, R, head_dim)."""
+        if self.together is None:
+            q, k, v = self.project(x)
+            return rotate(q, rotation), rotate(k, rotation), v
+        both, v = self._heads(linear(x, *self.together)).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        q, k = rotate(both, rotation).split([self.heads, self.kv_heads], dim=1)
+        return q, k, v
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -132,30 +151,37 @@ class Attention(nn.Module):
     def attend_memory(self, q: torch.Tensor, memory: KeyValues) -> list[Piece]:
         """Rotated queries (B, H, R, head_dim) to the memory that all of the batch share: one piece, none if it is empty."""
         b, heads, rows, width = q.shape
-        # Heads that share keys, and the batch, are rows of one product.
+        # Heads that share keys, and the batch, are rows of one product; its own batch is pages.
         folded = q.unflatten(1, (self.kv_heads, -1)).transpose(0, 1).reshape(1, self.kv_heads, -1, width)
+        most = max(1, ROWS_AT_ONCE // (b * heads * rows))
         pieces: list[Piece] = []
-        for keys, values, turn in memory.blocks():
-            pieces.append(attend_and_sum(turned(folded, turn, self.rope_theta), keys, values))
-            if len(pieces) == PIECES_AT_ONCE:
-                pieces = [join(pieces)]
+        waiting = 0
+        for keys, values, turn in memory.blocks(most):
+            if waiting + len(keys) > most:
+                pieces, waiting = [(join(pieces)[None], sum_of(pieces)[None])], 1
+            given = turned(folded, turn, self.rope_theta)
+            pieces.append(attend_and_sum(given.expand(len(keys), -1, -1, -1), keys, values))
+            waiting += len(keys)
         if not pieces:
             return []
-        out, total = join(pieces)
-        out = out.reshape(self.kv_heads, b, -1, rows, width).transpose(0, 1).reshape(q.shape)
-        return [(out, total.reshape(self.kv_heads, b, -1, rows).transpose(0, 1).reshape(b, heads, rows))]
+        out, total = side_by_side(pieces)
+        out = out.unflatten(2, (b, -1)).transpose(1, 2).reshape(-1, *q.shape)
+        return [(out, total.unflatten(2, (b, -1)).transpose(1, 2).reshape(-1, b, heads, rows))]
 
     def weigh(self, q: torch.Tensor, total: torch.Tensor, memory: KeyValues) -> torch.Tensor:
         """(B, M) float32: the attention of one row (B, H, 1, head_dim) to each memory slot, averaged over heads.
 
         total (B, H, 1): log-sum-exp of its scores to all keys that it sees.
         """
-        q = q.reshape(len(q), self.kv_heads, -1, self.head_dim)
-        scores = [q.new_zeros(*q.shape[:3], 0)]
+        folded = (q / math.sqrt(self.head_dim)).reshape(len(q), self.kv_heads, -1, self.head_dim)
+        folded, total = folded.transpose(0, 1).flatten(1, 2), total.reshape(len(q), self.kv_heads, -1)
+        total = total.transpose(0, 1).flatten(1)[..., None]
+        weights = [total.new_zeros(len(q), 0)]
         for keys, _, turn in memory.blocks():
-            scores.append(turned(q, turn, self.rope_theta) @ keys.transpose(-1, -2))
-        joined = torch.cat(scores, dim=-1).float().flatten(1, 2) / math.sqrt(self.head_dim)
-        return (joined - total).exp().mean(1)
+            scores = turned(folded, turn, self.rope_theta) @ keys.transpose(-1, -2)  # (pages, kv_heads, rows, slots)
+            found = scores.float().sub_(total).exp_().unflatten(2, (len(q), -1)).mean((1, 3))
+            weights.append(found.transpose(0, 1).flatten(1))
+        return torch.cat(weights, dim=1)
 
     def most_attended(
         self,
@@ -180,13 +206,13 @@ class Attention(nn.Module):
 
 
 def angles(positions: torch.Tensor, head_dim: int, theta: float) -> torch.Tensor:
-    """positions (...,) int64 -> (..., head_dim) float32 of RoPE.
+    """positions (...,) int64 -> (..., head_dim) float32 of RoPE, the left half the other way round; see rotate.
 
     In float32 whatever the weights' type: bfloat16 cannot tell position 257 from 256.
     """
     pairs = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     found = positions.float()[..., None] * theta ** (-pairs / head_dim)
-    return torch.cat([found, found], dim=-1)
+    return torch.cat([-found, found], dim=-1)
 
 
 def turned(x: torch.Tensor, positions: int, theta: float) -> torch.Tensor:

@@ -24,7 +24,7 @@ from speech_xl.storage import memory_storage
 from speech_xl.visibility import text_mask
 from torch_backend.attention import Pooled
 from torch_backend.decoder import Intervals, Share
-from torch_backend.loading import without_weights
+from torch_backend.loading import hold_together, without_weights
 from torch_backend.memory import KeyValues, TextCache
 from torch_backend.model import SpeechXL
 
@@ -72,7 +72,11 @@ class Backend:
         for path in sorted(Path(folder).glob("*.safetensors")):
             tensors |= load_file(path, device=device)
         model.load_state_dict(model.sanitize(tensors), assign=True)
-        return cls(model.to(dtype or FAST_DTYPE[device]), config, memory_bits)
+        model = model.to(dtype or FAST_DTYPE[device])
+        for layer in model.decoder.layers:
+            attention = layer.self_attn
+            attention.together = hold_together([attention.q_proj, attention.k_proj, attention.v_proj])
+        return cls(model, config, memory_bits)
 
     def _empty(self) -> list[KeyValues]:
         d, turned = self.config.decoder, self.model.decoder.turned

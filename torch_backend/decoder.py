@@ -21,7 +21,19 @@ from torch import nn
 
 from speech_xl.config import DecoderConfig, SSTConfig
 from speech_xl.visibility import CAUSAL
-from torch_backend.attention import Attention, Mask, Piece, Pooled, Rotation, angles, attend_piece, join, rotate, turned
+from torch_backend.attention import (
+    Attention,
+    Mask,
+    Piece,
+    Pooled,
+    Rotation,
+    angles,
+    attend_piece,
+    join,
+    rotate,
+    sum_of,
+    turned,
+)
 from torch_backend.linear import Linear, linear
 from torch_backend.memory import KeyValues, TextCache
 
@@ -143,7 +155,7 @@ class DecoderLayer(nn.Module):
 
 def rows_of(pieces: Sequence[Piece], rows: slice) -> list[Piece]:
     """Some rows of pieces."""
-    return [(out[:, :, rows], total[:, :, rows]) for out, total in pieces]
+    return [(out[..., rows, :], total[..., rows]) for out, total in pieces]
 
 
 def one_behind_the_other(rows: torch.Tensor) -> torch.Tensor:
@@ -230,10 +242,10 @@ class Decoder(nn.Module):
             if k:
                 seen = torch.cat([key, own_key], dim=2), torch.cat([value, own_value], dim=2)
                 pieces = [*rows_of(from_memory, slice(0, k)), attend_piece(queries[0], *seen, plan.sst_mask)]
-                s = layer.feed_forward(s + attention.output(join(pieces)[0], sst=True))
+                s = layer.feed_forward(s + attention.output(join(pieces), sst=True))
             if goes_on:
                 pieces = [*rows_of(from_memory, slice(k, None)), attend_piece(q, key, value, CAUSAL)]
-                x = layer.feed_forward(x + attention.output(join(pieces)[0]))
+                x = layer.feed_forward(x + attention.output(join(pieces)))
 
     def text(
         self,
@@ -255,17 +267,14 @@ class Decoder(nn.Module):
         weights: list[torch.Tensor] = []
         for number, (layer, slots, cache) in enumerate(zip(self.layers, memory, caches, strict=True)):
             attention = layer.self_attn
-            h, turn = layer.input_layernorm(x), rotation
-            k, v = attention.keys_values(h)
-            k, v = cache.append(rotate(k, rotation), v)
+            q, k, v = attention.rotated(layer.input_layernorm(x), rotation)
+            k, v = cache.append(k, v)
             if number == len(self.layers) - 1:  # nobody reads its other rows
-                x, h, mask = x[:, -1:], h[:, -1:], mask[..., -1:, :] if isinstance(mask, torch.Tensor) else None
-                turn = tuple(part[..., -1:, :] for part in rotation)
-            q = rotate(attention.queries(h), turn)
-            out, total = join([*attention.attend_memory(q, slots), attend_piece(q, k, v, mask)])
+                x, q, mask = x[:, -1:], q[:, :, -1:], mask[..., -1:, :] if isinstance(mask, torch.Tensor) else None
+            pieces = [*attention.attend_memory(q, slots), attend_piece(q, k, v, mask)]
             if number in weighed:
-                weights.append(attention.weigh(q[:, :, -1:], total[..., -1:], slots))
-            x = layer.feed_forward(x + attention.output(out))
+                weights.append(attention.weigh(q[:, :, -1:], sum_of(rows_of(pieces, slice(-1, None))), slots))
+            x = layer.feed_forward(x + attention.output(join(pieces)))
         shown = torch.stack(weights).mean(0) if weights else x.new_zeros(len(ids), 0, dtype=torch.float32)
         return self.logits(x[:, -1]), shown
 

@@ -6,11 +6,12 @@ knows no architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 
@@ -35,3 +36,20 @@ def without_weights() -> Iterator[None]:
     """Modules that are built inside have shapes and no numbers, until `load_state_dict(..., assign=True)`."""
     with _LeftAlone(), torch.device("meta"):
         yield
+
+
+def hold_together(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Move the weights, and the biases, of layers that read the same rows side by side: one product instead of several.
+
+    The layers' parameters become views of what is returned, so that nothing is held twice. From then on they have to stay
+    on their device and of their type.
+    """
+
+    def moved(name: str) -> torch.Tensor:
+        parts = [getattr(layer, name) for layer in layers]
+        whole = torch.cat([part.data for part in parts])
+        for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+            part.data = view
+        return whole
+
+    return moved("weight"), None if layers[0].bias is None else moved("bias")

@@ -1,8 +1,9 @@
 """The keys and values of one decoder layer: a memory in pages that are never moved, and the cache of texts behind it.
 
-Memories share pages: a fork, a slice and what an interval sees are lists of pages' rows, no copies. Quantized pages stay
-quantized and are unpacked one at a time. It knows nothing of audio or text, and of positions only that keys can be
-turned by a number of them. Layout and sizes are the core's (speech_xl/storage.py).
+Memories share pages: a fork, a slice and what an interval sees are lists of pages' rows, no copies. Pages are allocated
+in slabs, several side by side, so that attention reads those of a slab at once. Quantized pages stay quantized and are
+unpacked a few at a time. It knows nothing of audio or text, and of positions only that keys can be turned by a number of
+them. Layout and sizes are the core's (speech_xl/storage.py).
 
 Letters: B batch, R rows, M memory slots, T text rows.
 """
@@ -15,9 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
-from speech_xl.storage import PAGE_SLOTS, MemoryStorage
+from speech_xl.storage import PAGE_SLOTS, SLAB_PAGES, MemoryStorage, pages_to_allocate
 
 TEXT_ROWS = 128  # that a text's cache grows by
+UNPACKED_PAGES = 4  # quantized ones that are unpacked at a time
 
 Packed = Sequence[torch.Tensor]  # codes uint8, scales, lowest values
 Turn = Callable[[torch.Tensor, int], torch.Tensor]  # rotated keys or queries, moved on by a number of positions
@@ -47,12 +49,22 @@ def unpack(packed: Packed, storage: MemoryStorage) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Page:
-    """Rows [start, stop) of buffers (1, kv_heads, PAGE_SLOTS, width), whose keys stand `turn` positions further than theirs."""
+    """Rows [start, stop) of one page of a slab, whose keys stand `turn` positions further than theirs."""
 
-    buffers: list[torch.Tensor]
+    slab: list[torch.Tensor]  # buffers (pages, kv_heads, PAGE_SLOTS, width)
+    number: int  # of the page in its slab
     start: int
     stop: int
     turn: int
+
+    def is_at(self, other: Page) -> bool:
+        """Whether both are rows of the same page."""
+        return self.slab is other.slab and self.number == other.number
+
+    def goes_on(self, before: Page) -> bool:
+        """Whether both are whole pages that lie side by side, `before` first, and can be read at once."""
+        is_next = self.slab is before.slab and self.number == before.number + 1 and self.turn == before.turn
+        return is_next and (before.start, before.stop, self.start, self.stop) == (0, PAGE_SLOTS, 0, PAGE_SLOTS)
 
 
 class KeyValues:
@@ -64,6 +76,7 @@ class KeyValues:
         self.length = 0
         self.pages: list[Page] = []
         self._can_fill = False  # whether rows behind the last page's are its own to write
+        self._free: list[Page] = []  # pages of the last slab that nobody has written to, the last one first
         self._storage, self._turn = storage, turn
         widths, kinds = [head_dim], [dtype]
         if storage.is_packed:
@@ -84,31 +97,36 @@ class KeyValues:
         """Add rows (1, kv_heads, R, head_dim) behind the present ones."""
         done, rows = 0, keys.shape[2]
         while done < rows:
-            page = self._page_to_fill()
+            page = self._page_to_fill(rows - done)
             count = min(rows - done, PAGE_SLOTS - page.stop)
             part = self._turn(keys[:, :, done : done + count], page.turn), values[:, :, done : done + count]
             kept = [*pack(part[0], self._storage), *pack(part[1], self._storage)] if self._storage.is_packed else part
-            for buffer, new in zip(page.buffers, kept, strict=True):
-                buffer[:, :, page.stop : page.stop + count] = new
+            for buffer, new in zip(page.slab, kept, strict=True):
+                buffer[page.number, :, page.stop : page.stop + count] = new[0]
             self.pages[-1] = dataclasses.replace(page, stop=page.stop + count)
             done += count
         self.length += rows
 
-    def _page_to_fill(self) -> Page:
-        """The last page, if it has room that is its own; else a new one, or a copy of the last one."""
+    def _page_to_fill(self, rows: int) -> Page:
+        """The last page, if it has room that is its own; else a new one, or a copy of the last one. `rows` are to come."""
         last = self.pages[-1] if self.pages else None
         if last is None or last.stop == PAGE_SLOTS:
-            self.pages.append(Page(self._new_buffers(), 0, 0, 0))
+            self.pages.append(self._new_page(rows))
         elif not self._can_fill:
-            buffers = self._new_buffers()
-            for new, old in zip(buffers, last.buffers, strict=True):
-                new[:, :, last.start : last.stop] = old[:, :, last.start : last.stop]
-            self.pages[-1] = dataclasses.replace(last, buffers=buffers)
+            page = self._new_page(rows)
+            for buffer, old in zip(page.slab, last.slab, strict=True):
+                buffer[page.number, :, last.start : last.stop] = old[last.number, :, last.start : last.stop]
+            self.pages[-1] = dataclasses.replace(last, slab=page.slab, number=page.number)
         self._can_fill = True
         return self.pages[-1]
 
-    def _new_buffers(self) -> list[torch.Tensor]:
-        return [b.new_empty(1, b.shape[1], PAGE_SLOTS, b.shape[3]) for b in self._empty]
+    def _new_page(self, rows: int) -> Page:
+        """A page that nobody has written to."""
+        if not self._free:
+            pages = pages_to_allocate(len(self.pages), -(-rows // PAGE_SLOTS))
+            slab = [b.new_empty(pages, b.shape[1], PAGE_SLOTS, b.shape[3]) for b in self._empty]
+            self._free = [Page(slab, number, 0, 0, 0) for number in reversed(range(pages))]
+        return self._free.pop()
 
     def fork(self) -> KeyValues:
         """The same rows on the same pages; whoever writes behind them first takes a page of its own."""
@@ -126,7 +144,7 @@ class KeyValues:
         twin = object.__new__(KeyValues)
         twin.pages = pages
         twin.length = sum(page.stop - page.start for page in twin.pages)
-        twin._can_fill = False
+        twin._can_fill, twin._free = False, []
         twin._storage, twin._turn, twin._none, twin._empty = self._storage, self._turn, self._none, self._empty
         return twin
 
@@ -149,13 +167,25 @@ class KeyValues:
         self.pages = [*before, *(dataclasses.replace(page, turn=page.turn + count) for page in behind)]
         self.length -= count
         end = self.pages[-1] if self.pages else None
-        is_same = end is not None and last is not None and end.buffers is last.buffers and end.stop == last.stop
+        is_same = end is not None and last is not None and end.is_at(last) and end.stop == last.stop
         self._can_fill &= is_same
 
-    def blocks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-        """Each page's keys and values (1, kv_heads, rows, head_dim), and how many positions further these keys stand."""
-        for page in self.pages:
-            parts = [buffer[:, :, page.start : page.stop] for buffer in page.buffers]
+    def _runs(self, most: int) -> Iterator[tuple[Page, int]]:
+        """The pages by runs of at most so many that can be read at once: the first of each, and how many there are."""
+        first = 0
+        for end in range(1, len(self.pages) + 1):
+            is_over = end == len(self.pages) or end - first == most
+            if is_over or not self.pages[end].goes_on(self.pages[end - 1]):
+                yield self.pages[first], end - first
+                first = end
+
+    def blocks(self, most: int = SLAB_PAGES) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+        """Keys and values (n, kv_heads, rows, head_dim) of n pages, and how many positions further these keys stand.
+
+        n is 1, or the pages are whole, lie side by side and are at most `most`.
+        """
+        for page, count in self._runs(min(most, UNPACKED_PAGES) if self._storage.is_packed else most):
+            parts = [buffer[page.number : page.number + count, :, page.start : page.stop] for buffer in page.slab]
             if self._storage.is_packed:
                 parts = [unpack(parts[:3], self._storage), unpack(parts[3:], self._storage)]
             yield *parts, page.turn
@@ -164,8 +194,8 @@ class KeyValues:
         """All keys and values in one piece, (1, kv_heads, M, head_dim): a copy."""
         keys, values = [self._none], [self._none]
         for k, v, turn in self.blocks():
-            keys.append(self._turn(k, -turn))
-            values.append(v)
+            keys.extend(self._turn(k, -turn).split(1))
+            values.extend(v.split(1))
         return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
 
