@@ -11,8 +11,9 @@ ROOT = Path(__file__).parent.parent
 FILES = ["encoder.py", "recognizer.py", "attention.py", "decoder.py", "memory.py", "model.py", "backend.py"]
 TRANSLATED = {"__call__": "forward"}  # what a framework calls the same thing by
 # MLX's CPU build and its thread need help; torch, to draw no weights, for log-sum-exp and where few rows meet large weights
-OWN_FILES = {"cpu.py", "kernels.py", "linear.py", "loading.py", "worker.py"}
-OWN = {("model.py", "dequantize")}  # MLX computes with quantized weights, torch does not
+OWN_FILES = {"cpu.py", "kernels.py", "linear.py", "loading.py", "packed.py", "worker.py"}
+# MLX computes with quantized weights, torch does not; torch's network is there once its weights are packed
+OWN = {("model.py", "dequantize"), ("backend.py", "model")}
 
 
 def shape_of(path: Path) -> list[tuple[str, list[str]]]:
@@ -23,7 +24,7 @@ def shape_of(path: Path) -> list[tuple[str, list[str]]]:
             found.append((node.name, []))
         elif isinstance(node, ast.ClassDef):
             methods = [TRANSLATED.get(m.name, m.name) for m in node.body if isinstance(m, ast.FunctionDef)]
-            found.append((node.name, [m for m in methods if not m.startswith("_")]))
+            found.append((node.name, [m for m in methods if not m.startswith("_") and (path.name, m) not in OWN]))
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Generator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +25,11 @@ from speech_xl.storage import memory_storage
 from speech_xl.visibility import text_mask
 from torch_backend.attention import Pooled
 from torch_backend.decoder import Intervals, Share
+from torch_backend.linear import Linear
 from torch_backend.loading import hold_together, without_weights
 from torch_backend.memory import KeyValues, TextCache
 from torch_backend.model import SpeechXL
+from torch_backend.packed import pack_all, replace_layers
 
 # bfloat16 only where the device is fast at it: CPUs without its instructions are about 100 times slower.
 FAST_DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
@@ -51,7 +54,8 @@ class Backend:
     name = "torch"
 
     def __init__(self, model: SpeechXL, config: ModelConfig, memory_bits: int = 16):
-        self.model = model.eval().requires_grad_(False)
+        self._model = model.eval().requires_grad_(False)
+        self._packing: Future[None] | None = None
         self.config = config
         weight = model.decoder.embed_tokens.weight
         self.dtype, self._device = weight.dtype, weight.device
@@ -72,11 +76,24 @@ class Backend:
         for path in sorted(Path(folder).glob("*.safetensors")):
             tensors |= load_file(path, device=device)
         model.load_state_dict(model.sanitize(tensors), assign=True)
-        model = model.to(dtype or FAST_DTYPE[device])
+        kind = dtype or FAST_DTYPE[device]
+        packed = replace_layers(model) if (device, kind) == ("cpu", torch.float32) else []
+        model = model.to(kind)
         for layer in model.decoder.layers:
             attention = layer.self_attn
-            attention.together = hold_together([attention.q_proj, attention.k_proj, attention.v_proj])
-        return cls(model, config, memory_bits)
+            if isinstance(attention.q_proj, Linear):
+                attention.together = hold_together([attention.q_proj, attention.k_proj, attention.v_proj])
+        backend = cls(model, config, memory_bits)
+        if packed:
+            backend._packing = pack_all(packed)
+        return backend
+
+    @property
+    def model(self) -> SpeechXL:
+        """The network, once its weights are packed."""
+        if self._packing is not None:
+            self._packing.result()
+        return self._model
 
     def _empty(self) -> list[KeyValues]:
         d, turned = self.config.decoder, self.model.decoder.turned

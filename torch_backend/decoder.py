@@ -172,7 +172,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, sst) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.lm_head = None
+        self.lm_head: Any = None
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.sst_embedding: Any = nn.Parameter(torch.zeros(config.hidden_size)) if sst is not None else None
@@ -191,8 +191,8 @@ class Decoder(nn.Module):
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """(..., D) before the final norm -> (..., vocab_size)."""
-        head = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return linear(self.norm(x), head)
+        x = self.norm(x)
+        return linear(x, self.embed_tokens.weight) if self.lm_head is None else self.lm_head(x)
 
     def intervals(self, speech: torch.Tensor, plan: Intervals) -> None:
         """Hear B intervals that do not see one another: speech (B, n, D); appends what they leave to their

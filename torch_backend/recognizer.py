@@ -9,6 +9,7 @@ Letters: B windows, R rows of text, S encoder positions, T chosen tokens, D widt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +115,7 @@ class Recognizer(nn.Module):
         self.embed_positions = nn.Embedding(config.max_target_positions, width)
         self.layers = nn.ModuleList(RecognizerLayer(config, width) for _ in range(config.decoder_layers))
         self.layer_norm = nn.LayerNorm(width)
+        self.lm_head: Any = None  # where it is packed apart from the embedding
 
     def start(self, heard: torch.Tensor) -> list[RecognizerCache]:
         """The caches for windows that the encoder turned into heard (B, S, D)."""
@@ -142,7 +144,8 @@ class Recognizer(nn.Module):
             ]
         if wanted is not None:
             x = x[:, list(wanted)]
-        logits = linear(self.layer_norm(x), self.embed_tokens.weight)
+        x = self.layer_norm(x)
+        logits = linear(x, self.embed_tokens.weight) if self.lm_head is None else self.lm_head(x)
         return logits.float(), torch.stack(looks).mean(0)
 
     def recognize(self, heard: torch.Tensor, before: Sequence[Sequence[int]] = ()) -> list[Recognition]:
