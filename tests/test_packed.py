@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from speech_xl.config import ModelConfig
 from speech_xl.schedule import FixedRatio, Scheduler
 from tests.tiny import save_checkpoint, tiny_config, tiny_recognizer_config
+from torch_backend import packed
 from torch_backend.backend import Backend
 from torch_backend.linear import Linear
 from torch_backend.packed import PackedLinear, can_pack
@@ -21,6 +22,11 @@ from torch_backend.packed import PackedLinear, can_pack
 pytestmark = pytest.mark.skipif(
     "fbgemm" not in torch.backends.quantized.supported_engines, reason="FBGEMM is for x86 processors"
 )
+
+
+@pytest.fixture(autouse=True)
+def little_ones_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "LARGE", 2)
 
 
 def checkpoint(folder: Path, config: ModelConfig, dtype: torch.dtype) -> Path:
@@ -51,6 +57,8 @@ def test_it_is_the_product_of_float32_weights(
 def test_only_what_16_bits_hold_is_packed() -> None:
     assert can_pack(torch.ones(2, 2, dtype=torch.float16)) and can_pack(torch.ones(2, 2, dtype=torch.bfloat16))
     assert not can_pack(torch.ones(2, 2)) and not can_pack(torch.full((2, 2), 1e5, dtype=torch.bfloat16))
+    assert not can_pack(torch.ones(2, 2, dtype=torch.float16), torch.ones(2, 2))
+    assert not can_pack(torch.ones(1, 1, dtype=torch.float16))  # too little to gain anything
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -80,17 +88,18 @@ def test_a_checkpoint_computes_as_in_float32(dtype: torch.dtype, has_words: bool
 
 def test_packed_weights_are_held_once_and_others_stay_as_they_are(tmp_path: Path) -> None:
     config = tiny_recognizer_config()
-    packed, plain = (
+    half, plain = (
         Backend.load(checkpoint(tmp_path / str(kind), config, kind), config).model
         for kind in (torch.float16, torch.float32)
     )
     assert not [m for m in plain.modules() if isinstance(m, PackedLinear)]
-    for part in (packed.decoder, packed.speech.recognizer):
-        assert not [m for m in part.modules() if isinstance(m, Linear)]
+    for part in (half.decoder, half.speech.recognizer):
+        left = {name.split(".")[-1] for name, m in part.named_modules() if isinstance(m, Linear)}
+        assert left == ({"q_proj", "k_proj", "v_proj"} if part is half.decoder else set())  # which intervals need
         assert all(parameter.dtype == torch.float32 for parameter in part.parameters())
         layers = [m for m in part.modules() if isinstance(m, PackedLinear)]
         assert layers and not any(hasattr(layer, "_stored") for layer in layers)
-    ours, theirs = packed.state_dict(), plain.state_dict()
+    ours, theirs = half.state_dict(), plain.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

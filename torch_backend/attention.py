@@ -20,7 +20,7 @@ from torch import nn
 
 from speech_xl.config import DecoderConfig, SSTConfig
 from torch_backend.kernels import attend_and_sum
-from torch_backend.linear import Linear, linear
+from torch_backend.linear import Linear
 from torch_backend.memory import KeyValues
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cos and sin of `angles`, of shape (B or 1, 1, R, head_dim)
@@ -89,7 +89,7 @@ class Attention(nn.Module):
         self.q_proj = Linear(width, queries, bias=bias)
         self.k_proj = Linear(width, keys, bias=bias)
         self.v_proj = Linear(width, keys, bias=bias)
-        self.together: tuple[torch.Tensor, torch.Tensor | None] | None = None  # see loading.hold_together
+        self.together: Callable[[torch.Tensor], torch.Tensor] | None = None  # all three as one product; see rotated
         self.o_proj = Linear(queries, width, bias=config.attention_output_bias)
         if sst is not None and sst.own_projections:
             self.sst_q_proj = Linear(width, queries, bias=bias)
@@ -120,7 +120,7 @@ class Attention(nn.Module):
         if self.together is None:
             q, k, v = self.project(x)
             return rotate(q, rotation), rotate(k, rotation), v
-        both, v = self._heads(linear(x, *self.together)).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        both, v = self._heads(self.together(x)).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         q, k = rotate(both, rotation).split([self.heads, self.kv_heads], dim=1)
         return q, k, v
 

@@ -25,7 +25,6 @@ from speech_xl.storage import memory_storage
 from speech_xl.visibility import text_mask
 from torch_backend.attention import Pooled
 from torch_backend.decoder import Intervals, Share
-from torch_backend.linear import Linear
 from torch_backend.loading import hold_together, without_weights
 from torch_backend.memory import KeyValues, TextCache
 from torch_backend.model import SpeechXL
@@ -81,7 +80,7 @@ class Backend:
         model = model.to(kind)
         for layer in model.decoder.layers:
             attention = layer.self_attn
-            if isinstance(attention.q_proj, Linear):
+            if attention.together is None:
                 attention.together = hold_together([attention.q_proj, attention.k_proj, attention.v_proj])
         backend = cls(model, config, memory_bits)
         if packed:

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from torch_backend.linear import linear
+
 
 class _LeftAlone(TorchFunctionMode):
     """Makes the functions of torch.nn.init do nothing."""
@@ -38,11 +40,11 @@ def without_weights() -> Iterator[None]:
         yield
 
 
-def hold_together(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Move the weights, and the biases, of layers that read the same rows side by side: one product instead of several.
+def hold_together(layers: Sequence[nn.Linear]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Move the weights, and the biases, of layers that read the same rows side by side -> the product with all of them.
 
-    The layers' parameters become views of what is returned, so that nothing is held twice. From then on they have to stay
-    on their device and of their type.
+    The layers' parameters become views, so that nothing is held twice. From then on they have to stay on their device and of
+    their type.
     """
 
     def moved(name: str) -> torch.Tensor:
@@ -52,4 +54,5 @@ def hold_together(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tens
             part.data = view
         return whole
 
-    return moved("weight"), None if layers[0].bias is None else moved("bias")
+    weight, bias = moved("weight"), None if layers[0].bias is None else moved("bias")
+    return lambda x: linear(x, weight, bias)

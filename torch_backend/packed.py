@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from speech_xl.allocator import release_free_memory
-from torch_backend.linear import Linear
+from torch_backend.linear import LARGE, Linear
 from torch_backend.model import SpeechXL
 
 HALF = (torch.float16, torch.bfloat16)
@@ -45,19 +45,30 @@ class PackedLinear(nn.Module):
             destination[f"{prefix}bias"] = bias
 
 
-def can_pack(weight: torch.Tensor) -> bool:
-    """Whether it is stored in 16 bits, and FBGEMM's float16 holds the same numbers but for parts below 2**-25."""
-    if weight.dtype not in HALF or "fbgemm" not in torch.backends.quantized.supported_engines:
+def can_pack(*weights: torch.Tensor) -> bool:
+    """Whether they are stored in 16 bits, FBGEMM's float16 holds the same numbers but for parts below 2**-25, and they are
+    large enough, one below the other, to gain by it.
+    """
+    if "fbgemm" not in torch.backends.quantized.supported_engines or sum(w.numel() for w in weights) < LARGE:
         return False
-    return weight.dtype == torch.float16 or bool(weight.abs().max() <= torch.finfo(torch.float16).max)
+    most = torch.finfo(torch.float16).max
+    return all(w.dtype == torch.float16 or (w.dtype == torch.bfloat16 and bool(w.abs().max() <= most)) for w in weights)
 
 
 def replace_layers(model: SpeechXL) -> list[PackedLinear]:
     """Replace the layers of a decoder and a recogniser that can be packed -> what has to be packed before `model` is used.
 
-    Few rows or many, packed weights serve. An encoder, which always has many, stays as it is.
+    Few rows or many, packed weights serve. An encoder, which always has many, stays as it is. Queries, keys and values of the
+    decoder are packed as one product for text; intervals, which have many rows, need them one by one, as they are.
     """
     found: list[PackedLinear] = []
+    for layer in model.decoder.layers:
+        attention = layer.self_attn
+        parts = attention.q_proj, attention.k_proj, attention.v_proj
+        if can_pack(*(part.weight for part in parts)):
+            biases = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
+            found.append(PackedLinear(torch.cat([part.weight for part in parts]), biases))
+            attention.together = found[-1].forward
     for part in (model.decoder, model.speech.recognizer):
         if part is None:
             continue
@@ -66,7 +77,8 @@ def replace_layers(model: SpeechXL) -> list[PackedLinear]:
             part.lm_head = found[0].forward  # the embedding's weights a second time: no part of the model's state
         for parent in list(part.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, Linear) and can_pack(child.weight):
+                is_held = name in ("q_proj", "k_proj", "v_proj") and getattr(parent, "together", None) is not None
+                if isinstance(child, Linear) and can_pack(child.weight) and not is_held:
                     found.append(PackedLinear(child.weight, child.bias))
                     setattr(parent, name, found[-1])
     return found
