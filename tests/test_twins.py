@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = ["encoder.py", "recognizer.py", "attention.py", "decoder.py", "memory.py", "model.py", "backend.py"]
 TRANSLATED = {"__call__": "forward"}  # what a framework calls the same thing by
-# MLX's CPU build and its thread need help; torch, to draw no weights, for log-sum-exp and where few rows meet large weights
-OWN_FILES = {"cpu.py", "kernels.py", "linear.py", "loading.py", "worker.py"}
+# MLX's CPU build and its thread need help; torch, to draw no weights, for log-sum-exp, where few rows meet large weights
+# and for CUDA graphs
+OWN_FILES = {"cpu.py", "graphs.py", "kernels.py", "linear.py", "loading.py", "worker.py"}
 OWN = {("model.py", "dequantize")}  # MLX computes with quantized weights, torch does not
 
 

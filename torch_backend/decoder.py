@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from torch_backend.attention import (
 )
 from torch_backend.linear import Linear, linear
 from torch_backend.memory import KeyValues, TextCache
+
+if TYPE_CHECKING:
+    from torch_backend.graphs import FixedCache
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,7 @@ class Decoder(nn.Module):
         ids: torch.Tensor,
         rotation: Rotation,
         memory: Sequence[KeyValues],
-        caches: Sequence[TextCache],
+        caches: Sequence[TextCache | FixedCache],
         mask: Mask,
         weighed: Collection[int] = (),
     ) -> tuple[torch.Tensor, torch.Tensor]:
