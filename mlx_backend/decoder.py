@@ -69,16 +69,20 @@ class Intervals:
 
     def attend_memories(self, layer: int, attention: Attention, q: mx.array) -> list[Piece]:
         """Rotated queries (B, H, R, head_dim), each interval's to what it sees of its memory: one piece or none."""
-        pieces: list[Piece] = []
+        found: list[tuple[mx.array, mx.array]] = []
         first = 0
         for share in self.shares:
             own = q[first : first + share.intervals]
-            piece = attention.attend_memory(own, share.memory[layer].rows(*share.seen))
-            if not piece and len(self.shares) > 1:
-                piece = [(mx.zeros_like(own), mx.full(own.shape[:3], -mx.inf))]
-            pieces += piece
+            pieces = attention.attend_memory(own, share.memory[layer].rows(*share.seen))
+            if len(self.shares) == 1:
+                return pieces
+            if pieces:
+                found.append((join(pieces), sum_of(pieces)))
+            else:
+                found.append((mx.zeros_like(own), mx.full(own.shape[:3], -mx.inf)))
             first += share.intervals
-        return [tuple(mx.concatenate(part) for part in zip(*pieces, strict=True))] if len(pieces) > 1 else pieces
+        out, total = (mx.concatenate(part) for part in zip(*found, strict=True))
+        return [(out[None], total[None])]
 
 
 class MLP(nn.Module):

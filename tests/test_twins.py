@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = ["encoder.py", "recognizer.py", "attention.py", "decoder.py", "memory.py", "model.py", "backend.py"]
 TRANSLATED = {"__call__": "forward"}  # what a framework calls the same thing by
-# MLX's CPU build and its thread need help; torch, to draw no weights, for log-sum-exp and where few rows meet large weights
-OWN_FILES = {"cpu.py", "kernels.py", "linear.py", "loading.py", "packed.py", "worker.py"}
+# MLX's CPU build and its thread need help; torch, to draw no weights, for log-sum-exp, where few rows meet large weights, to
+# keep weights in 16 bits and for CUDA graphs
+OWN_FILES = {"cpu.py", "graphs.py", "kernels.py", "linear.py", "loading.py", "packed.py", "worker.py"}
 # MLX computes with quantized weights, torch does not; torch's network is there once its weights are packed
 OWN = {("model.py", "dequantize"), ("backend.py", "model")}
 

@@ -219,5 +219,5 @@ def turned(x: torch.Tensor, positions: int, theta: float) -> torch.Tensor:
     """Rotated keys or queries (..., R, head_dim), moved on by a number of positions."""
     if not positions:
         return x
-    turn = angles(torch.tensor([positions], device=x.device), x.shape[-1], theta)
+    turn = angles(torch.full((1,), positions, device=x.device), x.shape[-1], theta)
     return rotate(x, (turn.cos().to(x.dtype), turn.sin().to(x.dtype)))

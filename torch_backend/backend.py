@@ -25,6 +25,7 @@ from speech_xl.storage import memory_storage
 from speech_xl.visibility import text_mask
 from torch_backend.attention import Pooled
 from torch_backend.decoder import Intervals, Share
+from torch_backend.graphs import Capture, CudaGraphs, Steps
 from torch_backend.loading import hold_together, without_weights
 from torch_backend.memory import KeyValues, TextCache
 from torch_backend.model import SpeechXL
@@ -61,6 +62,7 @@ class Backend:
         self.itemsize = weight.element_size()
         self.storage = memory_storage(memory_bits, config.decoder.head_dim)
         on_gpu = self._device.type == "cuda"
+        self._capture: Capture | None = CudaGraphs() if on_gpu else None
         self.device = f"cuda ({torch.cuda.get_device_name()})" if on_gpu else "cpu"
 
     @classmethod
@@ -223,9 +225,11 @@ class Backend:
         padding = np.concatenate([padding, np.arange(longest) < np.array(before)[:, None]], axis=1)
         positions = [position - n for position, n in zip(positions, before, strict=True)]
         going = list(range(len(texts)))
+        steps = Steps(self.model.decoder, memory, weighed, self._capture)
         while going:
             with torch.inference_mode():  # not around the yield: it would leak into the caller
-                logits, weights = self._read(ids, positions, memory, caches, padding, weighed)
+                found = steps.read([row[0] for row in ids], positions, caches, padding) if len(ids[0]) == 1 else None
+                logits, weights = found or self._read(ids, positions, memory, caches, padding, weighed)
                 shown = weights.cpu().numpy()
                 tokens = (
                     logits.argmax(-1).tolist() if choose is None else list(map(choose, logits.float().cpu().numpy()))
@@ -233,8 +237,10 @@ class Backend:
             yield {text: Step(tokens[row], shown[row]) for row, text in enumerate(going)}
             rows = [row for row, token in enumerate(tokens) if token not in end_ids]
             if 0 < len(rows) < len(going):  # finished texts leave the batch
+                steps.put_back(caches)
                 for cache in caches:
                     cache.keep(rows)
+            self._capture = steps.capture  # None once it has failed
             positions = [positions[row] + len(ids[row]) for row in rows]
             padding = np.pad(padding[rows], ((0, 0), (0, 1)))
             going, ids = [going[row] for row in rows], [[tokens[row]] for row in rows]

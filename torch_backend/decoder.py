@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from torch_backend.attention import (
 )
 from torch_backend.linear import Linear, linear
 from torch_backend.memory import KeyValues, TextCache
+
+if TYPE_CHECKING:
+    from torch_backend.graphs import FixedCache
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,20 @@ class Intervals:
 
     def attend_memories(self, layer: int, attention: Attention, q: torch.Tensor) -> list[Piece]:
         """Rotated queries (B, H, R, head_dim), each interval's to what it sees of its memory: one piece or none."""
-        pieces: list[Piece] = []
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
         first = 0
         for share in self.shares:
             own = q[first : first + share.intervals]
-            piece = attention.attend_memory(own, share.memory[layer].rows(*share.seen))
-            if not piece and len(self.shares) > 1:
-                piece = [(torch.zeros_like(own), own.new_full(own.shape[:3], -torch.inf, dtype=torch.float32))]
-            pieces += piece
+            pieces = attention.attend_memory(own, share.memory[layer].rows(*share.seen))
+            if len(self.shares) == 1:
+                return pieces
+            if pieces:
+                found.append((join(pieces), sum_of(pieces)))
+            else:
+                found.append((torch.zeros_like(own), own.new_full(own.shape[:3], -torch.inf, dtype=torch.float32)))
             first += share.intervals
-        return [tuple(torch.cat(part) for part in zip(*pieces, strict=True))] if len(pieces) > 1 else pieces
+        out, total = (torch.cat(part) for part in zip(*found, strict=True))
+        return [(out[None], total[None])]
 
 
 class MLP(nn.Module):
@@ -252,7 +259,7 @@ class Decoder(nn.Module):
         ids: torch.Tensor,
         rotation: Rotation,
         memory: Sequence[KeyValues],
-        caches: Sequence[TextCache],
+        caches: Sequence[TextCache | FixedCache],
         mask: Mask,
         weighed: Collection[int] = (),
     ) -> tuple[torch.Tensor, torch.Tensor]:

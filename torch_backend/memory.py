@@ -19,7 +19,7 @@ import torch
 from speech_xl.storage import PAGE_SLOTS, SLAB_PAGES, MemoryStorage, pages_to_allocate
 
 TEXT_ROWS = 128  # that a text's cache grows by
-UNPACKED_PAGES = 4  # quantized ones that are unpacked at a time
+UNPACKED_PAGES = 2  # quantized ones that are unpacked at a time
 
 Packed = Sequence[torch.Tensor]  # codes uint8, scales, lowest values
 Turn = Callable[[torch.Tensor, int], torch.Tensor]  # rotated keys or queries, moved on by a number of positions
