@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.answering import QUESTION, TOKENS, answer_once
 from benchmarks.filling import filled_memory
 from benchmarks.listening import settings, synchronizer
-from benchmarks.models import OWN_HORIZON, Horizon, load_model
+from benchmarks.models import OWN_HORIZON, Horizon, load_model, weight_itemsize
 from benchmarks.operations import (
     adapter_operations,
     interval_operations,
@@ -150,7 +150,7 @@ def answer(model: SpeechModel, ratio: Ratio, hours: float) -> dict[str, float]:
         "first_seconds": min(first for first, _ in rounds),
         "first_operations": text_operations(model.config, len(ids), memory.slots),
         "token_seconds": min(second for _, rest in rounds for second in rest),
-        "token_bytes": token_bytes(model.config, model.backend.itemsize, memory.bytes),
+        "token_bytes": token_bytes(model.config, weight_itemsize(model.backend), memory.bytes),
     }
 
 

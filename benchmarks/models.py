@@ -85,6 +85,16 @@ def in_memory(config: ModelConfig, backend: Backend) -> SpeechModel:
         return SpeechModel(Path(folder), config, Prompt.load(EMBEDDED_FOLDER, config), backend)
 
 
+def weight_itemsize(backend: Any) -> int:
+    """Bytes of one of the decoder's weights as a token of an answer reads it."""
+    if backend.name == "torch":
+        from torch_backend.packed import PackedLinear
+
+        if any(isinstance(module, PackedLinear) for module in backend.model.decoder.modules()):
+            return 2
+    return backend.itemsize
+
+
 def random_backend(name: str, config: ModelConfig, bits: int) -> Backend:
     """Random weights, the same at every call, in the number format that the backend computes in."""
     makers = {"torch": random_torch, "mlx": random_mlx}
