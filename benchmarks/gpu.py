@@ -46,6 +46,7 @@ def plan(shape: str, backend: str) -> list[tuple[str, Settings]]:
         ("listening", with_horizon(0, minutes=TEN_HOURS * hour)),
         ("limits", with_horizon(None, minutes=hour / 6, hours=hours[-1:])),
         ("listening", with_horizon(0, minutes=hour / 60)),
+        ("together", with_horizon(None, minutes=hour / 10, count=8, at_once=[1, 8])),
     ]
 
 

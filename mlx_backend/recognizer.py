@@ -54,18 +54,18 @@ class RecognizerCache:
     """One layer's keys and values: of the text so far, in buffers of full length, and of the windows that are read."""
 
     def __init__(self, heard_keys: mx.array, heard_values: mx.array, longest: int):
-        # The sound is read again at every token: keys that lie as the product wants them are read twice as fast.
+        # The sound is read again at every token: what lies as the product wants it is read up to twice as fast.
         self._heard_keys = mx.contiguous(heard_keys.swapaxes(-1, -2))  # (B, H, D / H, S)
-        self.heard_values = mx.contiguous(heard_values)
+        self._heard_values = mx.contiguous(heard_values)
         windows, heads, _, head_dim = heard_keys.shape
         self._keys = mx.zeros((windows, heads, longest, head_dim), heard_keys.dtype)
         self._values = mx.zeros_like(self._keys)
         self._length = 0
 
     @property
-    def heard_keys(self) -> mx.array:
-        """(B, H, S, D / H)."""
-        return self._heard_keys.swapaxes(-1, -2)
+    def heard(self) -> tuple[mx.array, mx.array]:
+        """Keys and values (B, H, S, D / H)."""
+        return self._heard_keys.swapaxes(-1, -2), self._heard_values
 
     def append(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Take the rows (B, H, R, D / H); return all so far."""
@@ -78,7 +78,7 @@ class RecognizerCache:
     def keep(self, windows: list[int]) -> None:
         """Forget all windows but these."""
         rows = mx.array(windows)
-        self._heard_keys, self.heard_values = self._heard_keys[rows], self.heard_values[rows]
+        self._heard_keys, self._heard_values = self._heard_keys[rows], self._heard_values[rows]
         self._keys, self._values = self._keys[rows], self._values[rows]
 
 
@@ -100,7 +100,7 @@ class RecognizerLayer(nn.Module):
         h = self.self_attn_layer_norm(x)
         keys, values = cache.append(*self.self_attn.keys_values(h))
         x = x + self.self_attn(h, keys, values, mask)[0]
-        out, weights = self.encoder_attn(self.encoder_attn_layer_norm(x), cache.heard_keys, cache.heard_values)
+        out, weights = self.encoder_attn(self.encoder_attn_layer_norm(x), *cache.heard)
         x = x + out
         return x + self.fc2(gelu(self.fc1(self.final_layer_norm(x)))), weights
 

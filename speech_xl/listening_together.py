@@ -112,6 +112,9 @@ def _close_intervals(going: list[Listening], ending: list[Listening]) -> Iterato
     listenings = [*going, *ending]
     plans = [listening.plans(at_end=number >= len(going)) for number, listening in enumerate(listenings)]
     for batch in joint_batches(plans):
+        batch = {number: own for number, own in batch.items() if not listenings[number].cancelled}
+        if not batch:
+            continue
         model = listenings[0].model
         with model.lock:
             model.backend.close_intervals([(listenings[number].state, own) for number, own in batch.items()])

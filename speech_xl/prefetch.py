@@ -22,7 +22,8 @@ from speech_xl.features import Window, WindowStream
 from speech_xl.quiet_windows import BLOCK, QuietWindowStream
 from speech_xl.word_reader import group_size
 
-SECONDS_PER_GROUP = 30.0  # of audio in one encoder call: enough to keep two cores busy
+SECONDS_PER_GROUP = 30.0  # of audio in a recording's first encoder call: enough to keep two cores busy ...
+LARGEST_GROUP = 4  # ... and up to so many times as much later: intervals that stand alone become larger batches
 GROUPS_AHEAD = 2
 
 
@@ -108,7 +109,8 @@ class WindowReader:
         encoder = self._config.encoder
         if self._config.recognizer is not None:
             return group_size(number)
-        return max(1, round(SECONDS_PER_GROUP * SAMPLING_RATE / (encoder.hop_frames * HOP_LENGTH)))
+        windows = max(1, round(SECONDS_PER_GROUP * SAMPLING_RATE / (encoder.hop_frames * HOP_LENGTH)))
+        return windows * min(number + 1, LARGEST_GROUP)
 
     def _read_groups(self) -> None:
         has_recognizer = self._config.recognizer is not None

@@ -134,6 +134,9 @@ def fake_results(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict]]:
                     "theirs_listen_seconds": 4.0,
                     "ours_first_seconds": 1.0,
                     "theirs_first_seconds": 2.0,
+                    "at_once": 8,
+                    "seconds": 2.0,
+                    "peak_bytes": 300,
                 }
             ],
         }
@@ -211,6 +214,18 @@ def test_a_child_measures_listening_and_its_numbers_agree(tmp_path: Path) -> Non
     assert result["peak_bytes"] > result["memory_bytes"] and result["load_peak_bytes"] > 0
     assert [mark["heard"] for mark in result["marks"]] == sorted(mark["heard"] for mark in result["marks"])
     assert Records(tmp_path).find("listening", settings) == result
+
+
+def test_recordings_together_are_measured_by_turns(tmp_path: Path) -> None:
+    words = ["together", "--model", "random-tiny", "--minutes", "0.1", "--count", "3", "--at-once", "2", "1"]
+    assert command.main([*words, "--output", str(tmp_path)]) == 0
+    (record,) = records.Records(tmp_path).all("together")
+    assert record.result["heard_seconds"] == pytest.approx(18) and [r["at_once"] for r in record.result["rows"]] == [
+        1,
+        2,
+    ]
+    assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 for row in record.result["rows"])
+    assert "| random-tiny | torch | 8 | 3 | 0.1 | 2 |" in (tmp_path / "report.md").read_text()
 
 
 def test_limits_count_what_was_heard(monkeypatch: pytest.MonkeyPatch) -> None:

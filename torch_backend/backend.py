@@ -109,7 +109,10 @@ class Backend:
         return [TextCache(none, none) for _ in range(d.num_hidden_layers)]
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        made = torch.from_numpy(np.ascontiguousarray(array))
+        if self._device.type == "cuda":  # from pinned memory nobody waits for the copy, nor for the work before it
+            return made.pin_memory().to(self._device, non_blocking=True)
+        return made.to(self._device)
 
     @torch.inference_mode()
     def start(self, prefix: list[int]) -> State:

@@ -53,18 +53,18 @@ class RecognizerCache:
     """One layer's keys and values: of the text so far, in buffers of full length, and of the windows that are read."""
 
     def __init__(self, heard_keys: torch.Tensor, heard_values: torch.Tensor, longest: int):
-        # The sound is read again at every token: keys that lie as the product wants them are read twice as fast.
-        self._heard_keys = heard_keys.transpose(-1, -2).contiguous()  # (B, H, D / H, S)
-        self.heard_values = heard_values.contiguous()
+        # The sound is read again at every token: what lies as the product wants it is read up to twice as fast.
+        self._heard = [part.transpose(-1, -2).contiguous() for part in (heard_keys, heard_values)]  # (B, H, D / H, S)
         windows, heads, _, head_dim = heard_keys.shape
         self._keys = heard_keys.new_empty(windows, heads, longest, head_dim)
         self._values = torch.empty_like(self._keys)
         self._length = 0
 
     @property
-    def heard_keys(self) -> torch.Tensor:
-        """(B, H, S, D / H)."""
-        return self._heard_keys.transpose(-1, -2)
+    def heard(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (B, H, S, D / H)."""
+        keys, values = (part.transpose(-1, -2) for part in self._heard)
+        return keys, values
 
     def append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Take the rows (B, H, R, D / H); return all so far."""
@@ -76,7 +76,7 @@ class RecognizerCache:
 
     def keep(self, windows: list[int]) -> None:
         """Forget all windows but these."""
-        self._heard_keys, self.heard_values = self._heard_keys[windows], self.heard_values[windows]
+        self._heard = [part[windows] for part in self._heard]
         self._keys, self._values = self._keys[windows], self._values[windows]
 
 
@@ -100,7 +100,7 @@ class RecognizerLayer(nn.Module):
         h = self.self_attn_layer_norm(x)
         keys, values = cache.append(*self.self_attn.keys_values(h))
         x = x + self.self_attn(h, keys, values, mask)[0]
-        out, weights = self.encoder_attn(self.encoder_attn_layer_norm(x), cache.heard_keys, cache.heard_values)
+        out, weights = self.encoder_attn(self.encoder_attn_layer_norm(x), *cache.heard)
         x = x + out
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x)))), weights
 
