@@ -22,8 +22,8 @@ from speech_xl.features import Window, WindowStream
 from speech_xl.quiet_windows import BLOCK, QuietWindowStream
 from speech_xl.word_reader import group_size
 
-SECONDS_PER_GROUP = 30.0  # of audio in a recording's first encoder call: enough to keep two cores busy ...
-LARGEST_GROUP = 4  # ... and up to so many times as much later: intervals that stand alone become larger batches
+SECONDS_PER_GROUP = 30.0  # of audio in one encoder call: enough to keep two cores busy
+LARGEST_GROUP = 4  # times as much, later in a recording, where intervals stand alone: they become larger batches
 GROUPS_AHEAD = 2
 
 
@@ -110,7 +110,8 @@ class WindowReader:
         if self._config.recognizer is not None:
             return group_size(number)
         windows = max(1, round(SECONDS_PER_GROUP * SAMPLING_RATE / (encoder.hop_frames * HOP_LENGTH)))
-        return windows * min(number + 1, LARGEST_GROUP)
+        stand_alone = self._config.sst is not None and self._config.sst.horizon == 0
+        return windows * min(number + 1, LARGEST_GROUP) if stand_alone else windows
 
     def _read_groups(self) -> None:
         has_recognizer = self._config.recognizer is not None

@@ -15,12 +15,13 @@ import pytest
 from speech_xl import listening_together
 from speech_xl.allocator import release_free_memory
 from speech_xl.asking import before_stop, find_stop
+from speech_xl.config import HOP_LENGTH
 from speech_xl.conversation import Listening, ask
 from speech_xl.errors import QuestionError
 from speech_xl.evidence import HEAT_PARTS, evidence_heat, find_evidence
 from speech_xl.model import SpeechModel
 from speech_xl.prefetch import Levels, WindowReader
-from tests.tiny import sound, write_sound
+from tests.tiny import sound, tiny_config, write_sound
 
 
 def reader_threads() -> list[threading.Thread]:
@@ -37,6 +38,15 @@ def test_events_tell_what_was_heard(tiny_speech_model: SpeechModel, recording: P
     per_slot = tiny_speech_model.bytes_per_slot
     assert all(e.memory_bytes == e.slots * per_slot and e.raw_bytes == (1 + e.tokens) * per_slot for e in events)
     assert all(-40 < e.level < 0 for e in events)
+
+
+@pytest.mark.parametrize(("horizon", "times"), [(0, [1, 2, 3]), (64, [1, 1, 1, 1, 1, 1])])
+def test_groups_of_windows_grow_where_intervals_stand_alone(horizon: int, times: list[int], tmp_path: Path) -> None:
+    config = tiny_config(sst__horizon=horizon)
+    half_minute = round(30 * 16_000 / (config.encoder.hop_frames * HOP_LENGTH))
+    path = write_sound(tmp_path / "long.wav", 200)
+    *sizes, _ = [len(group.windows) for group in WindowReader(path, config)]
+    assert sizes == [n * half_minute for n in times]
 
 
 def test_levels_tell_speech_from_silence(tiny_speech_model: SpeechModel, tmp_path: Path) -> None:
