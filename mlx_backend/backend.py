@@ -149,10 +149,12 @@ class Backend:
         def rotations(positions: str) -> tuple[mx.array, mx.array]:
             return rotation(mx.array(np.stack([getattr(p, positions) for p in plans])))
 
-        def share(state: State, first: IntervalPlan, count: int) -> Share:
-            stop = first.hidden_from + first.hidden
-            return Share(state.memory, count, ((0, first.hidden_from), (stop, state.memory[0].length)))
-
+        shares: list[Share] = []
+        first = 0
+        for state, own in parts:
+            seen = (0, own[0].hidden_from), (own[0].hidden_from + own[0].hidden, state.memory[0].length)
+            shares.append(Share(state.memory, slice(first, first + len(own)), seen))
+            first += len(own)
         pooled: Pooled | None = None
         sst = self.config.sst
         if plan.ssts and plan.ratio is not None and sst is not None and sst.pooled:
@@ -160,7 +162,7 @@ class Backend:
             columns = np.resize(sst.pool_columns(plan.ratio), tokens.shape)
             pooled = mx.array(tokens), mx.array(columns)
         return Intervals(
-            [share(state, own[0], len(own)) for state, own in parts],
+            shares,
             rotations("speech_positions"),
             rotations("sst_query_positions"),
             rotations("slot_positions"),

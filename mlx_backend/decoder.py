@@ -40,7 +40,7 @@ class Share:
     """One recording's part of a batch of intervals."""
 
     memory: Sequence[KeyValues]  # of each layer
-    intervals: int
+    own: slice  # of the batch's intervals
     seen: tuple[tuple[int, int], ...]  # rows of the memory [first, past the last) that all of them see
 
 
@@ -61,18 +61,15 @@ class Intervals:
 
     def append(self, layer: int, keys: mx.array, values: mx.array) -> None:
         """Rows (B, kv_heads, m, head_dim) to the intervals' memories."""
-        first = 0
         for share in self.shares:
-            own = slice(first, first + share.intervals)
-            share.memory[layer].append(one_behind_the_other(keys[own]), one_behind_the_other(values[own]))
-            first += share.intervals
+            rows = (one_behind_the_other(part[share.own]) for part in (keys, values))
+            share.memory[layer].append(*rows)
 
     def attend_memories(self, layer: int, attention: Attention, q: mx.array) -> list[Piece]:
         """Rotated queries (B, H, R, head_dim), each interval's to what it sees of its memory: one piece or none."""
         found: list[tuple[mx.array, mx.array]] = []
-        first = 0
         for share in self.shares:
-            own = q[first : first + share.intervals]
+            own = q[share.own]
             pieces = attention.attend_memory(own, share.memory[layer].rows(*share.seen))
             if len(self.shares) == 1:
                 return pieces
@@ -80,7 +77,6 @@ class Intervals:
                 found.append((join(pieces), sum_of(pieces)))
             else:
                 found.append((mx.zeros_like(own), mx.full(own.shape[:3], -mx.inf)))
-            first += share.intervals
         out, total = (mx.concatenate(part) for part in zip(*found, strict=True))
         return [(out[None], total[None])]
 

@@ -43,6 +43,7 @@ class ListeningBatch:
         """End the readers of all that are not over."""
         for listening in self._going:
             listening.close()
+        if self._going:
             release_free_memory()
         self._going = []
 
@@ -120,8 +121,8 @@ def _close_intervals(going: list[Listening], ending: list[Listening]) -> Iterato
             model.backend.close_intervals([(listenings[number].state, own) for number, own in batch.items()])
             for number, own in batch.items():
                 listenings[number].advance(own)
+        if any(listenings[number].intervals % INTERVALS_PER_RELEASE < len(own) for number, own in batch.items()):
+            release_free_memory()
         for number, own in batch.items():
-            if listenings[number].intervals % INTERVALS_PER_RELEASE < len(own):
-                release_free_memory()
             for plan in own:
                 yield listenings[number], listenings[number].event(plan)

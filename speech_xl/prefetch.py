@@ -23,7 +23,6 @@ from speech_xl.quiet_windows import BLOCK, QuietWindowStream
 from speech_xl.word_reader import group_size
 
 SECONDS_PER_GROUP = 30.0  # of audio in one encoder call: enough to keep two cores busy
-LARGEST_GROUP = 4  # times as much, later in a recording, where intervals stand alone: they become larger batches
 GROUPS_AHEAD = 2
 
 
@@ -107,11 +106,12 @@ class WindowReader:
     def _group_size(self, number: int) -> int:
         """Windows in group `number`."""
         encoder = self._config.encoder
+        times = group_size(number)
         if self._config.recognizer is not None:
-            return group_size(number)
+            return times
         windows = max(1, round(SECONDS_PER_GROUP * SAMPLING_RATE / (encoder.hop_frames * HOP_LENGTH)))
         stand_alone = self._config.sst is not None and self._config.sst.horizon == 0
-        return windows * min(number + 1, LARGEST_GROUP) if stand_alone else windows
+        return windows * times if stand_alone else windows  # intervals that stand alone become larger batches
 
     def _read_groups(self) -> None:
         has_recognizer = self._config.recognizer is not None

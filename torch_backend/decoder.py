@@ -46,7 +46,7 @@ class Share:
     """One recording's part of a batch of intervals."""
 
     memory: Sequence[KeyValues]  # of each layer
-    intervals: int
+    own: slice  # of the batch's intervals
     seen: tuple[tuple[int, int], ...]  # rows of the memory [first, past the last) that all of them see
 
 
@@ -67,18 +67,15 @@ class Intervals:
 
     def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Rows (B, kv_heads, m, head_dim) to the intervals' memories."""
-        first = 0
         for share in self.shares:
-            own = slice(first, first + share.intervals)
-            share.memory[layer].append(one_behind_the_other(keys[own]), one_behind_the_other(values[own]))
-            first += share.intervals
+            rows = (one_behind_the_other(part[share.own]) for part in (keys, values))
+            share.memory[layer].append(*rows)
 
     def attend_memories(self, layer: int, attention: Attention, q: torch.Tensor) -> list[Piece]:
         """Rotated queries (B, H, R, head_dim), each interval's to what it sees of its memory: one piece or none."""
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
-        first = 0
         for share in self.shares:
-            own = q[first : first + share.intervals]
+            own = q[share.own]
             pieces = attention.attend_memory(own, share.memory[layer].rows(*share.seen))
             if len(self.shares) == 1:
                 return pieces
@@ -86,7 +83,6 @@ class Intervals:
                 found.append((join(pieces), sum_of(pieces)))
             else:
                 found.append((torch.zeros_like(own), own.new_full(own.shape[:3], -torch.inf, dtype=torch.float32)))
-            first += share.intervals
         out, total = (torch.cat(part) for part in zip(*found, strict=True))
         return [(out[None], total[None])]
 

@@ -17,8 +17,6 @@ from speech_xl.allocator import release_free_memory
 from torch_backend.linear import LARGE, Linear
 from torch_backend.model import SpeechXL
 
-HALF = (torch.float16, torch.bfloat16)
-
 
 class PackedLinear(nn.Module):
     """x (..., inputs) float32 -> (..., outputs) float32, as nn.Linear, once it is packed; its state is nn.Linear's, too."""

@@ -79,7 +79,8 @@ def work(model: SpeechModel, settings: Settings, jobs: Iterable[Job], at_once: i
                         yield [_memory_line(job, found, os.stat(job.memory))]
                     yield from _ask(model, settings, job, found, is_transcribed=False)
                 else:
-                    listening, hearing[listening] = found
+                    listening, heard = found
+                    hearing[listening] = heard
                     batch.add(listening)
             if not len(batch):
                 return
